@@ -1,0 +1,141 @@
+//! The configuration file, its defaults, and the command line's say over it.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use crate::error::{Error, Result};
+
+/// Where the configuration file is when none is named; it may be absent.
+pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
+
+/// Settings of the daemon; every key may be left out.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Directory that holds everything the daemon keeps.
+    pub root: PathBuf,
+    /// Unix socket on which containerd is served.
+    pub address: PathBuf,
+    /// How lazy layers are mounted.
+    pub mount: MountMode,
+    /// Removed layers are deleted after the answer, as containerd's `Cleanup` wants it.
+    pub async_remove: bool,
+    /// Least severe level that is logged, or a filter as `tracing` understands it.
+    pub log: String,
+    /// Registries, as [`crate::fetch`] understands them.
+    pub registry: RegistrySection,
+}
+
+/// The `mount` key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MountMode {
+    /// The best back end that this host offers.
+    Auto,
+    /// One merged FUSE tree per chain of lazy layers.
+    Fuse,
+    /// No lazy mounts at all: every image is pulled and unpacked.
+    Off,
+}
+
+/// The `[registry]` table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RegistrySection {
+    /// Directory of `HOST/hosts.toml` files, as containerd's `config_path`.
+    pub hosts_dir: Option<PathBuf>,
+    /// PEM file of further certificate authorities to trust.
+    pub ca: Option<PathBuf>,
+    /// Hosts (`name:port`) that are spoken to without TLS; loopback needs no entry.
+    pub plain_http: Vec<String>,
+    /// Directory of the docker-style `config.json` with credentials.
+    pub docker_config: Option<PathBuf>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            root: "/var/lib/xebec-snapshotter".into(),
+            address: "/run/xebec-snapshotter/snapshotter.sock".into(),
+            mount: MountMode::Auto,
+            async_remove: true,
+            log: "info".into(),
+            registry: RegistrySection::default(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `path`, or the default file if there is one and none is named.
+    pub fn load(path: Option<&Path>) -> Result<Self> {
+        let (file, required) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_PATH), false),
+        };
+        match std::fs::read_to_string(file) {
+            Ok(text) => Self::parse(&text, file),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
+                Ok(Self::default())
+            }
+            Err(error) => Err(Error::io("read", file)(error)),
+        }
+    }
+
+    /// Parses the text of a file; `path` is for messages only.
+    pub fn parse(text: &str, path: &Path) -> Result<Self> {
+        toml::from_str(text).map_err(|error| Error::Config {
+            path: path.to_owned(),
+            reason: error.to_string().trim_end().to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/etc/x.toml"))
+    }
+
+    #[test]
+    fn an_empty_file_means_the_defaults() {
+        assert_eq!(parse("").unwrap(), Config::default());
+    }
+
+    #[test]
+    fn given_keys_replace_their_defaults_only() {
+        let config = parse("root = \"/r\"\nmount = \"off\"\n[registry]\nca = \"/ca.pem\"").unwrap();
+        assert_eq!(config.root, Path::new("/r"));
+        assert_eq!(config.mount, MountMode::Off);
+        assert_eq!(config.registry.ca.as_deref(), Some(Path::new("/ca.pem")));
+        assert_eq!(config.address, Config::default().address);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_by_file_and_name() {
+        for (text, key) in [
+            ("rooot = \"/r\"", "rooot"),
+            ("[registry]\nmirror = 1", "mirror"),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(
+                error.starts_with("/etc/x.toml: ") && error.contains(key),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_mount_mode_that_does_not_exist_is_refused() {
+        let error = parse("mount = \"nfs\"").unwrap_err().to_string();
+        assert!(error.contains("nfs") && error.contains("auto"), "{error}");
+    }
+
+    #[test]
+    fn a_named_file_must_exist() {
+        let error = Config::load(Some(Path::new("/does/not/exist.toml"))).unwrap_err();
+        assert!(error.to_string().contains("/does/not/exist.toml"));
+    }
+}

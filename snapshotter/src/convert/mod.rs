@@ -1,0 +1,1 @@
+//! Image tools: converting images into lazily readable formats.

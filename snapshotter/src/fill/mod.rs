@@ -1,0 +1,1 @@
+//! Turns reads of absent data into verified chunks: single flight, order, prefetch.

@@ -1,0 +1,1 @@
+//! containerd's snapshots API over the node's snapshots.

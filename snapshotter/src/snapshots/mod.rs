@@ -1,0 +1,1 @@
+//! The snapshots of this node: records, layer directories and their state transitions.
