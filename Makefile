@@ -4,6 +4,8 @@ PREFIX  ?= /usr/local
 TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
 HOST    := $(CARGO) run --quiet --release -p integration --
+CACHE   ?= $(or $(XEBEC_CACHE),/var/cache/xebec)
+DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
 .PHONY: help build demo test bench lint install uninstall clean
@@ -26,10 +28,16 @@ bench: ## all benchmarks, interleaved with the peers on the native host
 	$(HOST) setup
 	$(HOST) bench all
 
-lint: ## rustfmt, clippy -D warnings, cargo deny
+lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	$(CARGO) deny check licenses bans sources
+	$(DENY) --workspace check licenses bans sources
+	@if $(DENY) fetch db >/dev/null 2>&1; then $(DENY) --workspace check advisories; \
+	else echo "advisories NOT checked: the advisory database is out of reach here" >&2; fi
+
+$(DENY):
+	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools \
+	    --config profile.release.lto=false --config profile.release.opt-level=1
 
 install: build ## binaries, man pages and completions below PREFIX
 	$(RELEASE)/xebec-snapshotter --version >/dev/null
