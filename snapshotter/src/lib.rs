@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod daemon;
+pub mod digest;
 pub mod error;
 pub mod fetch;
 pub mod fill;

@@ -1,0 +1,278 @@
+//! Content digests: `sha256:` and 64 lower-case hex digits, nothing else.
+//!
+//! The OCI image specification also registers SHA-512; no registry or tool this crate talks to
+//! writes it, so a digest that is not SHA-256 is refused where it enters.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest as _, Sha256};
+
+use crate::error::{Error, Result};
+
+/// A SHA-256 digest, shown and serialised as `sha256:HEX`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// Hashes `data`.
+    pub fn of(data: &[u8]) -> Self {
+        Self(Sha256::digest(data).into())
+    }
+
+    /// The 32 raw bytes.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The digest made of these 32 raw bytes.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The 64 hex digits without the algorithm, as used in file names.
+    pub fn hex(&self) -> String {
+        use fmt::Write as _;
+        self.0
+            .iter()
+            .fold(String::with_capacity(64), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            })
+    }
+
+    /// Checks that `data` has this digest; `what` names the data in the error.
+    pub fn verify(&self, data: &[u8], what: &str) -> Result<()> {
+        self.expect(Self::of(data), what)
+    }
+
+    /// Checks that `actual` is this digest; `what` names the data in the error.
+    pub fn expect(&self, actual: Self, what: &str) -> Result<()> {
+        if *self == actual {
+            return Ok(());
+        }
+        Err(Error::DigestMismatch {
+            what: what.to_owned(),
+            expected: self.to_string(),
+            actual: actual.to_string(),
+        })
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("sha256:")?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for Digest {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        parse_sha256(text).map(Self).ok_or_else(|| {
+            Error::InvalidArgument(format!(
+                "digest {text:?} (sha256: and 64 hex digits expected)"
+            ))
+        })
+    }
+}
+
+fn parse_sha256(text: &str) -> Option<[u8; 32]> {
+    let hex = text.strip_prefix("sha256:")?.as_bytes();
+    let mut bytes = [0; 32];
+    if hex.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
+        *byte = (hex_digit(pair[0])? << 4) | hex_digit(pair[1])?;
+    }
+    Some(bytes)
+}
+
+/// Upper-case digits are not valid in an OCI digest: two spellings would name one blob.
+fn hex_digit(c: u8) -> Option<u8> {
+    match c {
+        b'0'..=b'9' => Some(c - b'0'),
+        b'a'..=b'f' => Some(c - b'a' + 10),
+        _ => None,
+    }
+}
+
+impl Serialize for Digest {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Digest {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// Hashes a stream piece by piece.
+#[derive(Clone, Default)]
+pub struct Hasher(Sha256);
+
+impl Hasher {
+    /// An empty hash.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `data`.
+    pub fn update(&mut self, data: &[u8]) {
+        self.0.update(data);
+    }
+
+    /// The digest of everything added.
+    pub fn finish(self) -> Digest {
+        Digest(self.0.finalize().into())
+    }
+}
+
+/// Passes writes on to another writer, hashing and counting what was written.
+pub struct HashingWriter<W> {
+    inner: W,
+    hasher: Hasher,
+    count: u64,
+}
+
+impl<W: Write> HashingWriter<W> {
+    /// Hashes from the next byte on.
+    pub fn new(inner: W) -> Self {
+        Self {
+            inner,
+            hasher: Hasher::new(),
+            count: 0,
+        }
+    }
+
+    /// Bytes written so far.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The writer, the digest and the length of what went through.
+    pub fn finish(self) -> (W, Digest, u64) {
+        (self.inner, self.hasher.finish(), self.count)
+    }
+}
+
+impl<W: Write> Write for HashingWriter<W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.inner.write(data)?;
+        self.hasher.update(&data[..written]);
+        self.count += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Passes reads on from another reader, hashing and counting what was read.
+pub struct HashingReader<R> {
+    inner: R,
+    hasher: Hasher,
+    count: u64,
+}
+
+impl<R: Read> HashingReader<R> {
+    /// Hashes from the next byte on.
+    pub fn new(inner: R) -> Self {
+        Self {
+            inner,
+            hasher: Hasher::new(),
+            count: 0,
+        }
+    }
+
+    /// The reader, the digest and the length of what went through.
+    pub fn finish(self) -> (R, Digest, u64) {
+        (self.inner, self.hasher.finish(), self.count)
+    }
+}
+
+impl<R: Read> Read for HashingReader<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.hasher.update(&buffer[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EMPTY: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    #[test]
+    fn a_digest_survives_text_and_json() {
+        let digest: Digest = EMPTY.parse().unwrap();
+        assert_eq!(digest, Digest::of(b""));
+        assert_eq!(digest.to_string(), EMPTY);
+        assert_eq!(digest.hex(), EMPTY["sha256:".len()..]);
+        let json = serde_json::to_string(&digest).unwrap();
+        assert_eq!(json, format!("\"{EMPTY}\""));
+        assert_eq!(serde_json::from_str::<Digest>(&json).unwrap(), digest);
+    }
+
+    #[test]
+    fn anything_but_lower_case_sha256_is_refused() {
+        let upper = EMPTY.to_uppercase().replace("SHA256", "sha256");
+        let cases = [
+            "",
+            "sha256:",
+            "sha256:00",
+            &EMPTY[7..],
+            &EMPTY[..70],
+            &upper,
+        ];
+        for text in cases.into_iter().chain([
+            "sha512:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            "sha256:../../../../../etc/passwd0000000000000000000000000000000000000000",
+        ]) {
+            assert!(text.parse::<Digest>().is_err(), "{text} was accepted");
+        }
+    }
+
+    #[test]
+    fn hashing_reader_and_writer_agree_with_of() {
+        let data = b"some bytes that are hashed on their way";
+        let mut writer = HashingWriter::new(Vec::new());
+        writer.write_all(data).unwrap();
+        assert_eq!(
+            writer.finish(),
+            (data.to_vec(), Digest::of(data), data.len() as u64)
+        );
+        let mut reader = HashingReader::new(&data[..]);
+        io::copy(&mut reader, &mut io::sink()).unwrap();
+        let (_, digest, count) = reader.finish();
+        assert_eq!((digest, count), (Digest::of(data), data.len() as u64));
+    }
+
+    #[test]
+    fn a_mismatch_names_the_data_and_both_digests() {
+        let error = Digest::of(b"a")
+            .verify(b"b", "layer 3")
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("layer 3"), "{error}");
+        assert!(error.contains(&Digest::of(b"a").to_string()), "{error}");
+        assert!(error.contains(&Digest::of(b"b").to_string()), "{error}");
+    }
+}

@@ -1,0 +1,80 @@
+//! Random access to the bytes of a layer blob, wherever it lies.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::error::{Error, Result};
+
+/// A blob that can be read at any offset from many threads at once.
+pub trait BlobSource: Send + Sync {
+    /// Length in bytes, as the manifest states it.
+    fn size(&self) -> u64;
+
+    /// Reads exactly `len` bytes at `offset`, or fails; never fewer. Blocks until they are there.
+    fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>>;
+}
+
+/// A blob in a local file, such as a layer of an OCI layout.
+pub struct FileBlob {
+    file: File,
+    name: String,
+    size: u64,
+}
+
+impl FileBlob {
+    /// Wraps an open file; `name` is used in errors.
+    pub fn new(file: File, name: impl Into<String>) -> Result<Self> {
+        let name = name.into();
+        let size = file
+            .metadata()
+            .map_err(|e| Error::io("stat", Path::new(&name))(e))?
+            .len();
+        Ok(Self { file, name, size })
+    }
+}
+
+impl BlobSource for FileBlob {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
+        check_range(&self.name, self.size, offset, len)?;
+        let mut data = vec![0; len as usize];
+        self.file
+            .read_exact_at(&mut data, offset)
+            .map_err(|e| Error::io("read", Path::new(&self.name))(e))?;
+        Ok(data)
+    }
+}
+
+/// Refuses a range outside the blob before any memory is set aside for it.
+pub(super) fn check_range(name: &str, size: u64, offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(Error::InvalidArgument(format!(
+            "{len} bytes at {offset} of {name}, which has {size} bytes"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn a_file_blob_reads_exact_ranges_and_refuses_others() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123456789").unwrap();
+        let blob = FileBlob::new(file, "ten digits").unwrap();
+        assert_eq!(blob.size(), 10);
+        assert_eq!(blob.read_range(3, 4).unwrap(), b"3456");
+        assert_eq!(blob.read_range(10, 0).unwrap(), b"");
+        for (offset, len) in [(0, 11), (10, 1), (u64::MAX, 2), (11, 0)] {
+            let error = blob.read_range(offset, len).unwrap_err().to_string();
+            assert!(error.contains("ten digits"), "{error}");
+        }
+    }
+}
