@@ -1,1 +1,19 @@
-//! Placeholder that the first commits of this crate replace.
+//! OCI runtime: takes a bundle, makes a container of it, and looks after it until it is deleted.
+//!
+//! A start is told in three rooms: [`spec`] turns `config.json` into checked types, [`plan`]
+//! (pure) turns those and the host's facts into a launch plan, [`launch`] carries the plan out
+//! with one `clone3` and a child that neither allocates nor parses. [`rootfs`] mounts, [`cgroup`]
+//! and [`seccomp`] do what their names say, [`state`] keeps the record of each container.
+//!
+//! The library starts no thread, no subprocess but hooks, and no async runtime; it never executes
+//! its own binary again, and it prints nothing: the caller decides what to log.
+
+mod error;
+mod request;
+mod runtime;
+pub mod state;
+
+pub use error::{ChildFailure, Error, Result, Step};
+pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio};
+pub use runtime::{Runtime, RuntimeOptions};
+pub use state::{ContainerId, ContainerState, Status};

@@ -1,0 +1,152 @@
+//! The one error type of the crate.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Result with this crate's [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Everything that can go wrong between a bundle and a deleted container.
+///
+/// The texts that clients of runc match on are kept word for word.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The id has characters outside `[A-Za-z0-9_+.-]`, or is empty, `.` or `..`.
+    #[error("invalid container ID format: {0:?}")]
+    InvalidId(String),
+    /// There is a state directory of this id already.
+    #[error("container with given ID already exists")]
+    AlreadyExists,
+    /// There is no state directory of this id.
+    #[error("container does not exist")]
+    NotFound,
+    /// The container's init has exited, or was never there.
+    #[error("container not running")]
+    NotRunning,
+    /// A transition that the container's present status does not allow.
+    #[error("{0}")]
+    Status(String),
+    /// A field of `config.json` (or of a process document) that cannot be used.
+    #[error("{file}: {field}: {reason}")]
+    Spec {
+        /// The file that was read.
+        file: String,
+        /// Path of the field inside it, such as `linux.namespaces[2].path`.
+        field: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An argument of a request or of the command line that cannot be used.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The host lacks something that the container asks for.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A file operation by the runtime itself failed.
+    #[error("{op} {path}: {source}", path = path.display())]
+    File {
+        /// What was attempted, as a verb: `open`, `mkdir`, …
+        op: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// Another system call by the runtime itself failed.
+    #[error("{op}: {source}")]
+    Os {
+        /// What was attempted.
+        op: String,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// The new process reported that it could not become the container's process.
+    #[error("unable to start container process: error during container init: {0}")]
+    Init(ChildFailure),
+    /// The new process could not enter the running container.
+    #[error("exec failed: unable to start container process: {0}")]
+    Exec(ChildFailure),
+    /// The new process died before it could report anything.
+    #[error("unable to start container process: init died during start: {0}")]
+    InitDied(String),
+    /// A hook of the configuration failed.
+    #[error("error running {kind} hook #{index}: {reason}")]
+    Hook {
+        /// `createRuntime`, `poststop`, …
+        kind: &'static str,
+        /// Position in its list, from 0.
+        index: usize,
+        /// Exit status, signal, timeout or exec error, with the hook's stderr.
+        reason: String,
+    },
+    /// A state file could not be understood.
+    #[error("state of container in {path} is damaged: {reason}", path = path.display())]
+    DamagedState {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        reason: String,
+    },
+    /// A cgroup file or operation was refused.
+    #[error("cgroup {path}: {op}: {source}", path = path.display())]
+    Cgroup {
+        /// What was attempted, such as `write memory.max=1048576`.
+        op: String,
+        /// The cgroup's directory.
+        path: PathBuf,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A limit was asked for whose cgroup controller this host does not offer.
+    #[error("cgroup controller {controller:?} is not available, but {wanted} asks for it")]
+    MissingController {
+        /// Name of the controller: `memory`, `pids`, …
+        controller: String,
+        /// The setting that needs it.
+        wanted: String,
+    },
+    /// A seccomp profile that cannot be compiled.
+    #[error("seccomp: {0}")]
+    Seccomp(String),
+}
+
+impl Error {
+    /// Adapter for `map_err`: a failed operation on a path.
+    pub fn file<E: Into<io::Error>>(
+        op: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(E) -> Self {
+        move |source| Self::File { op, path: path.into(), source: source.into() }
+    }
+
+    /// Adapter for `map_err`: any other failed operation.
+    pub fn os<E: Into<io::Error>>(op: impl Into<String>) -> impl FnOnce(E) -> Self {
+        move |source| Self::Os { op: op.into(), source: source.into() }
+    }
+}
+
+/// Where a new process was when it failed; sent from the child as data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Step {
+    /// Waiting for the parent's word.
+    Sync = 1,
+}
+
+/// A failure inside the new process, rebuilt from what it sent.
+#[derive(Debug)]
+pub struct ChildFailure {
+    /// Where it was.
+    pub step: Step,
+    /// The kernel's answer.
+    pub errno: i32,
+    /// On what: a path, a program, a value; may be empty.
+    pub detail: String,
+}
+
+impl fmt::Display for ChildFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} {}: {}", self.step, self.detail, io::Error::from_raw_os_error(self.errno))
+    }
+}

@@ -1,0 +1,126 @@
+//! What a caller hands in and gets back: requests own their descriptors.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Process;
+
+use crate::state::ContainerId;
+
+/// Standard streams of a new process.
+#[derive(Debug, Default)]
+pub enum Stdio {
+    /// The caller's own 0, 1 and 2.
+    #[default]
+    Inherit,
+    /// These; `None` is `/dev/null`.
+    Fds {
+        /// Standard input.
+        stdin: Option<OwnedFd>,
+        /// Standard output.
+        stdout: Option<OwnedFd>,
+        /// Standard error.
+        stderr: Option<OwnedFd>,
+    },
+}
+
+/// Who receives the master of the pseudo-terminal when `process.terminal` is set.
+#[derive(Debug, Default)]
+pub enum Console {
+    /// Nobody: only allowed when the process asks for no terminal.
+    #[default]
+    None,
+    /// The listener on this unix socket gets it by `SCM_RIGHTS`, as with runc's `--console-socket`.
+    SocketPath(PathBuf),
+    /// The peer of this connected unix socket gets it by `SCM_RIGHTS`.
+    SocketFd(OwnedFd),
+}
+
+/// A container to be created from a bundle.
+#[derive(Debug)]
+pub struct CreateRequest {
+    /// Its name, unique below the state root.
+    pub id: ContainerId,
+    /// Directory with `config.json`; a relative path starts at the caller's working directory.
+    pub bundle: PathBuf,
+    /// Streams of the init process.
+    pub stdio: Stdio,
+    /// Receiver of the terminal.
+    pub console: Console,
+    /// File that gets the pid of init, as text.
+    pub pid_file: Option<PathBuf>,
+    /// Move the root file system over `/` instead of `pivot_root` (for initramfs hosts).
+    pub no_pivot: bool,
+    /// Stay in the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// How many descriptors from 3 on reach the process.
+    pub preserve_fds: u32,
+    /// `CLONE_PARENT`: the caller's parent becomes the parent of init, and gets no exit signal.
+    pub reparent: bool,
+}
+
+impl CreateRequest {
+    /// A request with inherited streams and every option off.
+    pub fn new(id: ContainerId, bundle: impl Into<PathBuf>) -> Self {
+        Self {
+            id,
+            bundle: bundle.into(),
+            stdio: Stdio::Inherit,
+            console: Console::None,
+            pid_file: None,
+            no_pivot: false,
+            no_new_keyring: false,
+            preserve_fds: 0,
+            reparent: false,
+        }
+    }
+}
+
+/// A further process for a running container.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// The container.
+    pub id: ContainerId,
+    /// The process, with everything it shall have (nothing is taken over from init's).
+    pub process: Process,
+    /// Its streams.
+    pub stdio: Stdio,
+    /// Receiver of the terminal.
+    pub console: Console,
+    /// File that gets the pid, as text.
+    pub pid_file: Option<PathBuf>,
+    /// Cgroup below the container's that the process starts in.
+    pub cgroup: Option<String>,
+    /// How many descriptors from 3 on reach the process.
+    pub preserve_fds: u32,
+    /// Start it (frozen) even when the container is paused.
+    pub ignore_paused: bool,
+    /// `CLONE_PARENT`: the caller's parent becomes the parent, and gets no exit signal.
+    pub reparent: bool,
+}
+
+impl ExecRequest {
+    /// A request with inherited streams and every option off.
+    pub fn new(id: ContainerId, process: Process) -> Self {
+        Self {
+            id,
+            process,
+            stdio: Stdio::Inherit,
+            console: Console::None,
+            pid_file: None,
+            cgroup: None,
+            preserve_fds: 0,
+            ignore_paused: false,
+            reparent: false,
+        }
+    }
+}
+
+/// A process that the runtime has started.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its pid in the caller's pid namespace.
+    pub pid: i32,
+    /// The same, immune to reuse; becomes readable when the process exits.
+    pub pidfd: OwnedFd,
+}
