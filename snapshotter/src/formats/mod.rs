@@ -1,1 +1,36 @@
-//! Layer formats: bytes to a layer index, one file a format, without any I/O.
+//! Layer formats: bytes to [`LayerIndex`](crate::index::LayerIndex), one module a format.
+//!
+//! Parsers are pure: they get bytes and give an index or a [`Flaw`]; they never read a file, a
+//! registry or the clock, and their memory and time are bounded by limits stated beside them.
+
+use crate::error::Error;
+
+pub mod estargz;
+
+/// What is wrong with the bytes of a layer, naming the entry or field; the caller knows the layer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Flaw(String);
+
+impl Flaw {
+    /// States the rule that is broken and by what.
+    pub fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+
+    /// States a broken rule about the entry `name`, which may be hostile and is quoted.
+    pub fn entry(name: &str, reason: impl std::fmt::Display) -> Self {
+        const SHOWN: usize = 120;
+        let cut: String = name.chars().take(SHOWN).collect();
+        let dots = if cut.len() < name.len() { "…" } else { "" };
+        Self(format!("entry {cut:?}{dots}: {reason}"))
+    }
+
+    /// The same as the crate's error about `layer`.
+    pub fn of(self, layer: impl std::fmt::Display) -> Error {
+        Error::Malformed {
+            what: format!("layer {layer}"),
+            reason: self.0,
+        }
+    }
+}

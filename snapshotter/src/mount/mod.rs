@@ -1,1 +1,156 @@
-//! Mount back ends over a merged tree, and the lazy engine the service drives.
+//! Mounts of lazy layers: the engine [`Lazy`] that the snapshots service talks to.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::{BlobSource, ImageRef};
+
+/// Gives access to the blobs of registries; the engine never opens a connection itself.
+pub trait Blobs: Send + Sync {
+    /// A handle on the blob `layer` of `size` bytes in the repository of `image`; no network yet.
+    fn blob(&self, image: &ImageRef, layer: &Digest, size: u64) -> Result<Arc<dyn BlobSource>>;
+}
+
+/// Names a lazy layer for as long as it is in the store: the digest of its compressed blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LayerId(Digest);
+
+impl LayerId {
+    /// The layer's digest, as the image manifest names it.
+    pub fn digest(&self) -> &Digest {
+        &self.0
+    }
+}
+
+impl From<Digest> for LayerId {
+    fn from(digest: Digest) -> Self {
+        Self(digest)
+    }
+}
+
+impl fmt::Display for LayerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for LayerId {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        text.parse().map(Self)
+    }
+}
+
+/// What is known about a layer when containerd asks for its snapshot.
+#[derive(Debug, Clone)]
+pub struct LayerSource {
+    /// Image that names the layer; its repository is where the bytes come from.
+    pub image: ImageRef,
+    /// Digest of the compressed blob.
+    pub layer: Digest,
+    /// Size of the compressed blob in bytes; 0 when unknown.
+    pub size: u64,
+    /// Digest of the TOC from the manifest's annotation: the root of trust.
+    pub toc_digest: Option<Digest>,
+}
+
+/// Settings of the engine.
+#[derive(Debug, Clone)]
+pub struct LazyConfig {
+    /// Layers whose manifest does not state the TOC's digest are mounted lazily all the same: the
+    /// registry is then trusted for their metadata.
+    pub allow_unverified_toc: bool,
+    /// Threads that serve each FUSE mount.
+    pub fuse_threads: usize,
+    /// Hand complete large files to the kernel (FUSE passthrough, Linux 6.9).
+    pub passthrough: bool,
+    /// Most compressed bytes of a layer fetched because of its landmark.
+    pub prefetch_limit: u64,
+}
+
+impl Default for LazyConfig {
+    fn default() -> Self {
+        Self {
+            allow_unverified_toc: false,
+            fuse_threads: 4,
+            passthrough: true,
+            prefetch_limit: 32 << 20,
+        }
+    }
+}
+
+/// A mounted chain of lazy layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountPoint(PathBuf);
+
+impl MountPoint {
+    /// The directory to use as a lower layer of an overlay; it stays the same over restarts.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// All lazy layers of one node.
+pub struct Lazy {
+    root: PathBuf,
+    blobs: Arc<dyn Blobs>,
+    config: LazyConfig,
+}
+
+impl Lazy {
+    /// Opens the store below `root` and clears what an earlier daemon left mounted; no network.
+    pub fn open(root: &Path, blobs: Arc<dyn Blobs>, config: LazyConfig) -> Result<Self> {
+        Ok(Self {
+            root: root.to_owned(),
+            blobs,
+            config,
+        })
+    }
+
+    /// Makes a layer ready to be mounted; `None` means that it cannot be read lazily (the reason
+    /// is logged) and that containerd must pull it.
+    pub fn add_layer(&self, source: &LayerSource) -> Result<Option<LayerId>> {
+        let _ = (
+            &self.config,
+            self.blobs.blob(&source.image, &source.layer, source.size)?,
+        );
+        tracing::info!(layer = %source.layer, "not lazy: no format is known yet");
+        Ok(None)
+    }
+
+    /// Mounts one merged tree of `chain`, bottom layer first; each call must be paired with one of
+    /// [`Lazy::unmount`].
+    pub fn mount(&self, chain: &[LayerId]) -> Result<MountPoint> {
+        Err(self.unknown(chain))
+    }
+
+    /// Gives back one use of the chain's mount; the last one unmounts it.
+    pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
+        Err(self.unknown(chain))
+    }
+
+    /// Bytes on disk and number of inodes of a layer.
+    pub fn usage(&self, layer: LayerId) -> Result<(u64, u64)> {
+        Err(self.unknown(&[layer]))
+    }
+
+    /// Deletes a layer's data; refused while it is mounted.
+    pub fn remove(&self, layer: LayerId) -> Result<()> {
+        Err(self.unknown(&[layer]))
+    }
+
+    /// Unmounts everything and stops all threads.
+    pub fn shutdown(&self) {}
+
+    fn unknown(&self, chain: &[LayerId]) -> Error {
+        let name = chain.last().map_or_else(String::new, ToString::to_string);
+        Error::NotFound(format!("layer {name} in {}", self.root.display()))
+    }
+}
