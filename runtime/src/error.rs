@@ -88,24 +88,9 @@ pub enum Error {
         /// What the parser said.
         reason: String,
     },
-    /// A cgroup file or operation was refused.
-    #[error("cgroup {path}: {op}: {source}", path = path.display())]
-    Cgroup {
-        /// What was attempted, such as `write memory.max=1048576`.
-        op: String,
-        /// The cgroup's directory.
-        path: PathBuf,
-        /// What the kernel answered.
-        source: io::Error,
-    },
-    /// A limit was asked for whose cgroup controller this host does not offer.
-    #[error("cgroup controller {controller:?} is not available, but {wanted} asks for it")]
-    MissingController {
-        /// Name of the controller: `memory`, `pids`, …
-        controller: String,
-        /// The setting that needs it.
-        wanted: String,
-    },
+    /// An operation on the container's cgroup failed.
+    #[error(transparent)]
+    Cgroup(#[from] crate::cgroup::CgroupError),
     /// A seccomp profile that cannot be compiled.
     #[error("seccomp: {0}")]
     Seccomp(String),

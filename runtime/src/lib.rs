@@ -8,6 +8,7 @@
 //! The library starts no thread, no subprocess but hooks, and no async runtime; it never executes
 //! its own binary again, and it prints nothing: the caller decides what to log.
 
+pub mod cgroup;
 mod error;
 mod request;
 mod runtime;

@@ -1,0 +1,27 @@
+//! A container's cgroup: version 2 only, by file descriptor.
+//!
+//! [`CgroupPath`] says where it is, [`Cgroup`] is the directory, held open from its creation so
+//! that the container can be cloned into it.
+//! Controllers of version 1 hierarchies are never touched.
+
+mod controllers;
+mod dir;
+mod error;
+mod files;
+mod path;
+mod state;
+
+pub use controllers::Controllers;
+pub use dir::Cgroup;
+pub use error::{CgroupError, Result};
+pub use path::CgroupPath;
+
+/// What to do with a limit whose controller the host does not offer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ControllersPolicy {
+    /// The limit is an error.
+    #[default]
+    Require,
+    /// The limit is left out and reported, for development machines.
+    IgnoreMissing,
+}
