@@ -1,20 +1,24 @@
 //! A container's cgroup: version 2 only, by file descriptor.
 //!
 //! [`CgroupPath`] says where it is, [`Cgroup`] is the directory, held open from its creation so
-//! that the container can be cloned into it.
+//! that the container can be cloned into it, [`ResourcePlan`] is what `linux.resources` asks for.
 //! Controllers of version 1 hierarchies are never touched.
 
+mod apply;
 mod controllers;
 mod dir;
 mod error;
 mod files;
 mod path;
+mod plan;
 mod state;
 
+pub use apply::Skipped;
 pub use controllers::Controllers;
 pub use dir::Cgroup;
 pub use error::{CgroupError, Result};
 pub use path::CgroupPath;
+pub use plan::{Entry, OnRefusal, ResourcePlan, UsageCheck};
 
 /// What to do with a limit whose controller the host does not offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
