@@ -13,6 +13,7 @@ mod error;
 mod request;
 mod runtime;
 pub mod state;
+mod sys;
 
 pub use error::{ChildFailure, Error, Result, Step};
 pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio};

@@ -6,6 +6,7 @@
 
 mod apply;
 mod controllers;
+pub mod devices;
 mod dir;
 mod error;
 mod files;
