@@ -1,7 +1,25 @@
 //! Registry access: references, credentials, hosts, blobs by range, pull and push.
+//!
+//! [`Registry`] is the one client of a process. A request goes to the endpoints that `hosts`
+//! names, with the authorization that `auth` holds, by the connections that `clients` keeps; only
+//! `registry` decides when it is tried again. Nothing here trusts an answer's length or range, and
+//! whoever takes whole content (manifests, pulled blobs) gets it with its digest checked.
 
+mod auth;
+mod blob;
+mod challenge;
+mod clients;
+mod credentials;
+mod dns;
+mod failure;
+mod hosts;
+mod range;
 mod reference;
+mod registry;
+mod request;
 mod source;
 
+pub use blob::RemoteBlob;
 pub use reference::ImageRef;
+pub use registry::{Registry, RegistryConfig};
 pub use source::{BlobSource, FileBlob};

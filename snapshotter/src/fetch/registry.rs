@@ -1,0 +1,297 @@
+//! The registry client: settings, endpoints, and the one place where requests are retried.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use reqwest::Url;
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use crate::config::RegistrySection;
+use crate::error::{Error, Result};
+
+use super::auth::{Authorizer, Subject};
+use super::clients::Clients;
+use super::credentials;
+use super::failure::Failure;
+use super::hosts::{self, Capability, Endpoint, TlsPolicy};
+use super::reference::ImageRef;
+
+/// First pause between two attempts; it doubles up to the last.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LAST_PAUSE: Duration = Duration::from_secs(3);
+/// Two threads keep several TLS streams busy; callers' threads only wait.
+const THREADS: usize = 2;
+
+/// Settings of a [`Registry`].
+#[derive(Debug, Clone)]
+pub struct RegistryConfig {
+    /// Directory of `HOST/hosts.toml` files, as containerd's `config_path`.
+    pub hosts_dir: Option<PathBuf>,
+    /// PEM file of certificate authorities trusted besides the system's.
+    pub ca: Option<PathBuf>,
+    /// Hosts (with port) that are spoken to without TLS when hosts.toml does not say otherwise.
+    pub plain_http: Vec<String>,
+    /// Hosts (with port) whose certificate is not checked.
+    pub skip_verify: Vec<String>,
+    /// Directory of docker's `config.json`; `$DOCKER_CONFIG` or `~/.docker` when not given.
+    pub docker_config: Option<PathBuf>,
+    /// Limit for making one connection.
+    pub connect_timeout: Duration,
+    /// Longest silence of a server within one attempt.
+    pub stall_timeout: Duration,
+    /// Limit for one read, resolution or existence check with all its attempts.
+    pub deadline: Duration,
+}
+
+impl Default for RegistryConfig {
+    fn default() -> Self {
+        Self {
+            hosts_dir: None,
+            ca: None,
+            plain_http: Vec::new(),
+            skip_verify: Vec::new(),
+            docker_config: None,
+            connect_timeout: Duration::from_secs(5),
+            stall_timeout: Duration::from_secs(10),
+            deadline: Duration::from_secs(30),
+        }
+    }
+}
+
+impl From<&RegistrySection> for RegistryConfig {
+    fn from(section: &RegistrySection) -> Self {
+        Self {
+            hosts_dir: section.hosts_dir.clone(),
+            ca: section.ca.clone(),
+            plain_http: section.plain_http.clone(),
+            docker_config: section.docker_config.clone(),
+            ..Self::default()
+        }
+    }
+}
+
+/// A client for all registries of one process, shared by all its threads.
+///
+/// Its methods block; the requests themselves run on two threads of its own. Making one does not
+/// touch the network.
+pub struct Registry {
+    pub(super) session: Arc<Session>,
+    runtime: Option<Runtime>,
+}
+
+impl Registry {
+    /// Starts the client's threads.
+    pub fn new(config: RegistryConfig) -> Result<Self> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("fetch")
+            .enable_all()
+            .build()
+            .map_err(|error| Error::Internal(format!("start fetch threads: {error}")))?;
+        let session = Arc::new(Session {
+            handle: runtime.handle().clone(),
+            clients: Clients::new(config.connect_timeout, config.ca.clone()),
+            authorizer: Authorizer::new(credentials::config_dir(config.docker_config.as_deref())),
+            endpoints: Mutex::default(),
+            config,
+        });
+        Ok(Self {
+            session,
+            runtime: Some(runtime),
+        })
+    }
+
+    /// Runs `work` on the client's threads and waits for it.
+    pub(super) fn block<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        self.session.block(work)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // A plain drop would wait for the threads, which an async caller must not.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What outlives a call: blobs being read hold it too.
+pub(super) struct Session {
+    pub(super) handle: Handle,
+    pub(super) config: RegistryConfig,
+    pub(super) clients: Clients,
+    pub(super) authorizer: Authorizer,
+    endpoints: Mutex<HashMap<String, Arc<[Arc<Endpoint>]>>>,
+}
+
+impl Session {
+    /// Spawned rather than polled here: works from any thread, and chunks of an answer do not wake
+    /// the caller one by one.
+    pub(super) fn block<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T>> + Send + 'static,
+    ) -> Result<T> {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        self.handle.spawn(async move {
+            // The receiver waits until this has happened.
+            let _ = sender.send(work.await);
+        });
+        receiver
+            .recv()
+            .unwrap_or_else(|_| Err(Error::Internal("the registry client has shut down".into())))
+    }
+
+    /// Runs `operation` against the endpoints of `image`'s registry that offer `capability`, in
+    /// their order, until one succeeds; again after a pause while a failure may be passing; all of
+    /// it within the deadline. `action` says what is attempted, in the error.
+    pub(super) async fn attempt<T, F, Fut>(
+        self: &Arc<Self>,
+        image: &ImageRef,
+        capability: Capability,
+        action: &str,
+        operation: F,
+    ) -> Result<T>
+    where
+        F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let mut last = (
+            image.host().to_owned(),
+            Failure::Unreachable("no answer yet".into()),
+        );
+        let limit = Instant::now() + self.config.deadline;
+        let rounds = self.rounds(image, capability, &mut last, operation);
+        let failure = match timeout_at(limit, rounds).await {
+            Ok(Ok(value)) => return Ok(value),
+            Ok(Err(failure)) => failure,
+            Err(_) => Failure::Deadline {
+                seconds: self.config.deadline.as_secs(),
+                last: last.1.to_string(),
+            },
+        };
+        Err(failure.into_error(format!("{action} of {} from {}", image.name(), last.0)))
+    }
+
+    async fn rounds<T, F, Fut>(
+        self: &Arc<Self>,
+        image: &ImageRef,
+        capability: Capability,
+        last: &mut (String, Failure),
+        operation: F,
+    ) -> Result<T, Failure>
+    where
+        F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let mut again = false;
+            let mut offered = false;
+            for endpoint in self.endpoints(image.host()).await?.iter() {
+                if !endpoint.can(capability) {
+                    continue;
+                }
+                offered = true;
+                match operation(Arc::clone(self), Arc::clone(endpoint)).await {
+                    Ok(value) => return Ok(value),
+                    Err(failure) => {
+                        again |= failure.is_transient();
+                        tracing::debug!(host = endpoint.host(), %failure, "registry request failed");
+                        *last = (endpoint.host(), failure);
+                    }
+                }
+            }
+            if !offered {
+                let reason = format!("no host of {} offers {capability:?}", image.host());
+                return Err(Failure::Configuration(reason));
+            }
+            if !again {
+                return Err(last.1.clone());
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// The places that answer for `host`, found once and then remembered.
+    async fn endpoints(&self, host: &str) -> Result<Arc<[Arc<Endpoint>]>, Failure> {
+        if let Some(known) = self.known().get(host) {
+            return Ok(Arc::clone(known));
+        }
+        let (found, certain) = self.find_endpoints(host).await?;
+        let found: Arc<[_]> = found.into_iter().map(Arc::new).collect();
+        if certain {
+            self.known().insert(host.to_owned(), Arc::clone(&found));
+        }
+        Ok(found)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashMap<String, Arc<[Arc<Endpoint>]>>> {
+        self.endpoints
+            .lock()
+            .expect("no panic while endpoints are held")
+    }
+
+    /// The endpoints of `host`, and whether that will not change.
+    async fn find_endpoints(&self, host: &str) -> Result<(Vec<Endpoint>, bool), Failure> {
+        if let Some(dir) = &self.config.hosts_dir
+            && let Some(endpoints) = hosts::from_directory(dir, host)?
+        {
+            return Ok((endpoints, true));
+        }
+        let listed = |list: &[String]| list.iter().any(|entry| entry == host);
+        if listed(&self.config.plain_http) {
+            return Ok((vec![Endpoint::new("http", host)?], true));
+        }
+        let mut secure = Endpoint::new("https", host)?;
+        if host == "docker.io" {
+            secure = Endpoint::new("https", "registry-1.docker.io")?;
+        }
+        secure.tls.skip_verify = listed(&self.config.skip_verify);
+        if !hosts::is_loopback(host) || secure.tls.skip_verify || secure.base.port().is_none() {
+            return Ok((vec![secure], true));
+        }
+        // As containerd does, a registry on this machine may speak either, and its certificate is
+        // not checked: nobody is between.
+        let plain = Endpoint::new("http", host)?;
+        secure.tls.skip_verify = true;
+        Ok(match self.speaks_tls(&plain.base).await {
+            Some(true) => (vec![secure], true),
+            Some(false) => (vec![plain], true),
+            None => (vec![plain], false),
+        })
+    }
+
+    /// Whether a server wants TLS, judged by its answer to a plain request; none when it is down.
+    async fn speaks_tls(&self, base: &Url) -> Option<bool> {
+        let client = self.clients.get(base, &TlsPolicy::default()).ok()?;
+        match timeout(self.config.stall_timeout, client.get(base.clone()).send()).await {
+            Ok(Ok(response)) => Some(response.status().as_u16() == 400),
+            Ok(Err(error)) if error.is_connect() => None,
+            Ok(Err(_)) => Some(true),
+            Err(_) => None,
+        }
+    }
+}
+
+/// The subject of a request about `image` with the given access.
+pub(super) fn subject<'a>(image: &'a ImageRef, scope: &'a str) -> Subject<'a> {
+    Subject {
+        host: image.host(),
+        repository: image.repository(),
+        scope,
+    }
+}
+
+/// Token scope for reading `image`'s repository.
+pub(super) fn pull_scope(image: &ImageRef) -> String {
+    format!("repository:{}:pull", image.repository())
+}

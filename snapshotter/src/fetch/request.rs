@@ -1,0 +1,237 @@
+//! One request to one endpoint: authorization, redirects, and what a refusal means.
+
+use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Client, Method, RequestBuilder, Response, Url};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use super::auth::Subject;
+use super::failure::Failure;
+use super::hosts::{Endpoint, TlsPolicy};
+use super::registry::Session;
+
+/// Longest chain of redirects that is followed.
+const MAX_REDIRECTS: usize = 5;
+/// A registry's error text longer than this is cut.
+const MAX_DETAIL: usize = 300;
+/// Bytes of an error body that are looked at.
+const MAX_ERROR_BODY: usize = 64 << 10;
+
+impl Session {
+    /// Sends a request without body to `path` below the endpoint's API root, and follows redirects.
+    /// Gives the answer, whatever its status, and the URL that gave it when it is on another host.
+    pub(super) async fn get(
+        &self,
+        endpoint: &Endpoint,
+        subject: Subject<'_>,
+        (method, path): (Method, &str),
+        headers: &HeaderMap,
+    ) -> Result<(Response, Option<Url>), Failure> {
+        let mut url = endpoint.url(path, subject.host)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let foreign = url.origin() != endpoint.base.origin();
+            let make = |client: &Client| {
+                client
+                    .request(method.clone(), url.clone())
+                    .headers(headers.clone())
+            };
+            let response = if foreign {
+                self.send_foreign(&url, make).await?
+            } else {
+                self.send_authorized(endpoint, subject, make).await?
+            };
+            match redirect_target(&response, &url)? {
+                Some(target) => url = target,
+                None => return Ok((response, foreign.then_some(url))),
+            }
+        }
+        Err(Failure::Protocol(format!(
+            "more than {MAX_REDIRECTS} redirects"
+        )))
+    }
+
+    /// Sends to the endpoint itself, with authorization; a 401 is answered once.
+    pub(super) async fn send_authorized(
+        &self,
+        endpoint: &Endpoint,
+        subject: Subject<'_>,
+        make: impl Fn(&Client) -> RequestBuilder,
+    ) -> Result<Response, Failure> {
+        let client = self.clients.get(&endpoint.base, &endpoint.tls)?;
+        let prepare = |authorization| {
+            let mut request = make(&client);
+            for (name, value) in &endpoint.headers {
+                request = request.header(name, value);
+            }
+            match authorization {
+                Some(value) => request.header(AUTHORIZATION, value),
+                None => request,
+            }
+        };
+        let held = self.authorizer.header(endpoint, subject);
+        let response = self.send(prepare(held)).await?;
+        if response.status().as_u16() != 401 {
+            return Ok(response);
+        }
+        let challenges: Vec<_> = response
+            .headers()
+            .get_all(WWW_AUTHENTICATE)
+            .iter()
+            .filter_map(|value| value.to_str().ok().map(str::to_owned))
+            .collect();
+        drop(response);
+        let renewal = self
+            .authorizer
+            .renew(&self.clients, endpoint, subject, &challenges);
+        let authorization = timeout(self.config.stall_timeout, renewal)
+            .await
+            .map_err(|_| Failure::Unreachable("the token server does not answer".into()))??;
+        self.send(prepare(Some(authorization))).await
+    }
+
+    /// Sends to a host that a redirect named: it gets no credentials.
+    pub(super) async fn send_foreign(
+        &self,
+        url: &Url,
+        make: impl Fn(&Client) -> RequestBuilder,
+    ) -> Result<Response, Failure> {
+        let client = self.clients.get(url, &TlsPolicy::default())?;
+        self.send(make(&client)).await
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        timeout(self.config.stall_timeout, request.send())
+            .await
+            .map_err(|_| self.stalled())?
+            .map_err(Failure::from)
+    }
+
+    /// The next piece of a body, or a failure when the server falls silent.
+    pub(super) async fn chunk(
+        &self,
+        response: &mut Response,
+    ) -> Result<Option<bytes::Bytes>, Failure> {
+        timeout(self.config.stall_timeout, response.chunk())
+            .await
+            .map_err(|_| self.stalled())?
+            .map_err(Failure::from)
+    }
+
+    /// The whole body, which must not be longer than `limit` bytes.
+    pub(super) async fn body(
+        &self,
+        mut response: Response,
+        limit: usize,
+    ) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(chunk) = self.chunk(&mut response).await? {
+            if body.len() + chunk.len() > limit {
+                return Err(Failure::Protocol(format!(
+                    "answer longer than {limit} bytes"
+                )));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok(body)
+    }
+
+    /// What an answer with an unwanted status means.
+    pub(super) async fn refusal(&self, response: Response) -> Failure {
+        let status = response.status().as_u16();
+        // The status alone is a good enough reason when the text cannot be had.
+        let body = self
+            .body(response, MAX_ERROR_BODY)
+            .await
+            .unwrap_or_default();
+        let detail = registry_error(&body).unwrap_or_default();
+        match status {
+            401 | 403 => Failure::Unauthorized(format!("HTTP status {status}{detail}")),
+            404 => Failure::NotFound,
+            _ => Failure::Status { status, detail },
+        }
+    }
+
+    fn stalled(&self) -> Failure {
+        let seconds = self.config.stall_timeout.as_secs();
+        Failure::Unreachable(format!("the server sent nothing for {seconds} s"))
+    }
+}
+
+impl Endpoint {
+    /// URL of `path` below the API root, which for a mirror names the registry it stands in for.
+    pub(super) fn url(&self, path: &str, registry: &str) -> Result<Url, Failure> {
+        let mut url = self
+            .base
+            .join(path)
+            .map_err(|error| Failure::Configuration(format!("{}{path}: {error}", self.base)))?;
+        if self.is_mirror {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
+        Ok(url)
+    }
+}
+
+/// Where a redirecting answer points, resolved against the URL that gave it.
+fn redirect_target(response: &Response, from: &Url) -> Result<Option<Url>, Failure> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let bad = || Failure::Protocol("redirect without a usable Location".into());
+    let location = response
+        .headers()
+        .get(LOCATION)
+        .and_then(|value| value.to_str().ok());
+    let target = from.join(location.ok_or_else(bad)?).map_err(|_| bad())?;
+    if matches!(target.scheme(), "http" | "https") {
+        Ok(Some(target))
+    } else {
+        Err(bad())
+    }
+}
+
+/// `: CODE: message` from the error document of the distribution specification.
+fn registry_error(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Document {
+        errors: Vec<Entry>,
+    }
+    #[derive(Deserialize)]
+    struct Entry {
+        code: String,
+        #[serde(default)]
+        message: String,
+    }
+    let document: Document = serde_json::from_slice(body).ok()?;
+    let first = document.errors.first()?;
+    let text = format!(": {}: {}", first.code, first.message);
+    Some(
+        text.chars()
+            .filter(|c| !c.is_control())
+            .take(MAX_DETAIL)
+            .collect(),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registrys_error_text_is_shown_cut_and_cleaned() {
+        let body = br#"{"errors":[{"code":"DENIED","message":"no\naccess"},{"code":"X"}]}"#;
+        assert_eq!(registry_error(body).unwrap(), ": DENIED: noaccess");
+        let long = format!(r#"{{"errors":[{{"code":"{}"}}]}}"#, "x".repeat(1000));
+        assert_eq!(registry_error(long.as_bytes()).unwrap().len(), MAX_DETAIL);
+        assert_eq!(registry_error(b"<html>"), None);
+        assert_eq!(registry_error(br#"{"errors":[]}"#), None);
+    }
+
+    #[test]
+    fn only_mirrors_are_told_the_registrys_name() {
+        let mut endpoint = Endpoint::new("https", "m:5000").unwrap();
+        let url = |endpoint: &Endpoint| endpoint.url("a/b/manifests/v1", "up").unwrap().to_string();
+        assert_eq!(url(&endpoint), "https://m:5000/v2/a/b/manifests/v1");
+        endpoint.is_mirror = true;
+        assert_eq!(url(&endpoint), "https://m:5000/v2/a/b/manifests/v1?ns=up");
+    }
+}
