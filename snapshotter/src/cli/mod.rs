@@ -1,6 +1,7 @@
 //! The command line: one file a command.
 
 mod serve;
+mod status;
 
 use std::process::ExitCode;
 
@@ -20,6 +21,8 @@ struct Cli {
 enum Command {
     /// Serve containerd's snapshots API on a unix socket
     Serve(serve::Args),
+    /// Show snapshots, lazy layers and mounts of the running daemon
+    Status(status::Args),
 }
 
 /// Parses the process's arguments, runs the command and prints its error, if any, once.
@@ -36,6 +39,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Status(args) => status::run(&args),
     }
 }
 

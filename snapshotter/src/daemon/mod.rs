@@ -1,15 +1,107 @@
-//! The daemon's life: lock, socket, signals, readiness.
+//! The daemon's life: lock, socket, readiness, signals, end.
 
 mod lock;
 mod logging;
+mod notify;
+mod socket;
+pub mod status;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use xebec_proto::snapshots::snapshots_server::SnapshotsServer;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::service::{MAX_PREPARING, Service, Snapshotter};
+use socket::Socket;
+
+/// Threads that run the event loop; all work that blocks happens elsewhere.
+const WORKERS: usize = 2;
+/// Threads for work that blocks: room for every waiting Prepare and plenty for the rest.
+const MAX_BLOCKING: usize = 2 * MAX_PREPARING;
+/// How long calls under way may take when the daemon is told to end.
+const GRACE: Duration = Duration::from_secs(10);
+/// Labels of a snapshot are bounded by containerd; this is its own default message size.
+const MAX_MESSAGE: usize = 16 << 20;
 
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root)?;
-    Ok(())
+    let snapshotter = Arc::new(Snapshotter::open(&config.root, None, config.async_remove)?);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .max_blocking_threads(MAX_BLOCKING)
+        .thread_name("xebec-snap")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
+    let outcome = runtime.block_on(serve(config, Arc::clone(&snapshotter)));
+    runtime.shutdown_timeout(GRACE);
+    outcome
+}
+
+async fn serve(config: &Config, snapshotter: Arc<Snapshotter>) -> Result<()> {
+    let containerd = Socket::bind(&config.address)?;
+    let status = Socket::bind(&status::socket_path(&config.address))?;
+    let (end, mut ended) = watch::channel(());
+    let mut stopped = ended.clone();
+    let incoming = UnixListenerStream::new(containerd.listener()?);
+    let service = SnapshotsServer::new(Service::new(Arc::clone(&snapshotter)))
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let server = tokio::spawn(Server::builder().serve_with_incoming_shutdown(
+        service,
+        incoming,
+        async move {
+            let _ = ended.changed().await;
+        },
+    ));
+    let reporter = status::Reporter::new(config, Arc::clone(&snapshotter));
+    let listener = status.listener()?;
+    let answering = tokio::spawn(async move {
+        tokio::select! {
+            () = reporter.serve(listener) => {}
+            _ = stopped.changed() => {}
+        }
+    });
+    // What an earlier daemon did not get to delete; nobody waits for it.
+    tokio::task::spawn_blocking(move || {
+        if let Err(error) = snapshotter.cleanup() {
+            tracing::error!(%error, "clean up after an earlier daemon");
+        }
+    });
+    notify::send("READY=1");
+    tracing::info!(address = %config.address.display(), root = %config.root.display(), "serving");
+    let signal = wait_for_signal().await?;
+    tracing::info!(signal, "ending");
+    notify::send("STOPPING=1");
+    drop(end);
+    let _ = answering.await;
+    match tokio::time::timeout(GRACE, server).await {
+        Ok(Ok(Ok(()))) => Ok(()),
+        Ok(Ok(Err(error))) => Err(Error::Internal(format!("serve: {error}"))),
+        Ok(Err(error)) => Err(Error::Internal(format!("serve: {error}"))),
+        Err(_) => {
+            tracing::warn!("calls under way were cut off");
+            Ok(())
+        }
+    }
+}
+
+async fn wait_for_signal() -> Result<&'static str> {
+    let listen =
+        |kind| signal(kind).map_err(|e| Error::Internal(format!("listen for signals: {e}")));
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => Ok("SIGTERM"),
+        _ = interrupt.recv() => Ok("SIGINT"),
+    }
 }

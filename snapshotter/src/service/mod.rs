@@ -1,1 +1,10 @@
-//! containerd's snapshots API over the node's snapshots.
+//! containerd's snapshots API over the node's snapshots and its lazy layers.
+
+mod grpc;
+mod labels;
+mod locks;
+mod runs;
+mod snapshotter;
+
+pub use grpc::{MAX_PREPARING, Service};
+pub use snapshotter::{Prepared, Snapshotter};

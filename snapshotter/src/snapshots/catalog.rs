@@ -14,6 +14,7 @@ use redb::{
 use super::filter::Filters;
 use super::record::{Kind, Labels, Record, SnapshotId, Timestamp, Usage};
 use crate::error::{Error, Result};
+use crate::mount::LayerId;
 
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 /// (parent's name, child's directory number) → nothing.
@@ -126,7 +127,7 @@ impl Catalog {
         name: &str,
         parent: Option<&str>,
         labels: Labels,
-        layer: String,
+        layer: LayerId,
     ) -> Result<Record> {
         self.write(|tables| {
             let id = tables.next_id()?;
@@ -177,14 +178,14 @@ impl Catalog {
 
     /// Runs `look` on the directory numbers in use while nothing can be created or removed.
     pub fn with_ids<T>(&self, look: impl FnOnce(&HashSet<SnapshotId>) -> Result<T>) -> Result<T> {
-        self.write(|tables| {
-            let mut ids = HashSet::new();
-            for entry in tables.records.iter()? {
-                let (name, bytes) = entry?;
-                ids.insert(decode(name.value(), bytes.value())?.id);
-            }
-            look(&ids)
-        })
+        // Never committed: a write transaction keeps all others out, and costs nothing on disk.
+        let transaction = self.database.begin_write()?;
+        let mut ids = HashSet::new();
+        for entry in transaction.open_table(RECORDS)?.iter()? {
+            let (name, bytes) = entry?;
+            ids.insert(decode(name.value(), bytes.value())?.id);
+        }
+        look(&ids)
     }
 
     /// Runs `change` in one transaction; an error leaves everything as it was.
@@ -283,6 +284,7 @@ fn decode(name: &str, bytes: &[u8]) -> Result<Record> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use tonic::Code;
 
     fn catalog() -> (tempfile::TempDir, Catalog) {
@@ -445,7 +447,12 @@ mod tests {
         let (dir, catalog) = catalog();
         committed(&catalog, "base", None);
         catalog
-            .create_lazy("lazy", Some("base"), Labels::new(), "sha256:1".into())
+            .create_lazy(
+                "lazy",
+                Some("base"),
+                Labels::new(),
+                Digest::of(b"layer").into(),
+            )
             .unwrap();
         let before = catalog.select(|_, _| true).unwrap();
         drop(catalog);

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::mount::LayerId;
 
 /// Labels of a snapshot, as containerd hands them over.
 pub type Labels = BTreeMap<String, String>;
@@ -95,9 +96,9 @@ pub struct Record {
     /// What it takes, once committed.
     #[serde(default)]
     pub usage: Usage,
-    /// Digest of the layer blob whose files are read lazily; such a snapshot has no directory.
+    /// The layer whose files are read lazily; such a snapshot has no directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub layer: Option<String>,
+    pub layer: Option<LayerId>,
 }
 
 impl Record {
@@ -127,7 +128,7 @@ impl Record {
         parent: Option<&str>,
         labels: Labels,
         now: Timestamp,
-        layer: String,
+        layer: LayerId,
     ) -> Self {
         let record = Self::new(id, Kind::Committed, parent, labels, now);
         Self {
@@ -197,6 +198,7 @@ fn without_empty(mut labels: Labels) -> Labels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Digest;
     use tonic::Code;
 
     const THEN: Timestamp = Timestamp {
@@ -304,7 +306,7 @@ mod tests {
             None,
             labels(&[("a", "1")]),
             NOW,
-            "sha256:x".into(),
+            Digest::of(b"layer").into(),
         );
         for record in [record(Kind::View), lazy] {
             let bytes = serde_json::to_vec(&record).unwrap();

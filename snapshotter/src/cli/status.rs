@@ -1,0 +1,156 @@
+//! `xebec-snapshotter status`.
+
+use std::fmt::Write as _;
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::config::Config;
+use crate::daemon::status::{Report, socket_path};
+use crate::error::{Error, Result};
+
+/// The daemon answers from memory and its database; longer means that it hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Unix socket on which the daemon serves containerd (overrides the file)
+    #[arg(long, value_name = "SOCKET")]
+    address: Option<PathBuf>,
+    /// How to print
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Text,
+    Json,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let config = Config::load(args.config.as_deref())?;
+    let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
+    let mut stream = UnixStream::connect(&socket).map_err(Error::io("connect to", &socket))?;
+    stream
+        .set_read_timeout(Some(PATIENCE))
+        .map_err(Error::io("read", &socket))?;
+    let mut text = String::new();
+    stream
+        .read_to_string(&mut text)
+        .map_err(Error::io("read", &socket))?;
+    let report: Report = serde_json::from_str(&text).map_err(|error| Error::Malformed {
+        what: format!("answer of {}", socket.display()),
+        reason: error.to_string(),
+    })?;
+    match args.format {
+        Format::Json => println!("{text}"),
+        Format::Text => print!("{}", render(&report)),
+    }
+    Ok(())
+}
+
+fn render(report: &Report) -> String {
+    let mut out = String::new();
+    let Report {
+        version,
+        pid,
+        root,
+        snapshots,
+        layers,
+        mounts,
+        ..
+    } = report;
+    let lazy = snapshots
+        .iter()
+        .filter(|snapshot| snapshot.layer.is_some())
+        .count();
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        out,
+        "xebec-snapshotter {version}, pid {pid}, root {}",
+        root.display()
+    );
+    let _ = writeln!(
+        out,
+        "\nsnapshots: {}, {lazy} of them lazy layers",
+        snapshots.len()
+    );
+    for snapshot in snapshots {
+        let layer = snapshot
+            .layer
+            .as_deref()
+            .map_or(String::new(), |it| format!("  lazy {it}"));
+        let _ = writeln!(
+            out,
+            "  {:<9}  {}{layer}",
+            snapshot.kind.as_str(),
+            snapshot.name
+        );
+    }
+    let _ = writeln!(out, "\nlazy layers: {}", layers.len());
+    for layer in layers {
+        let mib = layer.local_bytes as f64 / f64::from(1 << 20);
+        let _ = writeln!(
+            out,
+            "  {}  {mib:.1} MiB here, {} inodes",
+            layer.digest, layer.inodes
+        );
+    }
+    let _ = writeln!(out, "\nlazy mounts: {}", mounts.len());
+    for mount in mounts {
+        let _ = writeln!(out, "  {}", mount.path.display());
+        for user in &mount.used_by {
+            let _ = writeln!(out, "    {user}");
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::daemon::status::{LayerLine, MountLine, SnapshotLine};
+    use crate::snapshots::record::{Kind, Timestamp};
+
+    #[test]
+    fn a_report_says_what_is_lazy_and_who_uses_it() {
+        let report = Report {
+            version: "0.1.0".into(),
+            pid: 7,
+            since: Timestamp {
+                seconds: 0,
+                nanos: 0,
+            },
+            root: "/r".into(),
+            snapshots: vec![SnapshotLine {
+                name: "sha256:chain".into(),
+                parent: None,
+                kind: Kind::Committed,
+                layer: Some("sha256:blob".into()),
+            }],
+            layers: vec![LayerLine {
+                digest: "sha256:blob".into(),
+                local_bytes: 3 << 20,
+                inodes: 12,
+            }],
+            mounts: vec![MountLine {
+                path: "/r/m".into(),
+                used_by: vec!["default/1/c".into()],
+            }],
+        };
+        let text = render(&report);
+        for part in [
+            "pid 7",
+            "1 of them lazy",
+            "3.0 MiB here, 12 inodes",
+            "/r/m\n    default/1/c",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+}

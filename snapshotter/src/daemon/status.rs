@@ -1,0 +1,163 @@
+//! What the daemon is doing, as one JSON document for whoever connects to its status socket.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::service::Snapshotter;
+use crate::snapshots::record::{Kind, Timestamp};
+
+/// A client that does not read is dropped after this long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The whole report.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// The daemon's version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+    /// When it began to serve.
+    pub since: Timestamp,
+    /// Everything it keeps is below this directory.
+    pub root: PathBuf,
+    /// Every snapshot, by name.
+    pub snapshots: Vec<SnapshotLine>,
+    /// Every lazy layer that a snapshot uses, by digest.
+    pub layers: Vec<LayerLine>,
+    /// Every mounted lazy tree.
+    pub mounts: Vec<MountLine>,
+}
+
+/// One snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotLine {
+    /// Name under which containerd's metadata knows it.
+    pub name: String,
+    /// The snapshot it builds on.
+    pub parent: Option<String>,
+    /// Its state.
+    pub kind: Kind,
+    /// The layer that is read lazily; absent for an ordinary snapshot.
+    pub layer: Option<String>,
+}
+
+/// One lazy layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerLine {
+    /// Digest of its blob.
+    pub digest: String,
+    /// Bytes that are on this node's disk.
+    pub local_bytes: u64,
+    /// Files, directories and other inodes.
+    pub inodes: u64,
+}
+
+/// One mounted tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountLine {
+    /// Where it is mounted.
+    pub path: PathBuf,
+    /// The active snapshots and views that use it.
+    pub used_by: Vec<String>,
+}
+
+/// The status socket beside the socket of containerd.
+pub fn socket_path(address: &Path) -> PathBuf {
+    address.with_extension("status")
+}
+
+/// Answers connections on the status socket.
+pub(super) struct Reporter {
+    snapshotter: Arc<Snapshotter>,
+    root: PathBuf,
+    since: Timestamp,
+}
+
+impl Reporter {
+    pub(super) fn new(config: &Config, snapshotter: Arc<Snapshotter>) -> Self {
+        Self {
+            snapshotter,
+            root: config.root.clone(),
+            since: Timestamp::now(),
+        }
+    }
+
+    /// Accepts for ever, one client at a time.
+    pub(super) async fn serve(self, listener: UnixListener) {
+        let reporter = Arc::new(self);
+        loop {
+            match listener.accept().await {
+                Ok((client, _)) => reporter.clone().answer(client).await,
+                Err(error) => {
+                    tracing::warn!(%error, "accept on the status socket");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+
+    async fn answer(self: Arc<Self>, mut client: UnixStream) {
+        let report = tokio::task::spawn_blocking(move || self.report()).await;
+        let text = match report {
+            Ok(Ok(text)) => text,
+            Ok(Err(error)) => return tracing::error!(%error, "report the status"),
+            Err(error) => return tracing::error!(%error, "report the status"),
+        };
+        let write = tokio::time::timeout(PATIENCE, client.write_all(text.as_bytes())).await;
+        if let Ok(Err(error)) = write {
+            tracing::debug!(%error, "status client went away");
+        }
+    }
+
+    fn report(&self) -> Result<String> {
+        let mut snapshots = Vec::new();
+        let mut layers = BTreeMap::new();
+        let mut mounts: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
+        for ((name, record), trees) in self.snapshotter.overview()? {
+            for tree in trees {
+                mounts.entry(tree).or_default().push(name.clone());
+            }
+            if let Some(layer) = record.layer {
+                let usage = self.snapshotter.usage(&name)?;
+                let (local_bytes, inodes) = (usage.bytes, usage.inodes);
+                let digest = layer.to_string();
+                layers.insert(
+                    layer,
+                    LayerLine {
+                        digest,
+                        local_bytes,
+                        inodes,
+                    },
+                );
+            }
+            snapshots.push(SnapshotLine {
+                name,
+                parent: record.parent,
+                kind: record.kind,
+                layer: record.layer.map(|layer| layer.to_string()),
+            });
+        }
+        let report = Report {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            since: self.since,
+            root: self.root.clone(),
+            snapshots,
+            layers: layers.into_values().collect(),
+            mounts: mounts
+                .into_iter()
+                .map(|(path, used_by)| MountLine { path, used_by })
+                .collect(),
+        };
+        serde_json::to_string(&report)
+            .map_err(|error| Error::Internal(format!("encode the status: {error}")))
+    }
+}

@@ -1,0 +1,145 @@
+//! Labels by which containerd says which layer of which image a snapshot is for.
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::ImageRef;
+use crate::mount::LayerSource;
+use crate::snapshots::record::Labels;
+
+/// Name (a chain ID) under which the unpacked layer is wanted.
+pub(super) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+/// Marks a committed snapshot that containerd did not unpack.
+pub(super) const REMOTE: &str = "containerd.io/snapshot/remote";
+
+/// The image's reference: from containerd (CRI, transfer service), from stargz-aware clients.
+const IMAGE: [&str; 2] = [
+    "containerd.io/snapshot/cri.image-ref",
+    "containerd.io/snapshot/remote/stargz.reference",
+];
+/// The layer's digest, from the same.
+const LAYER: [&str; 2] = [
+    "containerd.io/snapshot/cri.layer-digest",
+    "containerd.io/snapshot/remote/stargz.digest",
+];
+/// The layer's annotation that its eStargz TOC is checked against.
+const TOC: &str = "containerd.io/snapshot/stargz/toc.digest";
+
+/// What a `Prepare` asks for.
+#[derive(Debug)]
+pub(super) enum Request {
+    /// A snapshot for a container, or any other that is not a layer of an image.
+    Ordinary,
+    /// A layer of an image, but nothing says where it can be fetched.
+    Anonymous,
+    /// A layer that may be read lazily; it is wanted under the name `target`.
+    Layer {
+        /// The chain ID.
+        target: String,
+        /// Where its bytes are.
+        source: Box<LayerSource>,
+    },
+}
+
+/// Reads the labels of a `Prepare`.
+pub(super) fn read(labels: &Labels) -> Result<Request> {
+    let Some(target) = labels.get(SNAPSHOT_REF) else {
+        return Ok(Request::Ordinary);
+    };
+    let (Some(image), Some(layer)) = (first(labels, &IMAGE), first(labels, &LAYER)) else {
+        return Ok(Request::Anonymous);
+    };
+    let source = LayerSource {
+        image: ImageRef::parse(image.1)?,
+        layer: digest(layer.0, layer.1)?,
+        size: 0,
+        toc_digest: labels
+            .get(TOC)
+            .map(|value| digest(TOC, value))
+            .transpose()?,
+    };
+    Ok(Request::Layer {
+        target: target.clone(),
+        source: Box::new(source),
+    })
+}
+
+fn first<'a>(labels: &'a Labels, names: &[&'static str]) -> Option<(&'static str, &'a str)> {
+    names
+        .iter()
+        .find_map(|&name| Some((name, labels.get(name)?.as_str())))
+}
+
+fn digest(label: &str, value: &str) -> Result<Digest> {
+    value
+        .parse()
+        .map_err(|error| Error::InvalidArgument(format!("label {label}={value:?}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
+
+    fn labels(pairs: &[(&str, &str)]) -> Labels {
+        pairs
+            .iter()
+            .map(|&(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn a_snapshot_without_a_wanted_name_is_ordinary() {
+        let labels = labels(&[(IMAGE[0], "a/b:c"), (LAYER[0], DIGEST)]);
+        assert!(matches!(read(&labels).unwrap(), Request::Ordinary));
+    }
+
+    #[test]
+    fn a_layer_without_image_or_digest_is_anonymous() {
+        let cases = [
+            labels(&[(SNAPSHOT_REF, "sha256:chain")]),
+            labels(&[(SNAPSHOT_REF, "sha256:chain"), (IMAGE[0], "a/b:c")]),
+            labels(&[(SNAPSHOT_REF, "sha256:chain"), (LAYER[0], DIGEST)]),
+        ];
+        for labels in cases {
+            assert!(
+                matches!(read(&labels).unwrap(), Request::Anonymous),
+                "{labels:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_labels_of_containerd_and_of_stargz_clients_name_the_same_layer() {
+        for (image, layer) in IMAGE.into_iter().zip(LAYER) {
+            let labels = labels(&[
+                (SNAPSHOT_REF, "sha256:chain"),
+                (image, "127.0.0.1:5000/a/b:c"),
+                (layer, DIGEST),
+                (TOC, DIGEST),
+            ]);
+            let Request::Layer { target, source } = read(&labels).unwrap() else {
+                panic!("not a layer: {labels:?}");
+            };
+            assert_eq!(target, "sha256:chain");
+            assert_eq!(source.image.host(), "127.0.0.1:5000");
+            assert_eq!(source.layer.to_string(), DIGEST);
+            assert_eq!(source.toc_digest, Some(source.layer));
+        }
+    }
+
+    #[test]
+    fn a_malformed_label_is_refused_by_name() {
+        for (key, value) in [
+            (LAYER[0], "sha256:1"),
+            (TOC, "md5:2"),
+            (IMAGE[0], "UPPER CASE"),
+        ] {
+            let mut labels =
+                labels(&[(SNAPSHOT_REF, "x"), (IMAGE[0], "a/b:c"), (LAYER[0], DIGEST)]);
+            labels.insert(key.to_owned(), value.to_owned());
+            let error = read(&labels).unwrap_err().to_string();
+            assert!(error.contains(value), "{error}");
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The operations of the snapshots API, free of gRPC.
+//!
+//! Nothing here holds a lock while the network is used, except the lock of the one layer that is
+//! being looked up.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::labels::{self, Request};
+use super::locks::KeyedLocks;
+use super::runs::{self, HeldRun, Lower};
+use crate::error::{Error, Result};
+use crate::mount::{LayerId, LayerSource, Lazy};
+use crate::snapshots::catalog::{Catalog, Named};
+use crate::snapshots::dirs::{self, LayerDirs, Owner};
+use crate::snapshots::filter::Filters;
+use crate::snapshots::mounts::{self, Mount, Parts};
+use crate::snapshots::record::{Kind, Labels, Record, SnapshotId, Usage};
+use crate::snapshots::usage;
+
+/// All snapshots of one root, ordinary and lazy.
+pub struct Snapshotter {
+    catalog: Catalog,
+    dirs: LayerDirs,
+    lazy: Option<Arc<Lazy>>,
+    /// Delete removed layers in `cleanup` instead of `remove`.
+    async_remove: bool,
+    overlay_options: Vec<String>,
+    /// The lazy trees in use, by the active snapshot or view that uses them.
+    held: Mutex<HashMap<SnapshotId, Vec<HeldRun>>>,
+    /// Taken while a layer is added and recorded, so that it is not swept in between.
+    layers: KeyedLocks<LayerId>,
+    /// Taken while the trees of a snapshot are mounted.
+    mounting: KeyedLocks<SnapshotId>,
+    said_anonymous: AtomicBool,
+}
+
+/// What a `Prepare` came to.
+#[derive(Debug)]
+pub enum Prepared {
+    /// The snapshot is to be mounted like this.
+    Mounts(Vec<Mount>),
+    /// The layer is there already, under the name it was wanted under.
+    Present(String),
+}
+
+/// A snapshot's new place among the others.
+struct Place<'a> {
+    kind: Kind,
+    key: &'a str,
+    parent: Option<&'a str>,
+}
+
+impl Snapshotter {
+    /// Opens the snapshots under `root`; without `lazy`, every image is pulled and unpacked.
+    pub fn open(root: &Path, lazy: Option<Arc<Lazy>>, async_remove: bool) -> Result<Self> {
+        let dirs = LayerDirs::open(root.join("snapshots"))?;
+        let catalog = Catalog::open(&root.join("snapshots.redb"))?;
+        Ok(Self {
+            catalog,
+            dirs,
+            lazy,
+            async_remove,
+            overlay_options: mounts::host_options(),
+            held: Mutex::new(HashMap::new()),
+            layers: KeyedLocks::new(),
+            mounting: KeyedLocks::new(),
+            said_anonymous: AtomicBool::new(false),
+        })
+    }
+
+    /// The record of a snapshot.
+    pub fn stat(&self, key: &str) -> Result<Record> {
+        self.catalog.get(key)
+    }
+
+    /// Replaces labels; see [`Record::relabel`].
+    pub fn update(&self, key: &str, labels: &Labels, mask: &[String]) -> Result<Record> {
+        self.catalog.update(key, labels, mask)
+    }
+
+    /// Every snapshot that `filters` ask for.
+    pub fn list(&self, filters: &[String]) -> Result<Vec<Named>> {
+        self.catalog.list(&Filters::parse(filters)?)
+    }
+
+    /// What a snapshot takes on this node's disk; of an active one, at this moment.
+    pub fn usage(&self, key: &str) -> Result<Usage> {
+        let record = self.catalog.get(key)?;
+        match (record.kind, record.layer, &self.lazy) {
+            (Kind::Active, _, _) => usage::of_tree(&self.dirs.upper(record.id)),
+            (_, Some(layer), Some(lazy)) => {
+                let (bytes, inodes) = lazy.usage(layer)?;
+                Ok(Usage { inodes, bytes })
+            }
+            _ => Ok(record.usage),
+        }
+    }
+
+    /// Makes an active snapshot, or finds that its layer need not be unpacked.
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Prepared> {
+        let place = Place {
+            kind: Kind::Active,
+            key: named("key", key)?,
+            parent,
+        };
+        if let Some(name) = self.prepare_lazily(&place, &labels)? {
+            return Ok(Prepared::Present(name));
+        }
+        self.create(&place, labels).map(Prepared::Mounts)
+    }
+
+    /// Makes a read-only view.
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
+        self.create(
+            &Place {
+                kind: Kind::View,
+                key: named("key", key)?,
+                parent,
+            },
+            labels,
+        )
+    }
+
+    /// The mounts of an active snapshot or a view; lazy trees are mounted if they are not yet.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let (record, parents) = self.catalog.chain(key)?;
+        if record.kind == Kind::Committed {
+            return Err(Error::FailedPrecondition(format!(
+                "snapshot {key:?} is committed"
+            )));
+        }
+        let lowers = runs::plan(&parents);
+        let paths = self.mounting.with(record.id, || {
+            // Whoever removes the snapshot from here on waits, and gives back what is held.
+            if self.catalog.get(key)?.id != record.id {
+                return Err(Error::NotFound(format!("snapshot {key:?}")));
+            }
+            let held = self.held().remove(&record.id);
+            let held = held.map_or_else(|| self.hold(&lowers), Ok)?;
+            let paths = self.paths(&lowers, &held);
+            self.keep(record.id, held);
+            Ok(paths)
+        })?;
+        Ok(self.plan(&record, &paths))
+    }
+
+    /// Turns the active snapshot `key` into the committed snapshot `name`.
+    pub fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<()> {
+        let record = self.catalog.get(named("key", key)?)?;
+        if record.kind != Kind::Active {
+            return Err(Error::FailedPrecondition(format!(
+                "snapshot {key:?} is not active"
+            )));
+        }
+        let usage = usage::of_tree(&self.dirs.upper(record.id))?;
+        self.catalog
+            .commit(key, named("name", name)?, labels, usage)?;
+        self.release(record.id);
+        Ok(())
+    }
+
+    /// Forgets a snapshot; its disk space is freed now or in `cleanup`.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let record = self.catalog.remove(key)?;
+        self.release(record.id);
+        if !self.async_remove {
+            self.cleanup()?;
+        }
+        Ok(())
+    }
+
+    /// Frees the disk space of everything that no snapshot needs.
+    pub fn cleanup(&self) -> Result<()> {
+        let orphans = self.catalog.with_ids(|ids| self.dirs.orphans(ids))?;
+        for orphan in &orphans {
+            if let Err(error) = dirs::delete(orphan) {
+                // The next cleanup tries again; the others need not wait for it.
+                tracing::warn!(%error, "removed layer stays on disk");
+            }
+        }
+        Ok(())
+    }
+
+    /// Every snapshot, each with the lazy trees that are mounted for it.
+    pub fn overview(&self) -> Result<Vec<(Named, Vec<PathBuf>)>> {
+        let all = self.catalog.select(|_, _| true)?;
+        let held = self.held();
+        let trees = |id: SnapshotId| {
+            let runs = held.get(&id).into_iter().flatten();
+            runs.map(|run| run.point().path().to_owned()).collect()
+        };
+        Ok(all
+            .into_iter()
+            .map(|named| (trees(named.1.id), named))
+            .map(|(t, n)| (n, t))
+            .collect())
+    }
+
+    /// Records the layer that `labels` name as a lazy snapshot, if it can be read lazily.
+    ///
+    /// Whatever is wrong with the layer, its labels or its registry, the answer is a pull by
+    /// containerd, which checks every byte by the digests of the manifest: a forged TOC costs
+    /// laziness, never correctness. The reason is logged.
+    fn prepare_lazily(&self, place: &Place<'_>, labels: &Labels) -> Result<Option<String>> {
+        let Some(lazy) = &self.lazy else {
+            return Ok(None);
+        };
+        match labels::read(labels) {
+            Ok(Request::Ordinary) => Ok(None),
+            Ok(Request::Anonymous) => {
+                if !self.said_anonymous.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "not lazy: containerd does not say which image a layer belongs to; \
+                         see docs/containerd.md for the settings it needs"
+                    );
+                }
+                Ok(None)
+            }
+            Ok(Request::Layer { target, source }) => {
+                let layer = LayerId::from(source.layer);
+                self.layers
+                    .with(layer, || self.adopt(lazy, place, &target, &source, labels))
+            }
+            Err(error) => {
+                tracing::warn!(key = place.key, %error, "not lazy");
+                Ok(None)
+            }
+        }
+    }
+
+    fn adopt(
+        &self,
+        lazy: &Lazy,
+        place: &Place<'_>,
+        target: &str,
+        source: &LayerSource,
+        labels: &Labels,
+    ) -> Result<Option<String>> {
+        // Fails for a parent that nothing can build on, before any byte is fetched for it.
+        self.catalog.parents(place.parent)?;
+        if let Some(name) = self.find_lazy(target, place.parent)? {
+            return Ok(Some(name));
+        }
+        let layer = match lazy.add_layer(source) {
+            Ok(Some(layer)) => layer,
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                tracing::warn!(image = %source.image, layer = %source.layer, %error, "not lazy");
+                return Ok(None);
+            }
+        };
+        let mut labels = labels.clone();
+        labels.insert(labels::REMOTE.to_owned(), "xebec".to_owned());
+        // The wanted name may belong to the same layer on another parent (one that another
+        // namespace unpacked); containerd finds a layer by its label, not by its name here.
+        let name = match self
+            .catalog
+            .create_lazy(target, place.parent, labels.clone(), layer)
+        {
+            Ok(_) => target,
+            Err(Error::AlreadyExists(_)) => {
+                self.catalog
+                    .create_lazy(place.key, place.parent, labels, layer)?;
+                place.key
+            }
+            Err(error) => return Err(error),
+        };
+        tracing::info!(image = %source.image, layer = %source.layer, name, "lazy");
+        Ok(Some(name.to_owned()))
+    }
+
+    fn find_lazy(&self, target: &str, parent: Option<&str>) -> Result<Option<String>> {
+        let found = self.catalog.select(|_, record| {
+            record.layer.is_some()
+                && record.parent.as_deref() == parent
+                && record
+                    .labels
+                    .get(labels::SNAPSHOT_REF)
+                    .is_some_and(|name| name == target)
+        })?;
+        Ok(found.into_iter().next().map(|(name, _)| name))
+    }
+
+    fn create(&self, place: &Place<'_>, labels: Labels) -> Result<Vec<Mount>> {
+        let parents = self.catalog.parents(place.parent)?;
+        let lowers = runs::plan(&parents);
+        let held = self.hold(&lowers)?;
+        let paths = self.paths(&lowers, &held);
+        // The root directory of an overlay is that of its upper layer, so it takes over the owner.
+        let owner = match mounts::mapped_root(&labels)? {
+            Some(owner) => Some(owner),
+            None => paths.first().map(|path| owner_of(path)).transpose()?,
+        };
+        let Place { kind, key, parent } = *place;
+        let make = |record: &Record| self.dirs.create(record.id, kind, owner);
+        let record = self.catalog.create(kind, key, parent, labels, make)?;
+        self.keep(record.id, held);
+        Ok(self.plan(&record, &paths))
+    }
+
+    /// Mounts the lazy trees among `lowers`.
+    fn hold(&self, lowers: &[Lower]) -> Result<Vec<HeldRun>> {
+        let chains = lowers.iter().filter_map(|lower| match lower {
+            Lower::Run(chain) => Some(chain.clone()),
+            Lower::Directory(_) => None,
+        });
+        chains
+            .map(|chain| match &self.lazy {
+                Some(lazy) => HeldRun::mount(lazy, chain),
+                None => Err(Error::FailedPrecondition(
+                    "the image was pulled lazily, but lazy mounts are switched off".to_owned(),
+                )),
+            })
+            .collect()
+    }
+
+    /// The directories of `lowers`, whose lazy trees are `held` in the same order.
+    fn paths(&self, lowers: &[Lower], held: &[HeldRun]) -> Vec<PathBuf> {
+        let mut trees = held.iter().map(|run| run.point().path().to_owned());
+        lowers
+            .iter()
+            .filter_map(|lower| match lower {
+                Lower::Directory(id) => Some(self.dirs.upper(*id)),
+                Lower::Run(_) => trees.next(),
+            })
+            .collect()
+    }
+
+    fn plan(&self, record: &Record, lower: &[PathBuf]) -> Vec<Mount> {
+        let parts = Parts {
+            kind: record.kind,
+            upper: &self.dirs.upper(record.id),
+            work: &self.dirs.work(record.id),
+            lower,
+            labels: &record.labels,
+        };
+        mounts::plan(&parts, &self.overlay_options)
+    }
+
+    fn keep(&self, id: SnapshotId, held: Vec<HeldRun>) {
+        if !held.is_empty() {
+            self.held().insert(id, held);
+        }
+    }
+
+    /// Gives back the lazy trees of a snapshot; the table is not locked while they are unmounted.
+    fn release(&self, id: SnapshotId) {
+        let held = self.mounting.with(id, || self.held().remove(&id));
+        drop(held);
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<SnapshotId, Vec<HeldRun>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn named<'a>(what: &str, name: &'a str) -> Result<&'a str> {
+    if name.is_empty() {
+        return Err(Error::InvalidArgument(format!("empty {what}")));
+    }
+    Ok(name)
+}
+
+fn owner_of(path: &Path) -> Result<Owner> {
+    let metadata = fs::symlink_metadata(path).map_err(Error::io("stat", path))?;
+    Ok((metadata.uid(), metadata.gid()))
+}
