@@ -1,5 +1,6 @@
 //! The daemon's life: lock, socket, readiness, signals, end.
 
+mod engine;
 mod lock;
 mod logging;
 mod notify;
@@ -34,7 +35,12 @@ pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root)?;
-    let snapshotter = Arc::new(Snapshotter::open(&config.root, None, config.async_remove)?);
+    let lazy = engine::open(&config.root, config)?;
+    let snapshotter = Arc::new(Snapshotter::open(
+        &config.root,
+        lazy.clone(),
+        config.async_remove,
+    )?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(MAX_BLOCKING)
@@ -44,6 +50,9 @@ pub fn run(config: &Config) -> Result<()> {
         .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
     let outcome = runtime.block_on(serve(config, Arc::clone(&snapshotter)));
     runtime.shutdown_timeout(GRACE);
+    if let Some(lazy) = lazy {
+        lazy.shutdown();
+    }
     outcome
 }
 

@@ -121,8 +121,8 @@ impl Reporter {
         let mut snapshots = Vec::new();
         let mut layers = BTreeMap::new();
         let mut mounts: BTreeMap<PathBuf, Vec<String>> = BTreeMap::new();
-        for ((name, record), trees) in self.snapshotter.overview()? {
-            for tree in trees {
+        for ((name, record), tree) in self.snapshotter.overview()? {
+            if let Some(tree) = tree {
                 mounts.entry(tree).or_default().push(name.clone());
             }
             if let Some(layer) = record.layer {

@@ -3,7 +3,7 @@
 mod grpc;
 mod labels;
 mod locks;
-mod runs;
+mod lowers;
 mod snapshotter;
 
 pub use grpc::{MAX_PREPARING, Service};

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::labels::{self, Request};
 use super::locks::KeyedLocks;
-use super::runs::{self, HeldRun, Lower};
+use super::lowers::{HeldTree, Lowers};
 use crate::error::{Error, Result};
 use crate::mount::{LayerId, LayerSource, Lazy};
 use crate::snapshots::catalog::{Catalog, Named};
@@ -30,8 +30,8 @@ pub struct Snapshotter {
     /// Delete removed layers in `cleanup` instead of `remove`.
     async_remove: bool,
     overlay_options: Vec<String>,
-    /// The lazy trees in use, by the active snapshot or view that uses them.
-    held: Mutex<HashMap<SnapshotId, Vec<HeldRun>>>,
+    /// The lazy trees that are mounted, by the active snapshot or view that uses them.
+    held: Mutex<HashMap<SnapshotId, HeldTree>>,
     /// Taken while a layer is added and recorded, so that it is not swept in between.
     layers: KeyedLocks<LayerId>,
     /// Taken while the trees of a snapshot are mounted.
@@ -134,15 +134,15 @@ impl Snapshotter {
                 "snapshot {key:?} is committed"
             )));
         }
-        let lowers = runs::plan(&parents);
+        let lowers = Lowers::of(&parents)?;
         let paths = self.mounting.with(record.id, || {
             // Whoever removes the snapshot from here on waits, and gives back what is held.
             if self.catalog.get(key)?.id != record.id {
                 return Err(Error::NotFound(format!("snapshot {key:?}")));
             }
             let held = self.held().remove(&record.id);
-            let held = held.map_or_else(|| self.hold(&lowers), Ok)?;
-            let paths = self.paths(&lowers, &held);
+            let held = held.map_or_else(|| self.hold(&lowers), |tree| Ok(Some(tree)))?;
+            let paths = lowers.paths(|id| self.dirs.upper(id), held.as_ref());
             self.keep(record.id, held);
             Ok(paths)
         })?;
@@ -186,18 +186,17 @@ impl Snapshotter {
         Ok(())
     }
 
-    /// Every snapshot, each with the lazy trees that are mounted for it.
-    pub fn overview(&self) -> Result<Vec<(Named, Vec<PathBuf>)>> {
+    /// Every snapshot, each with the lazy tree that is mounted for it.
+    pub fn overview(&self) -> Result<Vec<(Named, Option<PathBuf>)>> {
         let all = self.catalog.select(|_, _| true)?;
         let held = self.held();
-        let trees = |id: SnapshotId| {
-            let runs = held.get(&id).into_iter().flatten();
-            runs.map(|run| run.point().path().to_owned()).collect()
-        };
+        let tree = |id: SnapshotId| held.get(&id).map(|tree| tree.point().path().to_owned());
         Ok(all
             .into_iter()
-            .map(|named| (trees(named.1.id), named))
-            .map(|(t, n)| (n, t))
+            .map(|(name, record)| {
+                let tree = tree(record.id);
+                ((name, record), tree)
+            })
             .collect())
     }
 
@@ -242,7 +241,12 @@ impl Snapshotter {
         labels: &Labels,
     ) -> Result<Option<String>> {
         // Fails for a parent that nothing can build on, before any byte is fetched for it.
-        self.catalog.parents(place.parent)?;
+        let parents = self.catalog.parents(place.parent)?;
+        if parents.iter().any(|parent| parent.layer.is_none()) {
+            let layer = source.layer;
+            tracing::info!(image = %source.image, %layer, "not lazy: it lies on an ordinary layer");
+            return Ok(None);
+        }
         if let Some(name) = self.find_lazy(target, place.parent)? {
             return Ok(Some(name));
         }
@@ -288,9 +292,9 @@ impl Snapshotter {
 
     fn create(&self, place: &Place<'_>, labels: Labels) -> Result<Vec<Mount>> {
         let parents = self.catalog.parents(place.parent)?;
-        let lowers = runs::plan(&parents);
+        let lowers = Lowers::of(&parents)?;
         let held = self.hold(&lowers)?;
-        let paths = self.paths(&lowers, &held);
+        let paths = lowers.paths(|id| self.dirs.upper(id), held.as_ref());
         // The root directory of an overlay is that of its upper layer, so it takes over the owner.
         let owner = match mounts::mapped_root(&labels)? {
             Some(owner) => Some(owner),
@@ -303,32 +307,15 @@ impl Snapshotter {
         Ok(self.plan(&record, &paths))
     }
 
-    /// Mounts the lazy trees among `lowers`.
-    fn hold(&self, lowers: &[Lower]) -> Result<Vec<HeldRun>> {
-        let chains = lowers.iter().filter_map(|lower| match lower {
-            Lower::Run(chain) => Some(chain.clone()),
-            Lower::Directory(_) => None,
-        });
-        chains
-            .map(|chain| match &self.lazy {
-                Some(lazy) => HeldRun::mount(lazy, chain),
-                None => Err(Error::FailedPrecondition(
-                    "the image was pulled lazily, but lazy mounts are switched off".to_owned(),
-                )),
-            })
-            .collect()
-    }
-
-    /// The directories of `lowers`, whose lazy trees are `held` in the same order.
-    fn paths(&self, lowers: &[Lower], held: &[HeldRun]) -> Vec<PathBuf> {
-        let mut trees = held.iter().map(|run| run.point().path().to_owned());
-        lowers
-            .iter()
-            .filter_map(|lower| match lower {
-                Lower::Directory(id) => Some(self.dirs.upper(*id)),
-                Lower::Run(_) => trees.next(),
-            })
-            .collect()
+    /// Mounts the lazy tree of `lowers`, if they have one.
+    fn hold(&self, lowers: &Lowers) -> Result<Option<HeldTree>> {
+        match (lowers.chain(), &self.lazy) {
+            (None, _) => Ok(None),
+            (Some(chain), Some(lazy)) => HeldTree::mount(lazy, chain).map(Some),
+            (Some(_), None) => Err(Error::FailedPrecondition(
+                "the image was pulled lazily, but lazy mounts are switched off".to_owned(),
+            )),
+        }
     }
 
     fn plan(&self, record: &Record, lower: &[PathBuf]) -> Vec<Mount> {
@@ -342,19 +329,19 @@ impl Snapshotter {
         mounts::plan(&parts, &self.overlay_options)
     }
 
-    fn keep(&self, id: SnapshotId, held: Vec<HeldRun>) {
-        if !held.is_empty() {
-            self.held().insert(id, held);
+    fn keep(&self, id: SnapshotId, held: Option<HeldTree>) {
+        if let Some(tree) = held {
+            self.held().insert(id, tree);
         }
     }
 
-    /// Gives back the lazy trees of a snapshot; the table is not locked while they are unmounted.
+    /// Gives back the lazy tree of a snapshot; the table is not locked while it is unmounted.
     fn release(&self, id: SnapshotId) {
         let held = self.mounting.with(id, || self.held().remove(&id));
         drop(held);
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<SnapshotId, Vec<HeldRun>>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<SnapshotId, HeldTree>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
