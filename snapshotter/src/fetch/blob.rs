@@ -7,7 +7,8 @@ use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, Url};
 
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::mount::Blobs;
 
 use super::failure::Failure;
 use super::hosts::{Capability, Endpoint};
@@ -48,6 +49,19 @@ impl Registry {
             path: format!("{}/blobs/{digest}", image.repository()),
             targets: Mutex::default(),
         })))
+    }
+}
+
+impl Blobs for Registry {
+    /// A size of 0 stands for one that the caller was not told; the registry is asked then.
+    fn blob(&self, image: &ImageRef, layer: &Digest, size: u64) -> Result<Arc<dyn BlobSource>> {
+        let size = match size {
+            0 => self
+                .blob_size(image, layer)?
+                .ok_or_else(|| Error::NotFound(format!("blob {layer} of {}", image.name())))?,
+            known => known,
+        };
+        Ok(Registry::blob(self, image, layer, size))
     }
 }
 
@@ -100,7 +114,10 @@ impl Blob {
         if let Some(target) = self.target(&endpoint) {
             let make =
                 |client: &reqwest::Client| client.get(target.clone()).headers(headers.clone());
-            let response = self.session.send_foreign(&target, make).await?;
+            let response = self
+                .session
+                .send_foreign(&target, self.session.config.stall_timeout, make)
+                .await?;
             if !response.status().is_client_error() && !response.status().is_redirection() {
                 return self.receive(response, offset, len).await;
             }

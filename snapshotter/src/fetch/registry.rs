@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use reqwest::Url;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{sleep, timeout};
 
 use crate::config::RegistrySection;
 use crate::error::{Error, Result};
@@ -163,17 +163,33 @@ impl Session {
         F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
+        self.attempt_within(self.config.deadline, image, capability, action, operation)
+            .await
+    }
+
+    /// The same with another limit than the configured one.
+    pub(super) async fn attempt_within<T, F, Fut>(
+        self: &Arc<Self>,
+        limit: Duration,
+        image: &ImageRef,
+        capability: Capability,
+        action: &str,
+        operation: F,
+    ) -> Result<T>
+    where
+        F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
         let mut last = (
             image.host().to_owned(),
             Failure::Unreachable("no answer yet".into()),
         );
-        let limit = Instant::now() + self.config.deadline;
         let rounds = self.rounds(image, capability, &mut last, operation);
-        let failure = match timeout_at(limit, rounds).await {
+        let failure = match timeout(limit, rounds).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Deadline {
-                seconds: self.config.deadline.as_secs(),
+                seconds: limit.as_secs(),
                 last: last.1.to_string(),
             },
         };

@@ -1,5 +1,7 @@
 //! One request to one endpoint: authorization, redirects, and what a refusal means.
 
+use std::time::Duration;
+
 use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
@@ -36,7 +38,8 @@ impl Session {
                     .headers(headers.clone())
             };
             let response = if foreign {
-                self.send_foreign(&url, make).await?
+                self.send_foreign(&url, self.config.stall_timeout, make)
+                    .await?
             } else {
                 self.send_authorized(endpoint, subject, make).await?
             };
@@ -57,6 +60,18 @@ impl Session {
         subject: Subject<'_>,
         make: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Response, Failure> {
+        self.send_patiently(endpoint, subject, self.config.stall_timeout, make)
+            .await
+    }
+
+    /// The same for a request whose body takes longer than a server may be silent.
+    pub(super) async fn send_patiently(
+        &self,
+        endpoint: &Endpoint,
+        subject: Subject<'_>,
+        patience: Duration,
+        make: impl Fn(&Client) -> RequestBuilder,
+    ) -> Result<Response, Failure> {
         let client = self.clients.get(&endpoint.base, &endpoint.tls)?;
         let prepare = |authorization| {
             let mut request = make(&client);
@@ -69,7 +84,7 @@ impl Session {
             }
         };
         let held = self.authorizer.header(endpoint, subject);
-        let response = self.send(prepare(held)).await?;
+        let response = send(prepare(held), patience).await?;
         if response.status().as_u16() != 401 {
             return Ok(response);
         }
@@ -86,24 +101,18 @@ impl Session {
         let authorization = timeout(self.config.stall_timeout, renewal)
             .await
             .map_err(|_| Failure::Unreachable("the token server does not answer".into()))??;
-        self.send(prepare(Some(authorization))).await
+        send(prepare(Some(authorization)), patience).await
     }
 
     /// Sends to a host that a redirect named: it gets no credentials.
     pub(super) async fn send_foreign(
         &self,
         url: &Url,
+        patience: Duration,
         make: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Response, Failure> {
         let client = self.clients.get(url, &TlsPolicy::default())?;
-        self.send(make(&client)).await
-    }
-
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
-        timeout(self.config.stall_timeout, request.send())
-            .await
-            .map_err(|_| self.stalled())?
-            .map_err(Failure::from)
+        send(make(&client), patience).await
     }
 
     /// The next piece of a body, or a failure when the server falls silent.
@@ -113,7 +122,7 @@ impl Session {
     ) -> Result<Option<bytes::Bytes>, Failure> {
         timeout(self.config.stall_timeout, response.chunk())
             .await
-            .map_err(|_| self.stalled())?
+            .map_err(|_| stalled(self.config.stall_timeout))?
             .map_err(Failure::from)
     }
 
@@ -150,11 +159,20 @@ impl Session {
             _ => Failure::Status { status, detail },
         }
     }
+}
 
-    fn stalled(&self) -> Failure {
-        let seconds = self.config.stall_timeout.as_secs();
-        Failure::Unreachable(format!("the server sent nothing for {seconds} s"))
-    }
+async fn send(request: RequestBuilder, patience: Duration) -> Result<Response, Failure> {
+    timeout(patience, request.send())
+        .await
+        .map_err(|_| stalled(patience))?
+        .map_err(Failure::from)
+}
+
+fn stalled(patience: Duration) -> Failure {
+    Failure::Unreachable(format!(
+        "the server sent nothing for {} s",
+        patience.as_secs()
+    ))
 }
 
 impl Endpoint {
