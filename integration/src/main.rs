@@ -1,2 +1,7 @@
-//! Entry point.
-fn main() {}
+//! Entry point: see [`integration::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    integration::cli::main()
+}

@@ -1,0 +1,121 @@
+//! The command line: `integration setup`, `host`, `proxy`, and the hidden steps of hosts.
+
+mod host;
+mod proxy;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::error::Result;
+use crate::hosts::{keeper, leash, native, vm};
+use crate::setup::{self, SetupOptions};
+
+/// Test hosts, demo and benchmarks of xebec.
+#[derive(Debug, Parser)]
+#[command(
+    name = "integration",
+    arg_required_else_help = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Make what hosts need, once: packages, root file system, images, release binaries
+    #[command(
+        after_help = "Examples:\n  integration setup\n  integration setup --vm\n  \
+                            integration setup --image python3-numpy --skip-build"
+    )]
+    Setup(Setup),
+    /// Run a command in a container host that is thrown away afterwards
+    #[command(subcommand)]
+    Host(host::Host),
+    /// Forward TCP with a round-trip time and a rate limit; a line on standard input prints and
+    /// resets the counters
+    #[command(
+        after_help = "Example:\n  integration proxy 127.0.0.1:5001 127.0.0.1:5000 --rtt 20 --mbit 100"
+    )]
+    Proxy(proxy::ProxyArgs),
+    #[command(name = keeper::KEEP, hide = true)]
+    Keep,
+    #[command(name = native::plan::INIT, hide = true)]
+    Init,
+    #[command(name = native::ENTER, hide = true)]
+    Enter {
+        pid: i32,
+        directory: PathBuf,
+        #[arg(last = true)]
+        argv: Vec<OsString>,
+    },
+    #[command(name = native::enter::CONTINUE, hide = true)]
+    Continue {
+        directory: PathBuf,
+        #[arg(last = true)]
+        argv: Vec<OsString>,
+    },
+    #[command(name = leash::LEASH, hide = true)]
+    Leash {
+        owner: i32,
+        #[arg(last = true)]
+        argv: Vec<OsString>,
+    },
+    #[command(name = vm::guest::GUEST, hide = true)]
+    Guest,
+}
+
+#[derive(Debug, Args)]
+struct Setup {
+    /// The disk of the VM host too
+    #[arg(long)]
+    vm: bool,
+    /// Build only this image of the corpus; may be repeated
+    #[arg(long = "image", value_name = "NAME")]
+    images: Vec<String>,
+    /// Leave the product's release binaries as they are
+    #[arg(long)]
+    skip_build: bool,
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => ExitCode::from(u8::try_from(code).unwrap_or(255)),
+        Err(error) => {
+            eprintln!("integration: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<i32> {
+    match command {
+        Command::Setup(Setup {
+            vm,
+            images,
+            skip_build,
+        }) => setup::run(&SetupOptions {
+            vm,
+            images,
+            skip_build,
+        })
+        .map(|()| 0),
+        Command::Host(host) => host::run(host),
+        Command::Proxy(arguments) => proxy::run(&arguments).map(|()| 0),
+        Command::Keep => keeper::keep().map(|()| 0),
+        Command::Init => native::init::run().map(|()| 0),
+        Command::Enter {
+            pid,
+            directory,
+            argv,
+        } => native::enter::run(pid, &directory, &argv),
+        Command::Continue { directory, argv } => native::enter::proceed(&directory, &argv),
+        Command::Leash { owner, argv } => leash::run(owner, &argv),
+        Command::Guest => vm::guest::run().map(|()| 0),
+    }
+}

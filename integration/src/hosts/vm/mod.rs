@@ -1,0 +1,197 @@
+//! The VM host: an emulated machine with systemd and every cgroup controller.
+//!
+//! [`machine`] is the QEMU process, [`guest`] is what runs in it. A job goes in on a second disk
+//! and comes out through virtio ports. Emulated time means nothing: this host is for behaviour.
+
+pub(crate) mod guest;
+pub(crate) mod machine;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use self::guest::Job;
+use self::machine::MachinePlan;
+use super::keeper::{Keeper, Payload};
+use super::services::Service;
+use crate::command::{Output, tail};
+use crate::corpus;
+use crate::error::{Error, Result};
+use crate::paths::{PRODUCT, Paths};
+use crate::setup::{disk, rootfs};
+
+/// What a VM host is to be like.
+#[derive(Debug, Clone)]
+pub struct VmOptions {
+    /// Daemons that run before the command starts.
+    pub services: Vec<Service>,
+    /// Images of the corpus that the command can push, below /srv/corpus.
+    pub images: Vec<String>,
+    /// Other programs and files that the command can see in /job/files.
+    pub files: Vec<PathBuf>,
+    /// When the machine is stopped if the command has not ended.
+    pub deadline: Duration,
+}
+
+impl Default for VmOptions {
+    /// The plain registry, the snapshotter and containerd; ten minutes.
+    fn default() -> Self {
+        Self {
+            services: vec![Service::Registry, Service::Snapshotter, Service::Containerd],
+            images: Vec::new(),
+            files: Vec::new(),
+            deadline: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A running machine. It ends when this is dropped or when this process dies.
+#[derive(Debug)]
+pub struct VmHost {
+    keeper: Keeper,
+    end: Instant,
+    options: VmOptions,
+    stdout: Tail,
+    stderr: Tail,
+}
+
+impl VmHost {
+    /// Boots a machine, runs one command in it as root, and gives what it left.
+    pub fn run(options: VmOptions, argv: &[impl AsRef<str>]) -> Result<Output> {
+        let argv: Vec<_> = argv
+            .iter()
+            .map(|word| OsString::from(word.as_ref()))
+            .collect();
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let status = Self::start(options, &argv)?.finish(|stream, bytes| match stream {
+            Stream::Stdout => stdout.extend_from_slice(bytes),
+            Stream::Stderr => stderr.extend_from_slice(bytes),
+        })?;
+        let [stdout, stderr] = [stdout, stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
+        Ok(Output {
+            status,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Boots a machine that runs one command and then powers off.
+    pub fn start(options: VmOptions, argv: &[OsString]) -> Result<Self> {
+        let paths = Paths::find()?;
+        let plan = MachinePlan {
+            program: paths.program.clone(),
+            rootfs: rootfs::find(&paths)?,
+            disk: disk::find(&paths)?,
+            content: content(&paths, &options)?,
+            job: Job {
+                argv: argv.to_vec(),
+                services: options.services.clone(),
+            },
+        };
+        let keeper = Keeper::start(&paths, "vm", Payload::Machine(plan))?;
+        let [stdout, stderr] = [machine::STDOUT, machine::STDERR].map(|name| Tail {
+            path: keeper.scratch.join(name),
+            file: None,
+        });
+        Ok(Self {
+            keeper,
+            end: Instant::now() + options.deadline,
+            options,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Waits for the command's end and hands its output over as it comes; its exit status.
+    pub fn finish(mut self, mut sink: impl FnMut(Stream, &[u8])) -> Result<i32> {
+        loop {
+            let ended = self.keeper.wait(Duration::from_millis(100))?.is_some();
+            self.stdout.read(|bytes| sink(Stream::Stdout, bytes))?;
+            self.stderr.read(|bytes| sink(Stream::Stderr, bytes))?;
+            if ended {
+                return self.status();
+            }
+            if Instant::now() > self.end {
+                return Err(Error::Deadline {
+                    command: "a job of the VM host".into(),
+                    seconds: self.options.deadline.as_secs(),
+                    output: self.console(),
+                });
+            }
+        }
+    }
+
+    fn status(&self) -> Result<i32> {
+        let path = self.keeper.scratch.join(machine::STATUS);
+        let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        text.trim().parse().map_err(|_| Error::Host {
+            host: "vm",
+            reason: format!(
+                "it ended before its job did; its console:\n{}",
+                self.console()
+            ),
+        })
+    }
+
+    /// The end of what the machine's console says.
+    fn console(&self) -> String {
+        let bytes = fs::read(self.keeper.scratch.join(machine::CONSOLE)).unwrap_or_default();
+        tail(&String::from_utf8_lossy(&bytes), 8192).to_owned()
+    }
+}
+
+/// One of a command's outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+}
+
+/// A file that another process appends to.
+#[derive(Debug)]
+struct Tail {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Tail {
+    fn read(&mut self, mut sink: impl FnMut(&[u8])) -> Result<()> {
+        if self.file.is_none() && self.path.exists() {
+            self.file = Some(File::open(&self.path).map_err(Error::file("open", &self.path))?);
+        }
+        let mut bytes = Vec::new();
+        if let Some(file) = &mut self.file {
+            file.read_to_end(&mut bytes)
+                .map_err(Error::file("read", &self.path))?;
+        }
+        if !bytes.is_empty() {
+            sink(&bytes);
+        }
+        Ok(())
+    }
+}
+
+/// What goes onto the job's disk: (file here, path there).
+fn content(paths: &Paths, options: &VmOptions) -> Result<Vec<(PathBuf, PathBuf)>> {
+    let mut content = vec![(paths.program.clone(), Path::new(guest::PROGRAM).to_owned())];
+    for name in PRODUCT {
+        let binary = paths.binaries.join(name);
+        if binary.exists() {
+            content.push((binary, Path::new("bin").join(name)));
+        }
+    }
+    for image in &options.images {
+        content.push((corpus::find(paths, image)?, Path::new("corpus").join(image)));
+    }
+    for file in &options.files {
+        let name = file
+            .file_name()
+            .ok_or_else(|| Error::invalid("a job's file", "no name"))?;
+        content.push((file.clone(), Path::new("files").join(name)));
+    }
+    Ok(content)
+}

@@ -1,0 +1,128 @@
+//! The Debian forky root file system that both hosts run on.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::mirror;
+use crate::command;
+use crate::error::{Error, Result};
+use crate::hosts::leash;
+use crate::hosts::vm::guest;
+use crate::lock::Lock;
+use crate::paths::{Paths, existing};
+use crate::progress::Step;
+
+/// Debian's suite: its containerd is 2.1, its kernel has every cgroup controller.
+const SUITE: &str = "forky";
+
+/// What a container host has, the peers, and what tests look at it with.
+const PACKAGES: &[&str] = &[
+    "systemd systemd-sysv dbus udev kmod",
+    KERNEL,
+    "containerd runc crun criu containernetworking-plugins docker-registry skopeo umoci",
+    "iproute2 iptables erofs-utils fuse3 busybox-static ca-certificates apache2-utils",
+    "procps curl jq strace",
+];
+const KERNEL: &str = if cfg!(target_arch = "aarch64") {
+    "linux-image-cloud-arm64"
+} else {
+    "linux-image-cloud-amd64"
+};
+
+/// Options of mmdebstrap. The mirror's release file of this suite may be past its date.
+const OPTIONS: &[&str] = &[
+    "--variant=minbase",
+    "--aptopt=Apt::Install-Recommends \"false\"",
+    "--aptopt=Acquire::Check-Valid-Until \"false\"",
+];
+
+/// Debian starts these by itself; on a test host, tests do.
+const MASKED_UNITS: [&str; 2] = ["containerd.service", "docker-registry.service"];
+
+/// The finished root file system, or an error that says how to get it.
+pub fn find(paths: &Paths) -> Result<PathBuf> {
+    existing(directory(paths), "setup")
+}
+
+/// Changes whenever the recipe does.
+pub(super) fn key() -> String {
+    let mut hash = Sha256::new();
+    for part in [PACKAGES, OPTIONS, &MASKED_UNITS, &[SUITE, guest::UNIT]]
+        .into_iter()
+        .flatten()
+    {
+        hash.update(part);
+        hash.update("\n");
+    }
+    hash.finalize()
+        .iter()
+        .take(6)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn directory(paths: &Paths) -> PathBuf {
+    paths.cache.join(format!("rootfs-{}", key()))
+}
+
+/// Builds it unless it is there. A run that was killed leaves nothing that a later one would use.
+pub fn build(paths: &Paths) -> Result<()> {
+    let finished = directory(paths);
+    let _one_at_a_time = Lock::take(&paths.cache.join(".rootfs.lock"))?;
+    if finished.exists() {
+        return Ok(());
+    }
+    let step = Step::begin("build the root file system of the hosts");
+    let building = paths.cache.join(".building-rootfs");
+    if building.exists() {
+        fs::remove_dir_all(&building).map_err(Error::file("delete", &building))?;
+    }
+    let include = format!("--include={}", PACKAGES.join(" ").replace(' ', ","));
+    let mirror = mirror::find()?;
+    let target = building.to_string_lossy();
+    let mut arguments = OPTIONS.to_vec();
+    arguments.extend([include.as_str(), SUITE, &target, &mirror]);
+    debootstrap(paths, &arguments, "rootfs", &step)?;
+    configure(&building)?;
+    fs::rename(&building, &finished).map_err(Error::file("rename", &building))?;
+    step.done(&finished.to_string_lossy());
+    Ok(())
+}
+
+/// Runs mmdebstrap in namespaces that end, with every mount and process, when this process does.
+pub(crate) fn debootstrap(paths: &Paths, arguments: &[&str], log: &str, step: &Step) -> Result<()> {
+    let mut argv = [
+        "unshare",
+        "--mount",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
+    .to_vec();
+    argv.extend(["mmdebstrap", "--mode=root"]);
+    argv.extend(arguments);
+    let mut command = leash::command(&paths.program, &argv);
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    let log = paths.cache.join("logs").join(format!("{log}.log"));
+    command::follow(&mut command, &log, |line| step.detail(line))
+}
+
+fn configure(root: &Path) -> Result<()> {
+    let units = root.join("etc/systemd/system");
+    for unit in MASKED_UNITS {
+        let path = units.join(unit);
+        symlink("/dev/null", &path).map_err(Error::file("link", &path))?;
+    }
+    let unit = units.join(guest::UNIT_NAME);
+    fs::write(&unit, guest::UNIT).map_err(Error::file("write", &unit))?;
+    let wants = units.join("multi-user.target.wants");
+    fs::create_dir_all(&wants).map_err(Error::file("create", &wants))?;
+    let wanted = wants.join(guest::UNIT_NAME);
+    symlink(format!("../{}", guest::UNIT_NAME), &wanted).map_err(Error::file("link", &wanted))
+}
