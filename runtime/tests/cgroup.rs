@@ -1,0 +1,134 @@
+//! The cgroup library against a real cgroup2 hierarchy.
+//!
+//! These tests need root and a writable cgroup2 mount, so they run on the test host only.
+
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::LinuxResources;
+use xebec_runtime::cgroup::{
+    Cgroup, CgroupError, CgroupPath, Controllers, ControllersPolicy, ResourcePlan, devices,
+};
+
+/// A cgroup that is emptied and removed whatever happens to the test.
+struct Scratch(Cgroup);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        let path = format!("/xebec-test-{}/{name}", std::process::id());
+        let path = CgroupPath::resolve(Some(&path), name).expect("a cgroup2 mount");
+        Self(Cgroup::create(&path, Controllers::NONE).expect("create"))
+    }
+
+    fn sleeper(&self) -> Child {
+        let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep");
+        self.0.add(child.id() as i32).expect("add");
+        child
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.remove();
+        if let Some(parent) = self.0.full_path().parent() {
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_killed_cgroup_empties_and_is_removed_with_its_children() {
+    let scratch = Scratch::new("kill");
+    std::fs::create_dir(scratch.0.full_path().join("child")).expect("child cgroup");
+    let mut child = scratch.sleeper();
+    assert_eq!(scratch.0.pids(true).expect("pids"), [child.id() as i32]);
+    scratch.0.kill().expect("kill");
+    assert!(!child.wait().expect("wait").success());
+    scratch.0.remove().expect("remove");
+    assert!(!scratch.0.exists());
+    scratch.0.remove().expect("removing twice is no error");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn removal_waits_for_the_dying_and_gives_up_on_the_living() {
+    let scratch = Scratch::new("busy");
+    let mut child = scratch.sleeper();
+    let start = Instant::now();
+    assert!(matches!(scratch.0.remove(), Err(CgroupError::Timeout { .. })));
+    assert!(start.elapsed() >= Duration::from_secs(4));
+    scratch.0.kill().expect("kill");
+    scratch.0.remove().expect("remove without waiting for the child first");
+    child.wait().expect("wait");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_cgroup_in_use_is_not_taken_over() {
+    let scratch = Scratch::new("used");
+    let mut child = scratch.sleeper();
+    let again = Cgroup::create(scratch.0.path(), Controllers::NONE);
+    assert!(matches!(again, Err(CgroupError::NotEmpty { count: 1 })), "{again:?}");
+    scratch.0.kill().expect("kill");
+    child.wait().expect("wait");
+    scratch.0.freeze().expect("freeze");
+    let again = Cgroup::create(scratch.0.path(), Controllers::NONE);
+    assert!(matches!(again, Err(CgroupError::UnexpectedlyFrozen)), "{again:?}");
+    scratch.0.thaw().expect("thaw");
+    Cgroup::create(scratch.0.path(), Controllers::NONE).expect("idle and thawed");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_frozen_process_stands_still_until_it_is_thawed() {
+    let scratch = Scratch::new("freeze");
+    let mut child = scratch.sleeper();
+    scratch.0.freeze().expect("freeze");
+    assert!(scratch.0.is_frozen().expect("state"));
+    scratch.0.thaw().expect("thaw");
+    assert!(!scratch.0.is_frozen().expect("state"));
+    scratch.0.kill().expect("kill");
+    child.wait().expect("wait");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn the_device_program_is_enforced_and_replaced() {
+    let scratch = Scratch::new("devices");
+    let deny: Vec<_> =
+        serde_json::from_str(r#"[{"allow":false,"access":"rwm"}]"#).expect("valid JSON");
+    let allow: Vec<_> = serde_json::from_str(
+        r#"[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":11,"access":"rw"}]"#,
+    )
+    .expect("valid JSON");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs && : < /dev/null && ! (: < /dev/kmsg) 2>/dev/null",
+        scratch.0.full_path().display()
+    );
+    let run = || Command::new("sh").arg("-c").arg(&script).status().expect("sh").success();
+    scratch.0.attach_devices(&devices::compile(&deny).expect("compile")).expect("attach");
+    assert!(run(), "/dev/null is to be readable and /dev/kmsg not");
+    scratch.0.attach_devices(&devices::compile(&allow).expect("compile")).expect("replace");
+    assert!(!run(), "/dev/kmsg is to be readable now");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_limit_without_its_controller_is_an_error_or_a_named_omission() {
+    let scratch = Scratch::new("limits");
+    let resources: LinuxResources =
+        serde_json::from_str(r#"{"rdma":{"nothing0":{"hcaHandles":1}}}"#).expect("valid JSON");
+    let plan = ResourcePlan::from_spec(&resources).expect("plan");
+    if scratch.0.enable(Controllers::RDMA).expect("enable").contains(Controllers::RDMA) {
+        let error = scratch.0.apply(&plan, ControllersPolicy::Require).expect_err("no such device");
+        assert!(error.to_string().contains("linux.resources.rdma[nothing0]"), "{error}");
+        return;
+    }
+    let error = scratch.0.apply(&plan, ControllersPolicy::Require).expect_err("no controller");
+    assert!(error.to_string().contains("\"rdma\" is not available"), "{error}");
+    let skipped = scratch.0.apply(&plan, ControllersPolicy::IgnoreMissing).expect("ignored");
+    assert_eq!(skipped.len(), 1);
+    assert_eq!(skipped[0].controller, "rdma");
+}
