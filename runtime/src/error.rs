@@ -92,8 +92,8 @@ pub enum Error {
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),
     /// A seccomp profile that cannot be compiled.
-    #[error("seccomp: {0}")]
-    Seccomp(String),
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::SeccompError),
 }
 
 impl Error {

@@ -12,6 +12,7 @@ pub mod cgroup;
 mod error;
 mod request;
 mod runtime;
+pub mod seccomp;
 pub mod state;
 mod sys;
 

@@ -1,0 +1,176 @@
+//! Compiled filters on disk, by the content of their profile.
+
+use std::fs::{self, DirBuilder, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use oci_spec::runtime::LinuxSeccomp;
+use sha2::{Digest, Sha256};
+
+use super::error::{Result, SeccompError};
+use super::{Architecture, Filter, compile, policy};
+
+/// Changes whenever the same profile compiles to another program.
+const COMPILER: &[u8] = b"xebec seccomp compiler 1";
+
+/// A directory of compiled filters, each under the SHA-256 of what it was compiled from.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    dir: PathBuf,
+}
+
+impl Cache {
+    /// Opens the cache in `dir`, which is made (mode 0700) if it does not exist.
+    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
+        let dir = dir.into();
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&dir)
+            .map_err(|source| SeccompError::Cache {
+                path: dir.clone(),
+                source,
+            })?;
+        Ok(Self { dir })
+    }
+
+    /// The filter of a profile, from the cache or compiled and put there.
+    ///
+    /// A damaged entry is compiled again and replaced. A cache that cannot be read or written
+    /// costs time, never correctness, so that is no error.
+    pub fn get_or_compile(&self, profile: &LinuxSeccomp) -> Result<Filter> {
+        let path = self.dir.join(key(profile));
+        if let Some(filter) = fs::read(&path)
+            .ok()
+            .and_then(|bytes| Filter::from_bytes(&bytes))
+        {
+            policy::check_notify(profile)?;
+            return Ok(filter);
+        }
+        let filter = compile(profile)?;
+        let _ = self.store(&path, &filter.to_bytes());
+        Ok(filter)
+    }
+
+    /// Writes an entry under a name of its own and renames it, so that no reader sees half of it.
+    fn store(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        static COUNTER: AtomicU64 = AtomicU64::new(0);
+        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let temporary = self.dir.join(format!(".{}.{count}", std::process::id()));
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&temporary)
+            .and_then(|mut file| file.write_all(bytes))
+            .and_then(|()| fs::rename(&temporary, path));
+        if written.is_err() {
+            let _ = fs::remove_file(&temporary);
+        }
+        written
+    }
+}
+
+/// The digest of everything the program depends on; the listener's address is not part of it.
+fn key(profile: &LinuxSeccomp) -> String {
+    let parts = (
+        Architecture::NATIVE.audit(),
+        profile.default_action(),
+        profile.default_errno_ret(),
+        profile.architectures(),
+        profile.flags(),
+        profile.syscalls(),
+    );
+    let json = serde_json::to_vec(&parts).expect("a parsed profile serializes");
+    let digest = Sha256::new()
+        .chain_update(COMPILER)
+        .chain_update(&json)
+        .finalize();
+    digest
+        .iter()
+        .fold(String::with_capacity(64), |mut hex, byte| {
+            for nibble in [byte >> 4, byte & 15] {
+                hex.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
+            }
+            hex
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profile() -> LinuxSeccomp {
+        serde_json::from_str(
+            r#"{"defaultAction":"SCMP_ACT_ERRNO","architectures":["SCMP_ARCH_X86_64"],
+                "syscalls":[{"names":["read","write","exit_group"],"action":"SCMP_ACT_ALLOW"}]}"#,
+        )
+        .expect("the test's JSON is valid")
+    }
+
+    fn entries(dir: &Path) -> Vec<PathBuf> {
+        fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .collect()
+    }
+
+    #[test]
+    fn the_second_time_a_filter_comes_from_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("seccomp")).unwrap();
+        let first = cache.get_or_compile(&profile()).unwrap();
+        let [entry] = entries(&cache.dir)
+            .try_into()
+            .expect("one entry and no temporary file");
+        // A marked entry shows where the answer comes from.
+        let mut marked = first.clone();
+        marked.flags |= 1 << 30;
+        fs::write(&entry, marked.to_bytes()).unwrap();
+        assert_eq!(
+            cache.get_or_compile(&profile()).unwrap().flags,
+            marked.flags
+        );
+    }
+
+    #[test]
+    fn a_damaged_entry_is_compiled_again_and_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path()).unwrap();
+        let good = cache.get_or_compile(&profile()).unwrap().to_bytes();
+        let [entry] = entries(dir.path()).try_into().unwrap();
+        let mut flipped = good.clone();
+        flipped[25] ^= 1;
+        let damages = [
+            Vec::new(),
+            good[..good.len() - 1].to_vec(),
+            flipped,
+            b"junk".to_vec(),
+        ];
+        for damage in damages {
+            fs::write(&entry, &damage).unwrap();
+            assert_eq!(cache.get_or_compile(&profile()).unwrap().to_bytes(), good);
+            assert_eq!(fs::read(&entry).unwrap(), good);
+        }
+    }
+
+    #[test]
+    fn a_cache_that_cannot_be_written_still_answers() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(dir.path().join("gone")).unwrap();
+        fs::remove_dir(&cache.dir).unwrap();
+        assert!(!cache.get_or_compile(&profile()).unwrap().insns.is_empty());
+    }
+
+    #[test]
+    fn profiles_differ_by_content_but_not_by_listener() {
+        let mut other = profile();
+        other.set_listener_path(Some("/run/agent.sock".into()));
+        assert_eq!(key(&profile()), key(&other));
+        other.set_default_errno_ret(Some(38));
+        assert_ne!(key(&profile()), key(&other));
+    }
+}
