@@ -1,4 +1,4 @@
-//! The command line: `integration setup`, `host`, `proxy`, and the hidden steps of hosts.
+//! The command line: `integration setup`, `host`, `proxy`, `demo`, `bench`, and the hidden steps of hosts.
 
 mod host;
 mod proxy;
@@ -9,6 +9,8 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bench;
+use crate::demo;
 use crate::error::Result;
 use crate::hosts::{keeper, leash, native, vm};
 use crate::setup::{self, SetupOptions};
@@ -42,6 +44,14 @@ enum Command {
         after_help = "Example:\n  integration proxy 127.0.0.1:5001 127.0.0.1:5000 --rtt 20 --mbit 100"
     )]
     Proxy(proxy::ProxyArgs),
+    /// Convert, push and lazily run an image over a slow link, and compare with a full pull
+    Demo,
+    /// Measure, interleaved with the peers that are on the host
+    #[command(after_help = "Examples:\n  integration bench smoke --quick\n  \
+                            integration bench all --check --json figures.json")]
+    Bench(bench::Args),
+    #[command(hide = true)]
+    Measure(bench::MeasureArgs),
     #[command(name = keeper::KEEP, hide = true)]
     Keep,
     #[command(name = native::plan::INIT, hide = true)]
@@ -107,6 +117,9 @@ fn run(command: Command) -> Result<i32> {
         .map(|()| 0),
         Command::Host(host) => host::run(host),
         Command::Proxy(arguments) => proxy::run(&arguments).map(|()| 0),
+        Command::Demo => demo::main(),
+        Command::Bench(arguments) => bench::main(&arguments),
+        Command::Measure(arguments) => bench::measure(&arguments).map(|()| 0),
         Command::Keep => keeper::keep().map(|()| 0),
         Command::Init => native::init::run().map(|()| 0),
         Command::Enter {

@@ -12,11 +12,17 @@
 //! machine itself, except packages by `integration setup`.
 #![cfg_attr(test, allow(clippy::unwrap_used))]
 
+pub mod bench;
+pub mod bundle;
 pub mod cli;
 pub mod command;
 pub mod corpus;
+pub mod cri;
+pub mod ctr;
+pub mod demo;
 pub mod error;
 pub mod hosts;
+pub mod leftovers;
 pub mod lock;
 pub mod paths;
 pub mod progress;

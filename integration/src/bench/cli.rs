@@ -1,0 +1,140 @@
+//! `integration bench` and the hidden `integration measure` that it starts inside the host.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::rand::GetRandomFlags;
+
+use super::report::Report;
+use super::suite::Random;
+use super::{Bench, select, targets};
+use crate::command;
+use crate::error::{Error, Result};
+use crate::hosts::{HostOptions, NativeHost, Service};
+use crate::paths::Paths;
+use crate::progress::Step;
+
+/// `integration bench NAME`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Which benchmark: smoke, or `all` for every one that exists
+    pub name: String,
+    /// Print the promises of SPECIFICATION.md that were missed and exit with 1 if there are any
+    #[arg(long)]
+    pub check: bool,
+    /// Write everything that was measured to this file as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Take few samples: a look at the order of magnitude
+    #[arg(long)]
+    pub quick: bool,
+}
+
+/// `integration measure NAME`, inside the host; its report goes to standard output as JSON.
+#[derive(Debug, clap::Args)]
+pub struct MeasureArgs {
+    /// Which benchmark
+    pub name: String,
+    /// How many rounds to run
+    #[arg(long)]
+    pub rounds: u32,
+    /// Seed of the order of measurements
+    #[arg(long)]
+    pub seed: u64,
+}
+
+/// Measures one suite on the host that this process is in.
+pub fn measure(args: &MeasureArgs) -> Result<()> {
+    let [bench] = select(&args.name)?[..] else {
+        return Err(Error::invalid("measure", "one benchmark at a time"));
+    };
+    let targets = targets::specified().map_err(|e| Error::invalid("target", e))?;
+    let measured = (bench.run)(args.rounds, &mut Random::new(args.seed))?;
+    let mut report = Report::new(bench.name, measured.samples, &targets);
+    report.versions = measured.versions;
+    report.seed = args.seed;
+    report.kernel = first_word("/proc/sys/kernel/osrelease")?;
+    report.load = first_word("/proc/loadavg")?.parse().unwrap_or(f64::NAN);
+    let json = serde_json::to_string(&report).map_err(|e| Error::invalid("report", e))?;
+    println!("{json}");
+    Ok(())
+}
+
+fn first_word(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path).map_err(Error::file("read", Path::new(path)))?;
+    Ok(text
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .to_owned())
+}
+
+/// Starts a native host, runs the suites in it, and reports.
+pub fn main(args: &Args) -> Result<i32> {
+    let reports = select(&args.name)?
+        .into_iter()
+        .map(|bench| run(bench, args.quick))
+        .collect::<Result<Vec<_>>>()?;
+    for report in &reports {
+        println!("{}", report.table());
+    }
+    if let Some(path) = &args.json {
+        let json =
+            serde_json::to_string_pretty(&reports).map_err(|e| Error::invalid("report", e))?;
+        fs::write(path, json + "\n").map_err(Error::file("write", path))?;
+    }
+    if !args.check {
+        return Ok(0);
+    }
+    let missed: Vec<_> = reports.iter().flat_map(Report::missed).collect();
+    for line in &missed {
+        println!("missed: {line}");
+    }
+    println!(
+        "{} of the promises of SPECIFICATION.md were missed",
+        missed.len()
+    );
+    Ok(i32::from(!missed.is_empty()))
+}
+
+fn run(bench: &Bench, quick: bool) -> Result<Report> {
+    let step = Step::begin(format!("bench {} on a native host", bench.name));
+    let host = NativeHost::start(HostOptions::with(&[Service::Containerd]))?;
+    let rounds = if quick {
+        bench.rounds.1
+    } else {
+        bench.rounds.0
+    };
+    let argv = [
+        Paths::find()?.program.into_os_string(),
+        "measure".into(),
+        bench.name.into(),
+        "--rounds".into(),
+        rounds.to_string().into(),
+        "--seed".into(),
+        seed()?.to_string().into(),
+    ];
+    let mut command = host.command(&argv);
+    command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command
+        .output()
+        .map_err(Error::system("start the measurement"))?;
+    if !output.status.success() {
+        return Err(Error::Command {
+            command: command::show(&command),
+            status: output.status.to_string(),
+            output: host.logs(),
+        });
+    }
+    let report = serde_json::from_slice(&output.stdout).map_err(|e| Error::invalid("report", e))?;
+    step.done(&format!("{rounds} rounds"));
+    Ok(report)
+}
+
+fn seed() -> Result<u64> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, GetRandomFlags::empty())
+        .map_err(Error::system("draw a seed"))?;
+    Ok(u64::from_ne_bytes(bytes))
+}

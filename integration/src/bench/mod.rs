@@ -1,0 +1,90 @@
+//! Benchmarks: suites of operations that are measured interleaved with the peers found on the
+//! host, and held against the targets of SPECIFICATION.md.
+//!
+//! A suite runs *inside* the native host, as a second start of this program (`measure`), so that
+//! nothing but the kernel stands between the runner and what it times.
+
+pub mod bundle;
+mod cli;
+pub mod measure;
+pub mod report;
+pub mod smoke;
+pub mod stats;
+pub mod suite;
+pub mod targets;
+
+use std::collections::BTreeMap;
+
+pub use cli::{Args, MeasureArgs, main, measure};
+pub use report::Report;
+
+use crate::error::{Error, Result};
+use suite::Random;
+
+/// A benchmark by name.
+struct Bench {
+    name: &'static str,
+    /// Rounds of an ordinary and of a quick run.
+    rounds: (u32, u32),
+    run: fn(u32, &mut Random) -> Result<Measured>,
+}
+
+/// What a suite hands to the report.
+struct Measured {
+    samples: suite::Run,
+    versions: BTreeMap<String, String>,
+}
+
+/// All that exist; `all` runs them in this order.
+const BENCHES: &[Bench] = &[Bench {
+    name: "smoke",
+    rounds: (50, 10),
+    run: run_smoke,
+}];
+
+fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
+    let fixtures = smoke::Fixtures::start()?;
+    let mut operations = smoke::operations(&fixtures);
+    let samples = suite::run(&mut operations, rounds, random, |done| {
+        if done % 10 == 0 {
+            eprintln!("... round {done} of {rounds}");
+        }
+    })?;
+    Ok(Measured {
+        samples,
+        versions: smoke::versions(),
+    })
+}
+
+/// The benches that a name on the command line means.
+fn select(name: &str) -> Result<Vec<&'static Bench>> {
+    let chosen: Vec<_> = BENCHES
+        .iter()
+        .filter(|b| name == "all" || name == b.name)
+        .collect();
+    if chosen.is_empty() {
+        let known: Vec<_> = BENCHES.iter().map(|b| b.name).collect();
+        let reason = format!("no such benchmark; there are: {}, all", known.join(", "));
+        return Err(Error::invalid(format!("bench {name}"), reason));
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_means_every_bench() {
+        assert_eq!(select("all").unwrap().len(), BENCHES.len());
+    }
+
+    #[test]
+    fn an_unknown_bench_is_refused_with_the_list_of_those_that_exist() {
+        let error = select("snapshotter").map(drop).unwrap_err().to_string();
+        assert!(
+            error.contains("snapshotter") && error.contains("smoke, all"),
+            "{error}"
+        );
+    }
+}

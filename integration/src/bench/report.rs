@@ -1,0 +1,282 @@
+//! What a run found: the table, the JSON document and the promises that were missed.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::stats::Summary;
+use super::suite::{Absent, OURS, Run, Unit};
+use super::targets::{Target, Targets};
+
+/// One finished suite.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// The suite's name.
+    pub bench: String,
+    /// Kernel release the figures were taken on.
+    pub kernel: String,
+    /// Seed of the order of measurements.
+    pub seed: u64,
+    /// Load average over one minute when the run ended.
+    pub load: f64,
+    /// Contestant to what it says of its version.
+    pub versions: BTreeMap<String, String>,
+    /// Peers that could not be measured, and why.
+    pub absent: BTreeMap<String, Absent>,
+    /// The rows in the order of the suite.
+    pub rows: Vec<Row>,
+}
+
+/// One row of the table.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Row {
+    /// `bench/operation`, as SPECIFICATION.md names it.
+    pub name: String,
+    /// Unit of all figures.
+    pub unit: Unit,
+    /// Contestant and figures; ours first.
+    pub cells: Vec<Cell>,
+    /// The promises of this row.
+    pub targets: Vec<Verdict>,
+}
+
+/// One contestant's figures.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Cell {
+    /// `xebec` or the peer's name.
+    pub contestant: String,
+    /// The figures; absent when the peer is.
+    pub summary: Option<Summary>,
+    /// Our p10 divided by this peer's; absent on our own cell.
+    pub ratio: Option<f64>,
+}
+
+/// A target and what was measured against it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The target as written.
+    pub target: String,
+    /// The ratio or figure it is compared with; absent when the peer is.
+    pub measured: Option<f64>,
+    /// Whether the promise was kept; absent when nothing could be measured.
+    pub met: Option<bool>,
+}
+
+impl Report {
+    /// Summarises samples and holds them against the targets of this bench.
+    pub fn new(bench: &str, run: Run, targets: &Targets) -> Self {
+        let rows = run
+            .rows
+            .into_iter()
+            .map(|row| {
+                let name = format!("{bench}/{}", row.name);
+                let cells = cells(&row.cells);
+                let wanted = targets.get(&name).map_or(&[][..], Vec::as_slice);
+                let targets = wanted
+                    .iter()
+                    .map(|t| verdict(t, row.unit, &cells))
+                    .collect();
+                Row {
+                    name,
+                    unit: row.unit,
+                    cells,
+                    targets,
+                }
+            })
+            .collect();
+        Self {
+            bench: bench.to_owned(),
+            kernel: String::new(),
+            seed: 0,
+            load: 0.0,
+            versions: BTreeMap::new(),
+            absent: run.absent,
+            rows,
+        }
+    }
+
+    /// One line for each promise that was missed or could not be judged.
+    pub fn missed(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        for row in &self.rows {
+            for verdict in row.targets.iter().filter(|v| v.met != Some(true)) {
+                let measured = verdict
+                    .measured
+                    .map_or("not measured".into(), |m| format!("{m:.2}"));
+                lines.push(format!(
+                    "{}: {measured}, target {}",
+                    row.name, verdict.target
+                ));
+            }
+        }
+        lines
+    }
+
+    /// The table, at most 100 columns wide.
+    pub fn table(&self) -> String {
+        let mut text = format!(
+            "{:<30} {:<25} {:>9} {:>9} {:>9}  {:<3}  {:>6}\n",
+            self.bench, "", "p10", "median", "spread", "", "ratio"
+        );
+        for row in &self.rows {
+            let mut label = row
+                .name
+                .strip_prefix(&format!("{}/", self.bench))
+                .unwrap_or(&row.name);
+            for cell in &row.cells {
+                text.push_str(&line(label, cell, row.unit));
+                label = "";
+            }
+            for v in &row.targets {
+                let mark = match v.met {
+                    Some(true) => "met",
+                    Some(false) => "MISSED",
+                    None => "NOT MEASURED",
+                };
+                let _ = writeln!(text, "{:<30} target {}: {mark}", "", v.target);
+            }
+        }
+        for (peer, why) in &self.absent {
+            let _ = writeln!(text, "absent: {peer}: {}", why.0);
+        }
+        text.push_str("ratio = xebec's p10 / the peer's p10; spread = p90 - p10\n");
+        let _ = writeln!(
+            text,
+            "kernel {}, load {:.1}, seed {}",
+            self.kernel, self.load, self.seed
+        );
+        text
+    }
+}
+
+fn line(label: &str, cell: &Cell, unit: Unit) -> String {
+    let Some(s) = &cell.summary else {
+        return format!("{label:<30} {:<25} {:>9}\n", cell.contestant, "absent");
+    };
+    let digits = if unit == Unit::Milliseconds { 2 } else { 0 };
+    let ratio = cell.ratio.map(|r| format!("{r:6.2}")).unwrap_or_default();
+    let text = format!(
+        "{label:<30} {:<25} {:>9.digits$} {:>9.digits$} {:>9.digits$}  {:<3}  {ratio}",
+        cell.contestant,
+        s.p10,
+        s.median,
+        s.spread(),
+        unit.name()
+    );
+    text.trim_end().to_owned() + "\n"
+}
+
+fn cells(samples: &[(&'static str, Vec<f64>)]) -> Vec<Cell> {
+    let ours = samples.iter().find(|(name, _)| *name == OURS);
+    let ours = ours.and_then(|(_, v)| Summary::of(v));
+    samples
+        .iter()
+        .map(|(contestant, values)| {
+            let summary = Summary::of(values);
+            let peer = summary.filter(|_| *contestant != OURS);
+            let ratio = ours.zip(peer).map(|(ours, peer)| ours.p10 / peer.p10);
+            Cell {
+                contestant: (*contestant).to_owned(),
+                summary,
+                ratio,
+            }
+        })
+        .collect()
+}
+
+fn verdict(target: &Target, unit: Unit, cells: &[Cell]) -> Verdict {
+    let find = |name: &str| cells.iter().find(|c| c.contestant == name);
+    let (measured, at_most) = match target {
+        Target::Ratio { at_most, peer } => (find(peer).and_then(|c| c.ratio), *at_most),
+        Target::Bound {
+            at_most,
+            unit: wanted,
+        } => {
+            let ours = find(OURS)
+                .and_then(|c| c.summary)
+                .filter(|_| wanted == unit.name());
+            (ours.map(|s| s.p10), *at_most)
+        }
+    };
+    Verdict {
+        target: target.to_string(),
+        measured,
+        met: measured.map(|m| m <= at_most),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::suite::RowSamples;
+    use super::*;
+
+    fn samples() -> Run {
+        Run {
+            rows: vec![
+                RowSamples {
+                    name: "run",
+                    unit: Unit::Milliseconds,
+                    cells: vec![(OURS, vec![4.0]), ("runc", vec![40.0]), ("crun", vec![])],
+                },
+                RowSamples {
+                    name: "idle shim private",
+                    unit: Unit::Kibibytes,
+                    cells: vec![
+                        (OURS, vec![900.0]),
+                        ("io.containerd.runc.v2", vec![17000.0]),
+                    ],
+                },
+            ],
+            absent: [("crun".to_owned(), Absent("not found in PATH".into()))].into(),
+        }
+    }
+
+    fn targets(text: &str) -> Targets {
+        super::super::targets::parse(text).unwrap()
+    }
+
+    #[test]
+    fn a_ratio_is_ours_to_the_peers() {
+        let report = Report::new("smoke", samples(), &Targets::new());
+        let ratios: Vec<_> = report.rows[0].cells.iter().map(|c| c.ratio).collect();
+        assert_eq!(ratios, [None, Some(0.1), None]);
+    }
+
+    #[test]
+    fn only_promises_that_were_not_kept_are_listed_as_missed() {
+        let spec = "| `smoke/run` | ≤ 0.33 × runc, ≤ 1 × crun |\n\
+                    | `smoke/idle shim private` | ≤ 800 KiB |";
+        let missed = Report::new("smoke", samples(), &targets(spec)).missed();
+        assert_eq!(
+            missed,
+            [
+                "smoke/run: not measured, target ≤ 1 × crun",
+                "smoke/idle shim private: 900.00, target ≤ 800 KiB"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_bound_in_another_unit_is_not_taken_as_met() {
+        let report = Report::new("smoke", samples(), &targets("| `smoke/run` | ≤ 5000 KiB |"));
+        assert_eq!(report.rows[0].targets[0].met, None);
+    }
+
+    #[test]
+    fn the_table_fits_a_hundred_columns_and_names_absent_peers() {
+        let mut report = Report::new(
+            "smoke",
+            samples(),
+            &targets("| `smoke/run` | ≤ 0.33 × runc |"),
+        );
+        report.kernel = "6.18.5-some-long-flavour".into();
+        report.seed = u64::MAX;
+        let table = report.table();
+        for line in table.lines() {
+            assert!(line.chars().count() <= 100, "{line}");
+        }
+        assert!(table.contains("absent: crun: not found in PATH"));
+        assert!(table.contains("target ≤ 0.33 × runc: met"));
+    }
+}

@@ -1,0 +1,315 @@
+//! A client of the Kubernetes container runtime interface (CRI v1): the calls a kubelet makes to
+//! containerd, enough to run a pod.
+//!
+//! Calls block; a small runtime inside the client drives the connection meanwhile.
+
+use std::path::Path;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tonic::transport::{Channel, Endpoint};
+use tower::service_fn;
+use xebec_proto::cri::image_service_client::ImageServiceClient;
+use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
+use xebec_proto::cri::{
+    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
+    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListContainersRequest, NamespaceMode, NamespaceOption,
+    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler, StartContainerRequest,
+    StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+};
+
+use crate::error::{Error, Result};
+
+/// How long any call may take; pulls over a slow link are the longest.
+const DEADLINE: Duration = Duration::from_mins(2);
+
+/// A connection to a CRI socket.
+#[derive(Debug)]
+pub struct Cri {
+    runtime: Runtime,
+    channel: Channel,
+}
+
+/// A pod's sandbox and the configuration it was made with, which containerd wants to see again
+/// for each container.
+#[derive(Debug, Clone)]
+pub struct Pod {
+    /// The sandbox's id.
+    pub id: String,
+    config: PodSandboxConfig,
+}
+
+/// A container to create in a pod.
+#[derive(Debug, Clone)]
+pub struct Container<'a> {
+    /// Its name in the pod.
+    pub name: &'a str,
+    /// The image's reference, which must have been pulled.
+    pub image: &'a str,
+    /// What to run instead of the image's command.
+    pub command: &'a [&'a str],
+}
+
+impl Cri {
+    /// Connects to a socket such as /run/containerd/containerd.sock.
+    pub fn connect(socket: &Path) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .map_err(Error::system("start the CRI client's runtime"))?;
+        let path = socket.to_owned();
+        let connector = service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(path).await.map(TokioIo::new) }
+        });
+        let channel = runtime
+            .block_on(
+                Endpoint::from_static("http://containerd")
+                    .timeout(DEADLINE)
+                    .connect_with_connector(connector),
+            )
+            .map_err(|e| Error::invalid(format!("CRI socket {}", socket.display()), e))?;
+        Ok(Self { runtime, channel })
+    }
+
+    fn runtime_service(&self) -> RuntimeServiceClient<Channel> {
+        RuntimeServiceClient::new(self.channel.clone())
+    }
+
+    /// Waits for a call and names it in its error.
+    fn call<T>(
+        &self,
+        name: &str,
+        future: impl Future<Output = std::result::Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T> {
+        self.runtime
+            .block_on(future)
+            .map(tonic::Response::into_inner)
+            .map_err(|status| {
+                Error::invalid(
+                    format!("CRI {name}"),
+                    format!("{}: {}", status.code(), status.message()),
+                )
+            })
+    }
+
+    /// The runtime handlers containerd knows, with the features their shims report.
+    pub fn handlers(&self) -> Result<Vec<RuntimeHandler>> {
+        let mut client = self.runtime_service();
+        let request = StatusRequest { verbose: false };
+        Ok(self
+            .call("Status", client.status(request))?
+            .runtime_handlers)
+    }
+
+    /// Pulls an image for the snapshotter of `handler` and returns its id.
+    pub fn pull(&self, image: &str, handler: &str) -> Result<String> {
+        let mut client = ImageServiceClient::new(self.channel.clone());
+        let image = ImageSpec {
+            image: image.to_owned(),
+            runtime_handler: handler.to_owned(),
+            ..ImageSpec::default()
+        };
+        let request = PullImageRequest {
+            image: Some(image),
+            ..PullImageRequest::default()
+        };
+        Ok(self
+            .call("PullImage", client.pull_image(request))?
+            .image_ref)
+    }
+
+    /// Starts a pod that shares the host's network, under a runtime handler.
+    pub fn run_pod(&self, name: &str, handler: &str) -> Result<Pod> {
+        let config = pod_config(name);
+        let request = RunPodSandboxRequest {
+            config: Some(config.clone()),
+            runtime_handler: handler.to_owned(),
+        };
+        let mut client = self.runtime_service();
+        let id = self
+            .call("RunPodSandbox", client.run_pod_sandbox(request))?
+            .pod_sandbox_id;
+        Ok(Pod { id, config })
+    }
+
+    /// Creates a container and returns its id.
+    pub fn create(&self, pod: &Pod, container: &Container<'_>) -> Result<String> {
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata {
+                name: container.name.to_owned(),
+                attempt: 0,
+            }),
+            image: Some(ImageSpec {
+                image: container.image.to_owned(),
+                ..ImageSpec::default()
+            }),
+            command: container.command.iter().map(|&s| s.to_owned()).collect(),
+            log_path: format!("{}.log", container.name),
+            ..ContainerConfig::default()
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(pod.config.clone()),
+        };
+        let mut client = self.runtime_service();
+        Ok(self
+            .call("CreateContainer", client.create_container(request))?
+            .container_id)
+    }
+
+    /// Starts a created container.
+    pub fn start(&self, id: &str) -> Result<()> {
+        let request = StartContainerRequest {
+            container_id: id.to_owned(),
+        };
+        let mut client = self.runtime_service();
+        self.call("StartContainer", client.start_container(request))
+            .map(drop)
+    }
+
+    /// Runs a command in a container to its end.
+    pub fn exec_sync(&self, id: &str, command: &[&str]) -> Result<ExecSyncResponse> {
+        let request = ExecSyncRequest {
+            container_id: id.to_owned(),
+            cmd: command.iter().map(|&s| s.to_owned()).collect(),
+            timeout: DEADLINE.as_secs() as i64,
+        };
+        let mut client = self.runtime_service();
+        self.call("ExecSync", client.exec_sync(request))
+    }
+
+    /// What containerd says of a container.
+    pub fn container_status(&self, id: &str) -> Result<ContainerStatus> {
+        let request = ContainerStatusRequest {
+            container_id: id.to_owned(),
+            verbose: false,
+        };
+        let mut client = self.runtime_service();
+        self.call("ContainerStatus", client.container_status(request))?
+            .status
+            .ok_or_else(|| Error::invalid("CRI ContainerStatus", "the answer holds no status"))
+    }
+
+    /// Waits until a container has ended and returns its status then.
+    pub fn wait_exit(&self, id: &str) -> Result<ContainerStatus> {
+        let end = std::time::Instant::now() + DEADLINE;
+        loop {
+            let status = self.container_status(id)?;
+            if status.state() == ContainerState::ContainerExited {
+                return Ok(status);
+            }
+            if std::time::Instant::now() > end {
+                let reason = format!("still {:?} after {} s", status.state(), DEADLINE.as_secs());
+                return Err(Error::invalid(format!("container {id}"), reason));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Ids of all containers, in whatever state.
+    pub fn containers(&self) -> Result<Vec<String>> {
+        let mut client = self.runtime_service();
+        let list = client.list_containers(ListContainersRequest::default());
+        Ok(self
+            .call("ListContainers", list)?
+            .containers
+            .into_iter()
+            .map(|c| c.id)
+            .collect())
+    }
+
+    /// Stops a container: its stop signal, and SIGKILL after `grace` seconds.
+    pub fn stop(&self, id: &str, grace: i64) -> Result<()> {
+        let request = StopContainerRequest {
+            container_id: id.to_owned(),
+            timeout: grace,
+        };
+        let mut client = self.runtime_service();
+        self.call("StopContainer", client.stop_container(request))
+            .map(drop)
+    }
+
+    /// Removes a container.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let request = RemoveContainerRequest {
+            container_id: id.to_owned(),
+        };
+        let mut client = self.runtime_service();
+        self.call("RemoveContainer", client.remove_container(request))
+            .map(drop)
+    }
+
+    /// Stops a pod and all its containers.
+    pub fn stop_pod(&self, pod: &Pod) -> Result<()> {
+        let request = StopPodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        };
+        let mut client = self.runtime_service();
+        self.call("StopPodSandbox", client.stop_pod_sandbox(request))
+            .map(drop)
+    }
+
+    /// Removes a stopped pod.
+    pub fn remove_pod(&self, pod: &Pod) -> Result<()> {
+        let request = RemovePodSandboxRequest {
+            pod_sandbox_id: pod.id.clone(),
+        };
+        let mut client = self.runtime_service();
+        self.call("RemovePodSandbox", client.remove_pod_sandbox(request))
+            .map(drop)
+    }
+}
+
+/// A pod in the host's network namespace: test hosts have loopback only, and no CNI is asked for.
+fn pod_config(name: &str) -> PodSandboxConfig {
+    let namespaces = NamespaceOption {
+        network: NamespaceMode::Node.into(),
+        ..NamespaceOption::default()
+    };
+    let security = LinuxSandboxSecurityContext {
+        namespace_options: Some(namespaces),
+        ..LinuxSandboxSecurityContext::default()
+    };
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: name.to_owned(),
+            uid: format!("uid-{name}"),
+            namespace: "xebec-test".into(),
+            attempt: 0,
+        }),
+        log_directory: format!("/var/log/pods/{name}"),
+        linux: Some(LinuxPodSandboxConfig {
+            security_context: Some(security),
+            ..LinuxPodSandboxConfig::default()
+        }),
+        ..PodSandboxConfig::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_nobody_listens_on_is_named() {
+        let error = Cri::connect(Path::new("/nonexistent/cri.sock"))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/nonexistent/cri.sock"), "{error}");
+    }
+
+    #[test]
+    fn pods_share_the_hosts_network() {
+        let linux = pod_config("web").linux.unwrap();
+        let namespaces = linux.security_context.unwrap().namespace_options.unwrap();
+        assert_eq!(namespaces.network(), NamespaceMode::Node);
+        assert_eq!(namespaces.pid(), NamespaceMode::Pod);
+    }
+}

@@ -1,0 +1,161 @@
+//! What is there on a host (mounts, processes, cgroups, sockets, files in /run and /tmp), so that
+//! a test can say that nothing stayed behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, Result};
+use crate::hosts::NativeHost;
+
+/// How long the ends of processes and the unmounting after them may take.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// Everything that could be left over, one line each, such as `mount /run/x overlay`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory(BTreeSet<String>);
+
+impl Inventory {
+    /// Takes stock of a host.
+    pub fn of(host: &NativeHost) -> Result<Self> {
+        let mut lines = BTreeSet::new();
+        let mountinfo = host.read_file("/proc/1/mountinfo")?;
+        lines.extend(mountinfo.lines().filter_map(mount_line));
+        let sockets = host.read_file("/proc/1/net/unix")?;
+        lines.extend(sockets.lines().skip(1).filter_map(socket_line));
+        processes(&host.path("/proc"), &mut lines)?;
+        let cgroups = host.path("/sys/fs/cgroup");
+        walk(&cgroups, &cgroups, &mut |path, is_directory| {
+            if is_directory {
+                lines.insert(format!("cgroup {path}"));
+            }
+        })?;
+        for directory in ["/run", "/tmp"] {
+            let root = host.path(directory);
+            walk(&root, &root, &mut |path, is_directory| {
+                if !is_directory {
+                    lines.insert(format!("file {directory}{path}"));
+                }
+            })?;
+        }
+        Ok(Self(lines))
+    }
+
+    /// What is there now and was not there then.
+    pub fn added_since(&self, before: &Self) -> Vec<String> {
+        self.0.difference(&before.0).cloned().collect()
+    }
+
+    /// Waits until the host has nothing that it did not have when this was taken; what it still
+    /// has when ten seconds have passed.
+    pub fn wait_until_restored(&self, host: &NativeHost) -> Result<Vec<String>> {
+        let end = Instant::now() + SETTLE;
+        loop {
+            let added = Self::of(host)?.added_since(self);
+            if added.is_empty() || Instant::now() > end {
+                return Ok(added);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// Mount point and type of a line of mountinfo.
+fn mount_line(line: &str) -> Option<String> {
+    let (fields, rest) = line.split_once(" - ")?;
+    let target = fields.split(' ').nth(4)?;
+    let kind = rest.split(' ').next()?;
+    Some(format!("mount {target} {kind}"))
+}
+
+/// The name of a bound socket.
+fn socket_line(line: &str) -> Option<String> {
+    line.split_whitespace()
+        .nth(7)
+        .map(|name| format!("socket {name}"))
+}
+
+/// Command lines; a process that ends meanwhile is no leftover.
+fn processes(proc: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
+    let entries = fs::read_dir(proc).map_err(Error::file("list", proc))?;
+    for entry in entries.flatten() {
+        let is_process = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|n| n.parse::<u32>().is_ok());
+        if let Ok(arguments) = fs::read(entry.path().join("cmdline"))
+            && is_process
+        {
+            let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
+            lines.insert(format!(
+                "process {} {}",
+                entry.file_name().display(),
+                text.trim_end()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Visits everything below `directory` on its file system tree, with the path as seen from `root`.
+fn walk(root: &Path, directory: &Path, visit: &mut impl FnMut(&str, bool)) -> Result<()> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if directory != root && is_gone(&error) => return Ok(()),
+        Err(error) => return Err(Error::file("list", directory)(error)),
+    };
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let is_directory = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if let Ok(inside) = path.strip_prefix(root) {
+            visit(&format!("/{}", inside.display()), is_directory);
+        }
+        // Trees of containers are mounts of their own, and are told as mounts.
+        if is_directory && path.file_name().is_none_or(|name| name != "rootfs") {
+            walk(root, &path, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// A directory that vanished (or a cgroup that was removed) while the tree was walked.
+fn is_gone(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    [Errno::NOENT, Errno::NODEV, Errno::NOTDIR]
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_is_told_by_its_target_and_type() {
+        let line =
+            "36 35 98:0 /mnt1 /run/a rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+        assert_eq!(mount_line(line).as_deref(), Some("mount /run/a ext3"));
+        assert_eq!(mount_line("nonsense"), None);
+    }
+
+    #[test]
+    fn only_bound_sockets_count() {
+        let bound = "0000: 00000002 00000000 00010000 0001 01 4242 /run/x.sock";
+        assert_eq!(socket_line(bound).as_deref(), Some("socket /run/x.sock"));
+        assert_eq!(
+            socket_line("0000: 00000003 00000000 00000000 0001 03 4243"),
+            None
+        );
+    }
+
+    #[test]
+    fn only_what_came_since_is_told() {
+        let of = |lines: &[&str]| Inventory(lines.iter().map(|&l| l.to_owned()).collect());
+        let (before, after) = (
+            of(&["cgroup /a", "mount /m fuse"]),
+            of(&["cgroup /a", "cgroup /b"]),
+        );
+        assert_eq!(after.added_since(&before), ["cgroup /b"]);
+    }
+}
