@@ -103,6 +103,7 @@ impl Snapshotter {
 
     /// Makes an active snapshot, or finds that its layer need not be unpacked.
     pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Prepared> {
+        tracing::debug!(key, parent, ?labels, "prepare");
         let place = Place {
             kind: Kind::Active,
             key: named("key", key)?,
