@@ -1,5 +1,8 @@
 //! Conversions from the runtime spec's cgroup v1 numbers to cgroup v2 values, as runc does them.
 
+/// What `cpu.weight` is unless it is set.
+pub(super) const DEFAULT_WEIGHT: u64 = 100;
+
 /// `cpu.shares` (2..=262144, default 1024) to `cpu.weight` (1..=10000, default 100); 0 is unset.
 ///
 /// The quadratic in log2(shares) goes through the minimum, the default and the maximum of both.

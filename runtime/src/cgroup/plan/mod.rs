@@ -221,6 +221,10 @@ impl ResourcePlan {
                 "linux.resources.cpu.shares",
                 weight.to_string(),
             );
+            // The default weight, which containerd always asks for, limits nothing.
+            if weight == convert::DEFAULT_WEIGHT {
+                self.last_refusal(OnRefusal::IgnoreAbsent);
+            }
         }
         // The kernel wants burst <= quota at any moment: lowering works burst first, raising
         // quota first.

@@ -132,9 +132,11 @@ fn a_bad_value_is_refused_with_its_field() {
 
 #[test]
 fn the_needed_controllers_are_those_of_the_binding_entries() {
-    let json = r#"{"memory":{"limit":-1},"cpu":{"cpus":"0"},"unified":{"cgroup.max.depth":"3"}}"#;
+    let json = r#"{"memory":{"limit":-1},"cpu":{"cpus":"0","shares":1024},"unified":{"cgroup.max.depth":"3"}}"#;
     let needed = Controllers::MEMORY.union(Controllers::CPUSET);
     assert_eq!(plan(json).unwrap().controllers(), needed);
+    let lighter = plan(r#"{"cpu":{"shares":512}}"#).unwrap();
+    assert_eq!(lighter.controllers(), Controllers::CPU);
 }
 
 #[test]
