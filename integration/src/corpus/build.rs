@@ -127,12 +127,9 @@ impl Workshop<'_> {
 
     /// apt-get in the root, in namespaces that end with this process.
     fn install(&self, root: &Path, packages: &[&str]) -> Result<()> {
-        let (root_option, proc) = (
-            format!("--root={}", root.display()),
-            format!("--mount-proc={}/proc", root.display()),
-        );
+        let root = format!("--root={}", root.display());
         let mut argv = vec!["unshare", "--mount", "--pid", "--fork", "--kill-child"];
-        argv.extend([proc.as_str(), root_option.as_str(), "apt-get", "-q", "-y"]);
+        argv.extend([root.as_str(), "--mount-proc", "apt-get", "-q", "-y"]);
         argv.extend(["--no-install-recommends", "install"]);
         argv.extend(packages);
         let mut command = leash::command(&self.paths.program, &argv);

@@ -123,7 +123,7 @@ fn containerd(flavour: Flavour) -> String {
         .map(|snapshotter| {
             format!(
                 "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n\
-                 platform = 'linux/{architecture}'\nsnapshotter = '{snapshotter}'\n"
+                 platform = 'linux/{architecture}'\nsnapshotter = '{snapshotter}'\ndiffer = 'walking'\n"
             )
         })
         .concat();
@@ -160,7 +160,6 @@ sandbox = '{PAUSE_IMAGE}'
 config_path = '/etc/containerd/certs.d'
 
 [plugins.'io.containerd.cri.v1.runtime']
-disable_cgroup = {native}
 restrict_oom_score_adj = {native}
 disable_apparmor = {native}
 [plugins.'io.containerd.cri.v1.runtime'.cni]
@@ -182,9 +181,9 @@ mod tests {
     #[test]
     fn the_machine_differs_from_the_native_host_in_its_cgroups() {
         let (native, vm) = (containerd(Flavour::Native), containerd(Flavour::Vm));
-        assert!(native.contains("disable_cgroup = true"));
+        assert!(native.contains("restrict_oom_score_adj = true"));
         assert!(native.contains("SystemdCgroup = false"));
-        assert!(vm.contains("disable_cgroup = false"));
+        assert!(vm.contains("restrict_oom_score_adj = false"));
         assert!(vm.contains("SystemdCgroup = true"));
     }
 
