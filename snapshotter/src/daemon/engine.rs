@@ -1,24 +1,35 @@
-//! The lazy engine, put together from the configuration.
+//! The lazy engine, put together from the configuration and from what this host offers.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::config::{Config, MountMode};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::fetch::{Registry, RegistryConfig};
 use crate::mount::{Lazy, LazyConfig};
 
-/// Opens the lazy layers below `root`, unless lazy mounts are switched off. No network is used.
-pub(super) fn open(root: &Path, config: &Config) -> Result<Option<Arc<Lazy>>> {
-    match config.mount {
-        MountMode::Off => Ok(None),
-        MountMode::Auto | MountMode::Fuse => {
+const FUSE: &str = "/dev/fuse";
+
+/// Opens the lazy layers below the root, unless there is nothing to mount them with. No network is
+/// used. The choice is logged: a silent full pull is the worst of all defaults.
+pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
+    let fuse = File::options().read(true).write(true).open(FUSE);
+    match (config.mount, fuse) {
+        (MountMode::Off, _) => {
+            tracing::info!("nothing is mounted lazily: the configuration says mount = \"off\"");
+            Ok(None)
+        }
+        (MountMode::Auto, Err(error)) => {
+            tracing::warn!(%error, "nothing is mounted lazily: {FUSE} cannot be opened");
+            Ok(None)
+        }
+        (MountMode::Fuse, Err(error)) => Err(Error::io("open", Path::new(FUSE))(error)),
+        (MountMode::Auto | MountMode::Fuse, Ok(_)) => {
+            tracing::info!("lazy layers are mounted by FUSE");
             let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
-            Ok(Some(Arc::new(Lazy::open(
-                &root.join("lazy"),
-                blobs,
-                LazyConfig::default(),
-            )?)))
+            let lazy = Lazy::open(&config.root.join("lazy"), blobs, LazyConfig::default())?;
+            Ok(Some(Arc::new(lazy)))
         }
     }
 }

@@ -35,7 +35,7 @@ pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root)?;
-    let lazy = engine::open(&config.root, config)?;
+    let lazy = engine::open(config)?;
     let snapshotter = Arc::new(Snapshotter::open(
         &config.root,
         lazy.clone(),
