@@ -1,6 +1,6 @@
 //! What a run found: the table, the JSON document and the promises that were missed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
@@ -23,7 +23,7 @@ pub struct Report {
     /// Contestant to what it says of its version.
     pub versions: BTreeMap<String, String>,
     /// Peers that could not be measured, and why.
-    pub absent: BTreeMap<String, Absent>,
+    pub absent: BTreeSet<Absent>,
     /// The rows in the order of the suite.
     pub rows: Vec<Row>,
 }
@@ -137,8 +137,8 @@ impl Report {
                 let _ = writeln!(text, "{:<30} target {}: {mark}", "", v.target);
             }
         }
-        for (peer, why) in &self.absent {
-            let _ = writeln!(text, "absent: {peer}: {}", why.0);
+        for why in &self.absent {
+            let _ = writeln!(text, "absent: {}", why.0);
         }
         text.push_str("ratio = xebec's p10 / the peer's p10; spread = p90 - p10\n");
         let _ = writeln!(
@@ -228,7 +228,7 @@ mod tests {
                     ],
                 },
             ],
-            absent: [("crun".to_owned(), Absent("not found in PATH".into()))].into(),
+            absent: [Absent("crun was not found".into())].into(),
         }
     }
 
@@ -276,7 +276,7 @@ mod tests {
         for line in table.lines() {
             assert!(line.chars().count() <= 100, "{line}");
         }
-        assert!(table.contains("absent: crun: not found in PATH"));
+        assert!(table.contains("absent: crun was not found"));
         assert!(table.contains("target ≤ 0.33 × runc: met"));
     }
 }

@@ -44,14 +44,9 @@ impl Fixtures {
         };
         for runtime in RUNTIMES.iter().filter(|r| in_path(r).is_some()) {
             let bundle = fixtures.bundles.long();
-            output(&[
-                runtime,
-                "run",
-                "-d",
-                "-b",
-                &bundle.to_string_lossy(),
-                EXEC_TARGET,
-            ])?;
+            let bundle = bundle.to_string_lossy();
+            // Not `output`: the container would hold the other end of its pipe.
+            wall_ms(&[runtime, "run", "-d", "-b", &bundle, EXEC_TARGET])?;
         }
         for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
             fixtures.start_task(shim, &exec_target(shim))?;
