@@ -10,13 +10,17 @@
 
 pub mod cgroup;
 mod error;
+mod features;
 mod request;
 mod runtime;
 pub mod seccomp;
+mod spec;
 pub mod state;
 mod sys;
 
 pub use error::{ChildFailure, Error, Result, Step};
+pub use features::features;
 pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio};
 pub use runtime::{Runtime, RuntimeOptions};
+pub use spec::spec_template;
 pub use state::{ContainerId, ContainerState, Status};
