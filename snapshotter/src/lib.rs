@@ -22,5 +22,6 @@ pub mod mount;
 pub mod service;
 pub mod snapshots;
 pub mod store;
+mod sys;
 
 pub use error::{Error, Result};

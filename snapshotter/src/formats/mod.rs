@@ -6,6 +6,7 @@
 use crate::error::Error;
 
 pub mod estargz;
+pub mod timestamp;
 
 /// What is wrong with the bytes of a layer, naming the entry or field; the caller knows the layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,4 +1,16 @@
 //! Mounts of lazy layers: the engine [`Lazy`] that the snapshots service talks to.
+//!
+//! `engine` knows which chains are mounted and how often they are used, `layers` which layers are
+//! open; `session` mounts and unmounts, `fuse` answers the kernel. A chain's tree is mounted at
+//! `ROOT/mnt/KEY`, where KEY is made of the layers' digests, so that it is found at the same place
+//! after a restart. What an earlier daemon left there is dead and is cleared when the engine
+//! opens; trees are mounted anew when somebody asks for them.
+
+mod attr;
+mod engine;
+mod fuse;
+mod layers;
+mod session;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -6,6 +18,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use engine::Lazy;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -73,6 +87,8 @@ pub struct LazyConfig {
     pub passthrough: bool,
     /// Most compressed bytes of a layer fetched because of its landmark.
     pub prefetch_limit: u64,
+    /// Fetch the rest of a mounted layer whenever nothing else is to be fetched.
+    pub background_fill: bool,
 }
 
 impl Default for LazyConfig {
@@ -82,6 +98,7 @@ impl Default for LazyConfig {
             fuse_threads: 4,
             passthrough: true,
             prefetch_limit: 32 << 20,
+            background_fill: false,
         }
     }
 }
@@ -97,60 +114,5 @@ impl MountPoint {
     }
 }
 
-/// All lazy layers of one node.
-pub struct Lazy {
-    root: PathBuf,
-    blobs: Arc<dyn Blobs>,
-    config: LazyConfig,
-}
-
-impl Lazy {
-    /// Opens the store below `root` and clears what an earlier daemon left mounted; no network.
-    pub fn open(root: &Path, blobs: Arc<dyn Blobs>, config: LazyConfig) -> Result<Self> {
-        Ok(Self {
-            root: root.to_owned(),
-            blobs,
-            config,
-        })
-    }
-
-    /// Makes a layer ready to be mounted; `None` means that it cannot be read lazily (the reason
-    /// is logged) and that containerd must pull it.
-    pub fn add_layer(&self, source: &LayerSource) -> Result<Option<LayerId>> {
-        let _ = (
-            &self.config,
-            self.blobs.blob(&source.image, &source.layer, source.size)?,
-        );
-        tracing::info!(layer = %source.layer, "not lazy: no format is known yet");
-        Ok(None)
-    }
-
-    /// Mounts one merged tree of `chain`, bottom layer first; each call must be paired with one of
-    /// [`Lazy::unmount`].
-    pub fn mount(&self, chain: &[LayerId]) -> Result<MountPoint> {
-        Err(self.unknown(chain))
-    }
-
-    /// Gives back one use of the chain's mount; the last one unmounts it.
-    pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
-        Err(self.unknown(chain))
-    }
-
-    /// Bytes on disk and number of inodes of a layer.
-    pub fn usage(&self, layer: LayerId) -> Result<(u64, u64)> {
-        Err(self.unknown(&[layer]))
-    }
-
-    /// Deletes a layer's data; refused while it is mounted.
-    pub fn remove(&self, layer: LayerId) -> Result<()> {
-        Err(self.unknown(&[layer]))
-    }
-
-    /// Unmounts everything and stops all threads.
-    pub fn shutdown(&self) {}
-
-    fn unknown(&self, chain: &[LayerId]) -> Error {
-        let name = chain.last().map_or_else(String::new, ToString::to_string);
-        Error::NotFound(format!("layer {name} in {}", self.root.display()))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,219 @@
 //! eStargz and legacy stargz: gzip members that a TOC at the blob's end makes seekable.
+//!
+//! The blob is a valid gzip file. Each chunk of a file begins a member of its own (or shares one
+//! with other small files, `innerOffset`); the TOC says where. The TOC's digest stands in the
+//! image manifest, the chunks' digests in the TOC: so every byte is vouched for by the manifest.
 
 pub mod footer;
 pub mod toc;
+
+use std::io::Read;
+
+use self::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, TocEntry};
+use super::{Flaw, timestamp};
+use crate::digest::Digest;
+use crate::index::{ChunkSpec, Codec, FileId, Kind, LayerBuilder, LayerIndex, Meta};
+
+/// Longest TOC in bytes, unpacked: some two million entries.
+pub const MAX_TOC: u64 = 512 << 20;
+/// Longest TOC in bytes, packed.
+pub const MAX_PACKED_TOC: u64 = 128 << 20;
+
+/// Unpacks the TOC's JSON out of its gzip member, `packed`.
+pub fn unpack_toc(packed: &[u8]) -> Result<Vec<u8>, Flaw> {
+    let broken = |error: std::io::Error| Flaw::new(format!("TOC: {error}"));
+    // Room for the tar header and its padding; more than the limit can only be a bomb.
+    let unpacked = flate2::read::GzDecoder::new(packed).take(MAX_TOC + 4096);
+    let mut archive = tar::Archive::new(unpacked);
+    let mut entry = archive
+        .entries()
+        .map_err(broken)?
+        .next()
+        .ok_or_else(|| Flaw::new("TOC: its archive is empty"))?
+        .map_err(broken)?;
+    if entry.path_bytes().as_ref() != TOC_NAME.as_bytes() {
+        return Err(Flaw::new(format!(
+            "TOC: its archive does not begin with {TOC_NAME}"
+        )));
+    }
+    let size = entry.size();
+    if size > MAX_TOC {
+        return Err(Flaw::new(format!("TOC: {size} bytes, more than {MAX_TOC}")));
+    }
+    let mut json = Vec::new();
+    entry.read_to_end(&mut json).map_err(broken)?;
+    if json.len() as u64 != size {
+        return Err(Flaw::new(format!(
+            "TOC: {} of {size} bytes are there",
+            json.len()
+        )));
+    }
+    Ok(json)
+}
+
+/// Makes the index of `layer`, a blob of `blob_size` bytes, from its TOC's JSON.
+///
+/// `toc_offset` ends the last chunk's member. The caller has checked `toc`, the JSON's digest.
+pub fn index(
+    json: &[u8],
+    layer: Digest,
+    toc: Digest,
+    blob_size: u64,
+    toc_offset: u64,
+) -> Result<LayerIndex, Flaw> {
+    let mut reader = Reader {
+        builder: LayerBuilder::new(layer, toc, blob_size),
+        current: None,
+        offsets: vec![toc_offset],
+        chunks: Vec::new(),
+    };
+    toc::for_each_entry(json, |entry| reader.entry(&entry))?;
+    reader.finish()
+}
+
+struct Reader {
+    builder: LayerBuilder,
+    /// The file whose further chunks may follow.
+    current: Option<Current>,
+    /// Where members begin: a member ends where the next begins.
+    offsets: Vec<u64>,
+    /// Chunks whose member's end is not known yet.
+    chunks: Vec<(FileId, ChunkSpec)>,
+}
+
+struct Current {
+    name: String,
+    size: u64,
+    /// `None` for what is not part of the file system: a landmark or a whiteout.
+    file: Option<FileId>,
+}
+
+impl Reader {
+    fn entry(&mut self, entry: &TocEntry) -> Result<(), Flaw> {
+        let path = entry.name.as_str();
+        if entry.kind == EntryType::Chunk {
+            return self.chunk(entry);
+        }
+        self.current = None;
+        if entry.kind == EntryType::Reg && self.hidden(entry) {
+            return Ok(());
+        }
+        let meta = meta(entry)?;
+        let numbers = (entry.dev_major, entry.dev_minor);
+        match entry.kind {
+            EntryType::Dir => self.builder.directory(path, &meta),
+            EntryType::Symlink => self.builder.symlink(path, &meta, &entry.link_name),
+            EntryType::Hardlink => self.builder.hard_link(path, &entry.link_name),
+            EntryType::Char => self.builder.special(path, &meta, Kind::CharDevice, numbers),
+            EntryType::Block => self
+                .builder
+                .special(path, &meta, Kind::BlockDevice, numbers),
+            EntryType::Fifo => self.builder.special(path, &meta, Kind::Fifo, numbers),
+            EntryType::Reg | EntryType::Chunk => {
+                let file = self.builder.file(path, &meta, entry.size)?;
+                self.current = Some(Current {
+                    name: entry.name.clone(),
+                    size: entry.size,
+                    file,
+                });
+                match entry.size {
+                    0 => Ok(()),
+                    _ => self.chunk(entry),
+                }
+            }
+        }
+    }
+
+    /// Takes note of a landmark; neither it nor the TOC itself is part of the file system.
+    fn hidden(&mut self, entry: &TocEntry) -> bool {
+        let name = entry.name.strip_prefix("./").unwrap_or(&entry.name);
+        match name {
+            PREFETCH_LANDMARK => self.builder.prefetch_before(entry.offset),
+            NO_PREFETCH_LANDMARK => self.builder.prefetch_before(0),
+            TOC_NAME => {}
+            _ => return false,
+        }
+        self.offsets.push(entry.offset);
+        self.current = Some(Current {
+            name: entry.name.clone(),
+            size: entry.size,
+            file: None,
+        });
+        true
+    }
+
+    fn chunk(&mut self, entry: &TocEntry) -> Result<(), Flaw> {
+        let refuse = |reason| Err(Flaw::entry(&entry.name, reason));
+        let Some(current) = self.current.as_ref().filter(|c| c.name == entry.name) else {
+            return refuse("a chunk that does not follow its file");
+        };
+        self.offsets.push(entry.offset);
+        let Some(file) = current.file else {
+            return Ok(());
+        };
+        if entry.chunk_offset >= current.size {
+            return refuse("a chunk behind the end of the file");
+        }
+        let len = match entry.chunk_size {
+            0 => current.size - entry.chunk_offset,
+            size => size,
+        };
+        let whole = entry.chunk_offset == 0 && len == current.size;
+        let digest = match entry.chunk_digest.as_str() {
+            "" if whole => entry.digest.as_str(),
+            digest => digest,
+        };
+        let Ok(digest) = digest.parse() else {
+            return refuse("a chunk without a valid digest");
+        };
+        let spec = ChunkSpec {
+            file_offset: entry.chunk_offset,
+            len,
+            unit_offset: entry.offset,
+            unit_len: 0,
+            codec: Codec::Gzip,
+            inner: entry.inner_offset,
+            digest,
+        };
+        self.chunks.push((file, spec));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<LayerIndex, Flaw> {
+        self.offsets.sort_unstable();
+        self.offsets.dedup();
+        for (file, mut spec) in self.chunks {
+            let next = self.offsets.partition_point(|at| *at <= spec.unit_offset);
+            // A member behind the TOC has no end and is refused as one of no length.
+            if let Some(end) = self.offsets.get(next) {
+                spec.unit_len = end - spec.unit_offset;
+            }
+            self.builder.chunk(file, spec)?;
+        }
+        self.builder.finish()
+    }
+}
+
+fn meta(entry: &TocEntry) -> Result<Meta, Flaw> {
+    let id = |id| u32::try_from(id).map_err(|_| Flaw::entry(&entry.name, "bad owner"));
+    let mtime = match entry.mod_time.as_str() {
+        "" => (0, 0),
+        text => timestamp::parse(text)
+            .ok_or_else(|| Flaw::entry(&entry.name, format!("bad time {text:?}")))?,
+    };
+    let xattrs = entry.xattrs.iter();
+    Ok(Meta {
+        mode: (entry.mode & 0o7777) as u32,
+        uid: id(entry.uid)?,
+        gid: id(entry.gid)?,
+        mtime,
+        xattrs: xattrs
+            .map(|(name, value)| (name.clone().into_bytes(), value.0.clone()))
+            .collect(),
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod sample;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,240 @@
+//! The threads that wait for registries, and who goes first.
+//!
+//! Readers come first and have most threads. What is fetched ahead runs at once or not at all:
+//! waiting in a queue it would hold claims that a reader then waits for. Prefetching has two
+//! requests under way when no reader waits and one when some do: enough to make use of the line,
+//! too few to take it away. Background work runs only when nothing else does.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// A thread without work ends after this time.
+const IDLE: Duration = Duration::from_secs(10);
+/// Pages of stack are only touched as needed; unpacking needs little.
+const STACK: usize = 256 << 10;
+
+/// What work is for, the most urgent first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    /// Somebody waits for it.
+    Read,
+    /// It lies beside what somebody waits for.
+    Ahead,
+    /// The image's author says that it will be read.
+    Prefetch,
+    /// It makes the layer complete.
+    Background,
+}
+
+const CLASSES: [Class; 4] = [
+    Class::Read,
+    Class::Ahead,
+    Class::Prefetch,
+    Class::Background,
+];
+/// Most jobs of each class that run at a time.
+const LIMITS: [usize; 4] = [24, 8, 2, 1];
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A bounded set of threads, made when needed.
+#[derive(Default)]
+pub struct Pool {
+    state: Mutex<State>,
+    work: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    queues: [VecDeque<Job>; 4],
+    running: [usize; 4],
+    /// Threads that wait for work.
+    idle: usize,
+    /// How many of them are to look for it: a wake-up that is not counted here is spurious.
+    calls: usize,
+    closed: bool,
+}
+
+impl State {
+    /// Whether one more job of `class` may run beside what runs now.
+    fn allows(&self, class: Class) -> bool {
+        let limit = match class {
+            Class::Prefetch if self.running[Class::Read as usize] > 0 => 1,
+            Class::Background if self.running.iter().any(|running| *running > 0) => 0,
+            _ => LIMITS[class as usize],
+        };
+        self.running[class as usize] < limit
+    }
+
+    /// Takes the most urgent job that may run.
+    fn take(&mut self) -> Option<(Class, Job)> {
+        for class in CLASSES {
+            if self.allows(class)
+                && let Some(job) = self.queues[class as usize].pop_front()
+            {
+                self.running[class as usize] += 1;
+                return Some((class, job));
+            }
+        }
+        None
+    }
+}
+
+impl Pool {
+    /// Runs `job` when its turn comes; after [`Pool::close`] it is dropped.
+    pub fn run(self: &Arc<Self>, class: Class, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.lock();
+        if state.closed {
+            return;
+        }
+        state.queues[class as usize].push_back(Box::new(job));
+        self.wake(&mut state);
+    }
+
+    /// Runs `job` now if its class has a thread free, else drops it.
+    pub fn run_if_free(self: &Arc<Self>, class: Class, job: impl FnOnce() + Send + 'static) {
+        let mut state = self.lock();
+        let waiting = state.queues[class as usize].len();
+        if state.closed || !state.allows(class) || waiting > 0 {
+            return;
+        }
+        state.queues[class as usize].push_back(Box::new(job));
+        self.wake(&mut state);
+    }
+
+    /// Drops what has not begun and lets the threads end; running jobs run to their end.
+    pub fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let dropped = std::mem::take(&mut state.queues);
+        drop(state);
+        // Outside of the lock: a dropped job answers a reader.
+        drop(dropped);
+        self.work.notify_all();
+    }
+
+    fn wake(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
+        if state.idle > state.calls {
+            state.calls += 1;
+            self.work.notify_one();
+            return;
+        }
+        let runnable = CLASSES
+            .iter()
+            .any(|class| state.allows(*class) && !state.queues[*class as usize].is_empty());
+        if runnable {
+            let pool = Arc::clone(self);
+            let thread = std::thread::Builder::new()
+                .name("xebec-fill".to_owned())
+                .stack_size(STACK);
+            if let Err(error) = thread.spawn(move || pool.work()) {
+                tracing::warn!(%error, "no further thread for cold reads; they wait");
+            }
+        }
+    }
+
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            while let Some((class, job)) = state.take() {
+                drop(state);
+                job();
+                state = self.lock();
+                state.running[class as usize] -= 1;
+            }
+            state.idle += 1;
+            let nothing = |state: &mut State| state.calls == 0 && !state.closed;
+            let (woken, _) = self
+                .work
+                .wait_timeout_while(state, IDLE, nothing)
+                .unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            state.idle -= 1;
+            if state.calls == 0 {
+                return;
+            }
+            state.calls -= 1;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn state(running: [usize; 4]) -> State {
+        let mut state = State {
+            running,
+            ..State::default()
+        };
+        for queue in &mut state.queues {
+            queue.push_back(Box::new(|| ()));
+        }
+        state
+    }
+
+    #[test]
+    fn the_most_urgent_job_that_may_run_is_taken() {
+        for (running, expected) in [
+            ([0, 0, 0, 0], Some(Class::Read)),
+            ([24, 0, 0, 0], Some(Class::Ahead)),
+            ([24, 8, 0, 0], Some(Class::Prefetch)),
+            ([24, 8, 1, 0], None),
+        ] {
+            let taken = state(running).take().map(|(class, _)| class);
+            assert_eq!(taken, expected, "{running:?}");
+        }
+    }
+
+    #[test]
+    fn prefetching_yields_to_readers_and_background_to_everyone() {
+        assert!(state([0, 0, 1, 0]).allows(Class::Prefetch));
+        assert!(!state([1, 0, 1, 0]).allows(Class::Prefetch));
+        assert!(state([0, 0, 0, 0]).allows(Class::Background));
+        assert!(!state([0, 1, 0, 0]).allows(Class::Background));
+    }
+
+    #[test]
+    fn jobs_run_and_a_closed_pool_drops_them() {
+        let pool = Arc::new(Pool::default());
+        let (sender, receiver) = mpsc::channel();
+        for number in 0..100 {
+            let sender = sender.clone();
+            pool.run(Class::Read, move || sender.send(number).unwrap());
+        }
+        let mut seen: Vec<i32> = (0..100).map(|_| receiver.recv().unwrap()).collect();
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..100));
+        pool.close();
+        pool.run(Class::Read, move || sender.send(1).unwrap());
+        assert!(receiver.recv().is_err(), "the job was dropped");
+    }
+
+    #[test]
+    fn what_may_not_run_at_once_is_not_kept() {
+        let pool = Arc::new(Pool::default());
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = Arc::new(Mutex::new(blocked));
+        for _ in 0..LIMITS[Class::Ahead as usize] {
+            let blocked = Arc::clone(&blocked);
+            pool.run(Class::Ahead, move || {
+                blocked.lock().unwrap().recv().unwrap_err();
+            });
+        }
+        while pool.lock().running[Class::Ahead as usize] < LIMITS[Class::Ahead as usize] {
+            std::thread::yield_now();
+        }
+        let (sender, receiver) = mpsc::channel();
+        pool.run_if_free(Class::Ahead, move || sender.send(()).unwrap());
+        assert!(receiver.recv().is_err(), "the job was dropped");
+        drop(release);
+        pool.close();
+    }
+}

@@ -1,0 +1,558 @@
+//! Building a [`LayerIndex`] from entries in any order, refusing what no honest layer holds.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+
+use super::MAX_ENTRIES;
+use super::content::{self, Content};
+use super::layer::{self, LayerIndex};
+use super::layout::{
+    Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC, NO_INODE,
+    Record, Xattr,
+};
+use super::name::{self, Role};
+use crate::digest::Digest;
+use crate::formats::Flaw;
+
+/// No dirent: end of a hash chain, or an inode without a name.
+const NONE: u32 = u32::MAX;
+/// Longest chain of hard links to hard links.
+const MAX_LINK_HOPS: usize = 64;
+/// Longest value of an extended attribute (`XATTR_SIZE_MAX`).
+const MAX_XATTR: usize = 64 << 10;
+
+/// Attributes that every kind of entry has.
+#[derive(Debug, Clone, Default)]
+pub struct Meta {
+    /// Permissions with setuid, setgid and sticky; other bits are dropped.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Modification time: seconds since 1970 and nanoseconds.
+    pub mtime: (i64, u32),
+    /// Extended attributes.
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+/// A regular file whose chunks are still to come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FileId(pub(super) u32);
+
+/// A chunk as a format describes it.
+#[derive(Debug, Clone)]
+pub struct ChunkSpec {
+    /// Offset in the file.
+    pub file_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Offset in the blob of the unit that holds it.
+    pub unit_offset: u64,
+    /// Packed length of that unit.
+    pub unit_len: u64,
+    /// How the unit is packed.
+    pub codec: Codec,
+    /// Offset in what the unit unpacks to.
+    pub inner: u64,
+    /// SHA-256 of the chunk.
+    pub digest: Digest,
+}
+
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Target {
+    Nothing,
+    Inode(u32),
+    /// Another path, by its place among the strings; resolved at the end.
+    Link(u32, u32),
+}
+
+struct Name {
+    parent: u32,
+    name: u32,
+    len: u16,
+    flags: u16,
+    target: Target,
+    /// Next name with the same hash.
+    next: u32,
+}
+
+/// Collects one layer.
+pub struct LayerBuilder {
+    head: Head,
+    strings: Vec<u8>,
+    inodes: Vec<Inode>,
+    /// The first name of each inode, for messages.
+    named_by: Vec<u32>,
+    names: Vec<Name>,
+    by_hash: HashMap<u64, u32>,
+    hasher: RandomState,
+    xattrs: Vec<u8>,
+    chunks: Vec<(u32, ChunkSpec)>,
+    prefetch_before: Option<u64>,
+    /// The directory looked up last: entries come sorted by path.
+    last_directory: (String, u32),
+}
+
+/// Where an entry goes.
+enum Place<'a> {
+    Root,
+    Child(u32, &'a str),
+    /// A whiteout, an opaque marker or something to ignore: handled, nothing to add.
+    Handled,
+}
+
+impl LayerBuilder {
+    /// Begins the index of the blob `layer` of `blob_size` bytes, described by the TOC `toc`.
+    pub fn new(layer: Digest, toc: Digest, blob_size: u64) -> Self {
+        let head = Head {
+            magic: MAGIC,
+            layer: *layer.as_bytes(),
+            toc: *toc.as_bytes(),
+            blob_size,
+            data_size: 0,
+            prefetch_units: 0,
+            prefetch_known: 0,
+            inodes: 0,
+            dirents: 0,
+            xattrs: 0,
+            chunks: 0,
+            units: 0,
+            unit_chunks: 0,
+            segments: 0,
+            strings: 0,
+        };
+        let mut builder = Self {
+            head,
+            strings: Vec::new(),
+            inodes: Vec::new(),
+            named_by: Vec::new(),
+            names: Vec::new(),
+            by_hash: HashMap::new(),
+            hasher: RandomState::new(),
+            xattrs: Vec::new(),
+            chunks: Vec::new(),
+            prefetch_before: None,
+            last_directory: (String::new(), 0),
+        };
+        builder.inodes.push(implied_directory());
+        builder.named_by.push(NONE);
+        builder
+    }
+
+    /// Adds a directory; one that only entries below it named so far gets these attributes.
+    pub fn directory(&mut self, path: &str, meta: &Meta) -> Result<(), Flaw> {
+        let inode = match self.place(path)? {
+            Place::Handled => return Ok(()),
+            Place::Root => 0,
+            Place::Child(parent, name) => match self.find(parent, name) {
+                Some(at) => match self.names[at as usize].target {
+                    Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
+                    Target::Nothing => self.attach(at, implied_directory(), path)?,
+                    _ => return Err(duplicate(path)),
+                },
+                None => self.add(parent, name, implied_directory(), path)?,
+            },
+        };
+        let opaque = self.inodes[inode as usize].flags & INODE_OPAQUE;
+        let filled = self.filled(Kind::Directory, meta, path)?;
+        self.inodes[inode as usize] = Inode {
+            flags: opaque,
+            ..filled
+        };
+        Ok(())
+    }
+
+    /// Adds a regular file. `None` means that the name is a whiteout or not part of the file
+    /// system, and that there is nothing to add chunks to.
+    pub fn file(&mut self, path: &str, meta: &Meta, size: u64) -> Result<Option<FileId>, Flaw> {
+        let inode = self.filled(Kind::File, meta, path)?;
+        let inode = Inode { size, ..inode };
+        Ok(self.insert(path, inode)?.map(FileId))
+    }
+
+    /// Adds a symbolic link.
+    pub fn symlink(&mut self, path: &str, meta: &Meta, target: &str) -> Result<(), Flaw> {
+        if target.is_empty() || target.len() > name::MAX_PATH || target.contains('\0') {
+            return Err(Flaw::entry(path, "the symbolic link has no valid target"));
+        }
+        let mut inode = self.filled(Kind::Symlink, meta, path)?;
+        inode.data_first = self.string(target.as_bytes(), path)?;
+        inode.data_count = target.len() as u32;
+        inode.size = target.len() as u64;
+        self.insert(path, inode).map(drop)
+    }
+
+    /// Adds a device or a named pipe.
+    pub fn special(
+        &mut self,
+        path: &str,
+        meta: &Meta,
+        kind: Kind,
+        (major, minor): (u64, u64),
+    ) -> Result<(), Flaw> {
+        let number = |n| u32::try_from(n).map_err(|_| Flaw::entry(path, "bad device number"));
+        let mut inode = self.filled(kind, meta, path)?;
+        if kind != Kind::Fifo {
+            (inode.data_first, inode.data_count) = (number(major)?, number(minor)?);
+        }
+        self.insert(path, inode).map(drop)
+    }
+
+    /// Adds another name of a file of the same layer, which may come later.
+    pub fn hard_link(&mut self, path: &str, target: &str) -> Result<(), Flaw> {
+        let target = name::clean(target)
+            .map_err(|_| Flaw::entry(path, "the hard link has no valid target"))?;
+        let link = Target::Link(self.string(target.as_bytes(), path)?, target.len() as u32);
+        match self.place(path)? {
+            Place::Handled => Ok(()),
+            Place::Root => Err(duplicate(path)),
+            Place::Child(parent, name) => match self.find(parent, name) {
+                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                    self.names[at as usize].target = link;
+                    Ok(())
+                }
+                Some(_) => Err(duplicate(path)),
+                None => self.name(parent, name, link, 0, path).map(drop),
+            },
+        }
+    }
+
+    /// Adds a chunk of `file`.
+    pub fn chunk(&mut self, file: FileId, spec: ChunkSpec) -> Result<(), Flaw> {
+        let checked = match self.chunks.len() {
+            MAX_ENTRIES.. => Err("more than 10000000 chunks".to_owned()),
+            _ => content::check_chunk(&spec, self.head.blob_size),
+        };
+        checked.map_err(|reason| Flaw::entry(&self.path_of(file.0), reason))?;
+        self.chunks.push((file.0, spec));
+        Ok(())
+    }
+
+    /// Says which bytes of the blob are wanted first: everything in units before `offset`.
+    pub fn prefetch_before(&mut self, offset: u64) {
+        self.prefetch_before = Some(offset);
+    }
+
+    /// Number of entries so far.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether nothing but the root directory is there.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Checks what only the whole can show and makes the index.
+    pub fn finish(mut self) -> Result<LayerIndex, Flaw> {
+        self.resolve_links()?;
+        let chunks = std::mem::take(&mut self.chunks);
+        let content = Content::lay_out(&mut self.inodes, chunks)
+            .map_err(|(inode, reason)| Flaw::entry(&self.path_of(inode), reason))?;
+        let dirents = self.sorted_dirents();
+        if let Some(offset) = self.prefetch_before {
+            let wanted = content.units.iter().take_while(|unit| unit.offset < offset);
+            self.head.prefetch_known = 1;
+            self.head.prefetch_units = wanted.count() as u32;
+        }
+        self.head.inodes = self.inodes.len() as u32;
+        self.head.dirents = (dirents.len() / Dirent::LEN) as u32;
+        self.head.xattrs = (self.xattrs.len() / Xattr::LEN) as u32;
+        self.head.strings = self.strings.len() as u32;
+        content.describe(&mut self.head);
+
+        let mut sections = Vec::with_capacity(self.inodes.len() * 160);
+        self.inodes
+            .iter()
+            .for_each(|inode| inode.put(&mut sections));
+        sections.extend_from_slice(&dirents);
+        sections.extend_from_slice(&self.xattrs);
+        content.put(&mut sections);
+        sections.extend_from_slice(&self.strings);
+        LayerIndex::from_image(Box::new(layer::assemble(&self.head, &sections)))
+    }
+
+    /// An inode with the attributes of `meta`, its extended attributes stored.
+    fn filled(&mut self, kind: Kind, meta: &Meta, path: &str) -> Result<Inode, Flaw> {
+        let xattr_first = (self.xattrs.len() / Xattr::LEN) as u32;
+        for (name, value) in &meta.xattrs {
+            if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > MAX_XATTR {
+                return Err(Flaw::entry(path, "an extended attribute is not valid"));
+            }
+            let xattr = Xattr {
+                name: self.string(name, path)?,
+                name_len: name.len() as u16,
+                value: self.string(value, path)?,
+                value_len: value.len() as u32,
+            };
+            xattr.put(&mut self.xattrs);
+        }
+        Ok(Inode {
+            mode: kind.mode_bits() | (meta.mode & 0o7777),
+            flags: 0,
+            uid: meta.uid,
+            gid: meta.gid,
+            mtime: meta.mtime.0,
+            mtime_nsec: meta.mtime.1,
+            nlink: 1,
+            xattr_first,
+            xattr_count: meta.xattrs.len() as u32,
+            ..implied_directory()
+        })
+    }
+
+    /// Gives `path` to `inode`, unless the name says something else.
+    fn insert(&mut self, path: &str, inode: Inode) -> Result<Option<u32>, Flaw> {
+        match self.place(path)? {
+            Place::Handled => Ok(None),
+            Place::Root => Err(Flaw::entry(path, "the root is not a directory")),
+            Place::Child(parent, name) => match self.find(parent, name) {
+                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                    self.attach(at, inode, path).map(Some)
+                }
+                Some(_) => Err(duplicate(path)),
+                None => self.add(parent, name, inode, path).map(Some),
+            },
+        }
+    }
+
+    /// Finds or makes the parent, and does what a whiteout says.
+    fn place<'a>(&mut self, path: &'a str) -> Result<Place<'a>, Flaw> {
+        let clean = name::clean(path)?;
+        if clean.is_empty() {
+            return Ok(Place::Root);
+        }
+        let (parent, last) = name::split(clean);
+        let parent = self.parent(parent, path)?;
+        match name::role(last) {
+            Role::Name(name) => return Ok(Place::Child(parent, name)),
+            Role::Ignored => {}
+            Role::Opaque => self.inodes[parent as usize].flags |= INODE_OPAQUE,
+            Role::Whiteout(hidden) => {
+                name::check_hidden(path, hidden)?;
+                match self.find(parent, hidden) {
+                    Some(at) => self.names[at as usize].flags |= DIRENT_HIDES,
+                    None => {
+                        self.name(parent, hidden, Target::Nothing, DIRENT_HIDES, path)?;
+                    }
+                }
+            }
+        }
+        Ok(Place::Handled)
+    }
+
+    /// The directory at the cleaned path `directory`, made if no entry named it yet.
+    fn parent(&mut self, directory: &str, path: &str) -> Result<u32, Flaw> {
+        if directory == self.last_directory.0 {
+            return Ok(self.last_directory.1);
+        }
+        let mut inode = 0;
+        for component in directory.split('/').filter(|c| !c.is_empty()) {
+            inode = match self.find(inode, component) {
+                None => self.add(inode, component, implied_directory(), path)?,
+                Some(at) => match self.names[at as usize].target {
+                    Target::Nothing => self.attach(at, implied_directory(), path)?,
+                    Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
+                    _ => {
+                        let reason = format!("{component:?} on its way is not a directory");
+                        return Err(Flaw::entry(path, reason));
+                    }
+                },
+            };
+        }
+        self.last_directory = (directory.to_owned(), inode);
+        Ok(inode)
+    }
+
+    fn hash(&self, parent: u32, name: &[u8]) -> u64 {
+        self.hasher.hash_one((parent, name))
+    }
+
+    fn find(&self, parent: u32, name: &str) -> Option<u32> {
+        let mut at = *self.by_hash.get(&self.hash(parent, name.as_bytes()))?;
+        while at != NONE {
+            let entry = &self.names[at as usize];
+            if entry.parent == parent && self.name_of(entry) == name.as_bytes() {
+                return Some(at);
+            }
+            at = entry.next;
+        }
+        None
+    }
+
+    fn name_of(&self, entry: &Name) -> &[u8] {
+        &self.strings[entry.name as usize..][..usize::from(entry.len)]
+    }
+
+    /// Adds a name that is not there yet.
+    fn name(
+        &mut self,
+        parent: u32,
+        name: &str,
+        target: Target,
+        flags: u16,
+        path: &str,
+    ) -> Result<u32, Flaw> {
+        if self.names.len() >= MAX_ENTRIES {
+            return Err(Flaw::entry(path, "more than 10000000 entries"));
+        }
+        let at = self.names.len() as u32;
+        let next = self.by_hash.insert(self.hash(parent, name.as_bytes()), at);
+        let entry = Name {
+            parent,
+            name: self.string(name.as_bytes(), path)?,
+            len: name.len() as u16,
+            flags,
+            target,
+            next: next.unwrap_or(NONE),
+        };
+        self.names.push(entry);
+        Ok(at)
+    }
+
+    fn add(&mut self, parent: u32, name: &str, inode: Inode, path: &str) -> Result<u32, Flaw> {
+        let at = self.name(parent, name, Target::Nothing, 0, path)?;
+        self.attach(at, inode, path)
+    }
+
+    fn attach(&mut self, at: u32, inode: Inode, path: &str) -> Result<u32, Flaw> {
+        if self.inodes.len() > MAX_ENTRIES {
+            return Err(Flaw::entry(path, "more than 10000000 entries"));
+        }
+        let id = self.inodes.len() as u32;
+        self.inodes.push(inode);
+        self.named_by.push(at);
+        self.names[at as usize].target = Target::Inode(id);
+        Ok(id)
+    }
+
+    fn string(&mut self, bytes: &[u8], path: &str) -> Result<u32, Flaw> {
+        let at = self.strings.len();
+        if at + bytes.len() >= u32::MAX as usize {
+            return Err(Flaw::entry(path, "names and attributes exceed 4 GiB"));
+        }
+        self.strings.extend_from_slice(bytes);
+        Ok(at as u32)
+    }
+
+    fn resolve_links(&mut self) -> Result<(), Flaw> {
+        for at in 0..self.names.len() {
+            let Target::Link(..) = self.names[at].target else {
+                continue;
+            };
+            let inode = self
+                .follow(at as u32)
+                .map_err(|reason| Flaw::entry(&self.path_of_name(at as u32), reason))?;
+            self.names[at].target = Target::Inode(inode);
+            self.inodes[inode as usize].nlink += 1;
+        }
+        Ok(())
+    }
+
+    /// The inode that a hard link, or a chain of them, ends at.
+    fn follow(&self, mut at: u32) -> Result<u32, String> {
+        for _ in 0..MAX_LINK_HOPS {
+            let (start, len) = match self.names[at as usize].target {
+                Target::Link(start, len) => (start as usize, len as usize),
+                Target::Nothing => return Err("the hard link's target is a whiteout".into()),
+                Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => {
+                    return Err("the hard link's target is a directory".into());
+                }
+                Target::Inode(id) => return Ok(id),
+            };
+            // Paths are stored from &str, so this never replaces anything.
+            let path = String::from_utf8_lossy(&self.strings[start..start + len]);
+            at = self
+                .look_up(&path)
+                .ok_or_else(|| format!("the hard link's target {path:?} is not in the layer"))?;
+        }
+        Err("the hard link is part of a cycle".into())
+    }
+
+    fn look_up(&self, path: &str) -> Option<u32> {
+        let mut inode = 0;
+        let mut at = None;
+        for component in path.split('/') {
+            if let Some(previous) = at {
+                match self.names[previous as usize].target {
+                    Target::Inode(id) => inode = id,
+                    _ => return None,
+                }
+            }
+            at = Some(self.find(inode, component)?);
+        }
+        at
+    }
+
+    /// Dirents grouped by directory and sorted by name; directories learn their range.
+    fn sorted_dirents(&mut self) -> Vec<u8> {
+        let mut order: Vec<u32> = (0..self.names.len() as u32).collect();
+        order.sort_unstable_by(|&a, &b| {
+            let (a, b) = (&self.names[a as usize], &self.names[b as usize]);
+            (a.parent, self.name_of(a)).cmp(&(b.parent, self.name_of(b)))
+        });
+        let mut records = Vec::with_capacity(order.len() * Dirent::LEN);
+        for (position, at) in order.into_iter().enumerate() {
+            let entry = &self.names[at as usize];
+            let inode = match entry.target {
+                Target::Inode(id) => id,
+                Target::Nothing | Target::Link(..) => NO_INODE,
+            };
+            let parent = &mut self.inodes[entry.parent as usize];
+            if parent.data_count == 0 {
+                parent.data_first = position as u32;
+            }
+            parent.data_count += 1;
+            let dirent = Dirent {
+                name: entry.name,
+                name_len: entry.len,
+                flags: entry.flags,
+                inode,
+            };
+            dirent.put(&mut records);
+        }
+        records
+    }
+
+    fn path_of(&self, inode: u32) -> String {
+        match self.named_by[inode as usize] {
+            NONE => String::new(),
+            at => self.path_of_name(at),
+        }
+    }
+
+    fn path_of_name(&self, at: u32) -> String {
+        let entry = &self.names[at as usize];
+        let name = String::from_utf8_lossy(self.name_of(entry));
+        match entry.parent {
+            0 => name.into_owned(),
+            parent => format!("{}/{name}", self.path_of(parent)),
+        }
+    }
+}
+
+fn duplicate(path: &str) -> Flaw {
+    Flaw::entry(path, "the name is there already")
+}
+
+/// A directory that the layer does not describe: attributes as `mkdir -p` by root gives them.
+const fn implied_directory() -> Inode {
+    Inode {
+        mode: Kind::Directory.mode_bits() | 0o755,
+        flags: INODE_IMPLIED,
+        uid: 0,
+        gid: 0,
+        nlink: 1,
+        mtime_nsec: 0,
+        mtime: 0,
+        size: 0,
+        xattr_first: 0,
+        xattr_count: 0,
+        data_first: 0,
+        data_count: 0,
+        segment: 0,
+        base: 0,
+    }
+}

@@ -1,0 +1,232 @@
+//! Chunks, units and where file contents lie in the store.
+
+use super::builder::ChunkSpec;
+use super::layout::{Chunk, Codec, Field, Head, Inode, Kind, Record, Unit};
+use super::{ALIGN, MAX_CHUNK, MAX_DATA, MAX_OBJECTS, OBJECT_MIN};
+
+/// Most bytes a unit may unpack to before the end of its last chunk, and most it may have packed:
+/// bounds the memory that one read can cost.
+const MAX_UNIT: u64 = 128 << 20;
+
+/// An inode and what is wrong with its content.
+type Refusal = (u32, String);
+
+/// Checks what one chunk alone can show.
+pub(super) fn check_chunk(spec: &ChunkSpec, blob_size: u64) -> Result<(), String> {
+    if spec.len == 0 || spec.len > MAX_CHUNK {
+        return Err(format!("a chunk of {} bytes", spec.len));
+    }
+    if spec.inner > MAX_UNIT - spec.len {
+        return Err(format!(
+            "a chunk {} bytes into what is unpacked",
+            spec.inner
+        ));
+    }
+    let inside = spec
+        .unit_offset
+        .checked_add(spec.unit_len)
+        .is_some_and(|end| end <= blob_size);
+    if !inside || spec.unit_len == 0 {
+        return Err(format!(
+            "a chunk in {} bytes at {} of a blob of {blob_size} bytes",
+            spec.unit_len, spec.unit_offset
+        ));
+    }
+    if spec.unit_len > MAX_UNIT {
+        return Err(format!("a chunk packed in {} bytes", spec.unit_len));
+    }
+    Ok(())
+}
+
+/// The data sections of an index.
+pub(super) struct Content {
+    chunks: Vec<Chunk>,
+    pub(super) units: Vec<Unit>,
+    unit_chunks: Vec<u32>,
+    segments: Vec<u64>,
+    data_size: u64,
+}
+
+impl Content {
+    /// Orders and checks the chunks, and gives each file its place in the store.
+    pub(super) fn lay_out(
+        inodes: &mut [Inode],
+        mut specs: Vec<(u32, ChunkSpec)>,
+    ) -> Result<Self, Refusal> {
+        // Formats mostly deliver in this order already; the sort is then one pass.
+        specs.sort_by_key(|(inode, spec)| (*inode, spec.file_offset));
+        let (units, unit_of) = units(&specs)?;
+        let mut content = Self {
+            chunks: Vec::with_capacity(specs.len()),
+            unit_chunks: Vec::with_capacity(specs.len()),
+            units,
+            segments: Vec::new(),
+            data_size: 0,
+        };
+        content.place_chunks(inodes, &specs, &unit_of)?;
+        content.group_by_unit();
+        content.place_files(inodes)?;
+        Ok(content)
+    }
+
+    /// Makes the chunk records; each file's chunks must cover it without gap or overlap.
+    fn place_chunks(
+        &mut self,
+        inodes: &mut [Inode],
+        specs: &[(u32, ChunkSpec)],
+        unit_of: &[u32],
+    ) -> Result<(), Refusal> {
+        let mut rest = specs;
+        for (id, inode) in inodes.iter_mut().enumerate() {
+            let id = id as u32;
+            if inode.kind() != Kind::File {
+                continue;
+            }
+            let first = self.chunks.len();
+            let mut covered = 0;
+            while let Some(((owner, spec), more)) = rest.split_first()
+                && *owner == id
+            {
+                if spec.file_offset != covered {
+                    let reason = format!(
+                        "a chunk at {} where the file is covered up to {covered}",
+                        spec.file_offset
+                    );
+                    return Err((id, reason));
+                }
+                covered += spec.len;
+                self.chunks.push(Chunk {
+                    file_offset: spec.file_offset,
+                    len: spec.len as u32,
+                    unit: unit_of[self.chunks.len()],
+                    inner: spec.inner as u32,
+                    inode: id,
+                    digest: *spec.digest.as_bytes(),
+                });
+                rest = more;
+            }
+            if covered != inode.size {
+                let reason = format!("{covered} bytes in chunks, {} in the file", inode.size);
+                return Err((id, reason));
+            }
+            inode.data_first = first as u32;
+            inode.data_count = (self.chunks.len() - first) as u32;
+        }
+        Ok(())
+    }
+
+    /// Lists each unit's chunks one after the other.
+    fn group_by_unit(&mut self) {
+        for chunk in &self.chunks {
+            self.units[chunk.unit as usize].count += 1;
+        }
+        let mut first = 0;
+        for unit in &mut self.units {
+            unit.first = first;
+            first += unit.count;
+            unit.count = 0;
+        }
+        self.unit_chunks = vec![0; self.chunks.len()];
+        for (id, chunk) in self.chunks.iter().enumerate() {
+            let unit = &mut self.units[chunk.unit as usize];
+            self.unit_chunks[(unit.first + unit.count) as usize] = id as u32;
+            unit.count += 1;
+        }
+    }
+
+    /// Large files get a segment of their own, small ones follow each other in segment 0.
+    fn place_files(&mut self, inodes: &mut [Inode]) -> Result<(), Refusal> {
+        let threshold = object_threshold(inodes);
+        let mut shared = 0;
+        self.segments.push(0);
+        for (id, inode) in inodes.iter_mut().enumerate() {
+            if inode.kind() != Kind::File || inode.size == 0 {
+                continue;
+            }
+            self.data_size = self
+                .data_size
+                .checked_add(inode.size)
+                .filter(|sum| *sum <= MAX_DATA)
+                .ok_or_else(|| (id as u32, "the layer's files exceed 16 TiB".to_owned()))?;
+            if inode.size >= threshold {
+                inode.segment = self.segments.len() as u32;
+                self.segments.push(inode.size);
+            } else {
+                inode.base = shared;
+                shared += inode.size.next_multiple_of(ALIGN);
+            }
+        }
+        self.segments[0] = shared;
+        Ok(())
+    }
+
+    /// Enters the counts into the head.
+    pub(super) fn describe(&self, head: &mut Head) {
+        head.chunks = self.chunks.len() as u32;
+        head.units = self.units.len() as u32;
+        head.unit_chunks = self.unit_chunks.len() as u32;
+        head.segments = self.segments.len() as u32;
+        head.data_size = self.data_size;
+    }
+
+    /// Appends the sections in the image's order.
+    pub(super) fn put(&self, out: &mut Vec<u8>) {
+        self.chunks.iter().for_each(|chunk| chunk.put(out));
+        self.units.iter().for_each(|unit| unit.put(out));
+        self.unit_chunks.iter().for_each(|id| id.put(out));
+        self.segments.iter().for_each(|len| len.put(out));
+    }
+}
+
+/// The distinct units in the blob's order, and each chunk's unit.
+fn units(specs: &[(u32, ChunkSpec)]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
+    let mut order: Vec<u32> = (0..specs.len() as u32).collect();
+    order.sort_by_key(|&i| specs[i as usize].1.unit_offset);
+    let mut units: Vec<Unit> = Vec::new();
+    let mut unit_of = vec![0; specs.len()];
+    for i in order {
+        let (inode, spec) = &specs[i as usize];
+        let same = |unit: &Unit| {
+            unit.offset == spec.unit_offset
+                && u64::from(unit.len) == spec.unit_len
+                && unit.codec() == spec.codec
+        };
+        match units.last() {
+            Some(unit) if same(unit) => {}
+            Some(unit) if unit.end() > spec.unit_offset => {
+                let reason = format!(
+                    "its packed bytes at {} overlap others that end at {}",
+                    spec.unit_offset,
+                    unit.end()
+                );
+                return Err((*inode, reason));
+            }
+            _ => units.push(new_unit(spec.unit_offset, spec.unit_len, spec.codec)),
+        }
+        unit_of[i as usize] = units.len() as u32 - 1;
+    }
+    Ok((units, unit_of))
+}
+
+fn new_unit(offset: u64, len: u64, codec: Codec) -> Unit {
+    Unit {
+        offset,
+        len: len as u32,
+        codec: codec.to_byte(),
+        first: 0,
+        count: 0,
+    }
+}
+
+/// The least power-of-two multiple of [`OBJECT_MIN`] that gives at most [`MAX_OBJECTS`] objects.
+fn object_threshold(inodes: &[Inode]) -> u64 {
+    let mut threshold = OBJECT_MIN;
+    let objects = |threshold| {
+        let large = |inode: &&Inode| inode.kind() == Kind::File && inode.size >= threshold;
+        inodes.iter().filter(large).count()
+    };
+    while objects(threshold) > MAX_OBJECTS {
+        threshold *= 2;
+    }
+    threshold
+}

@@ -1,0 +1,267 @@
+//! The index of one layer: a byte image and typed access to it.
+
+use std::ops::{Deref, Range};
+
+use sha2::{Digest as _, Sha256};
+
+use super::layout::{Chunk, Dirent, Head, Inode, MAGIC, Record, Unit, Xattr};
+use crate::digest::Digest;
+use crate::formats::Flaw;
+
+/// Length of the checksum before the head.
+const SUM_LEN: usize = 32;
+
+/// What the layer says about fetching before anyone asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefetch {
+    /// Nothing is said.
+    Unknown,
+    /// This many units from the start of the blob are wanted; may be none.
+    Units(u32),
+}
+
+/// The files of one layer and where their bytes are.
+pub struct LayerIndex {
+    /// A `Vec` or a mapped file.
+    bytes: Box<dyn Deref<Target = [u8]> + Send + Sync>,
+    head: Head,
+    sections: Sections,
+}
+
+/// Where each section of the image begins.
+struct Sections {
+    inodes: usize,
+    dirents: usize,
+    xattrs: usize,
+    chunks: usize,
+    units: usize,
+    unit_chunks: usize,
+    segments: usize,
+    strings: usize,
+    end: usize,
+}
+
+impl Sections {
+    fn of(head: &Head) -> Self {
+        let mut at = SUM_LEN + Head::LEN;
+        let mut take = |count: u32, len: usize| {
+            let start = at;
+            at = at.saturating_add((count as usize).saturating_mul(len));
+            start
+        };
+        Self {
+            inodes: take(head.inodes, Inode::LEN),
+            dirents: take(head.dirents, Dirent::LEN),
+            xattrs: take(head.xattrs, Xattr::LEN),
+            chunks: take(head.chunks, Chunk::LEN),
+            units: take(head.units, Unit::LEN),
+            unit_chunks: take(head.unit_chunks, 4),
+            segments: take(head.segments, 8),
+            strings: take(head.strings, 1),
+            end: take(0, 0),
+        }
+    }
+}
+
+/// Writes checksum, head and sections one after the other.
+pub(super) fn assemble(head: &Head, sections: &[u8]) -> Vec<u8> {
+    let mut image = Vec::with_capacity(SUM_LEN + Head::LEN + sections.len());
+    image.resize(SUM_LEN, 0);
+    head.put(&mut image);
+    image.extend_from_slice(sections);
+    let sum: [u8; SUM_LEN] = Sha256::digest(&image[SUM_LEN..]).into();
+    image[..SUM_LEN].copy_from_slice(&sum);
+    image
+}
+
+impl LayerIndex {
+    /// Takes an image as [`LayerIndex::as_bytes`] gave it; a torn or changed one is refused.
+    ///
+    /// After the checksum every reference inside is what [`super::LayerBuilder`] wrote, so that
+    /// accessors need no checks of their own.
+    pub fn from_image(bytes: Box<dyn Deref<Target = [u8]> + Send + Sync>) -> Result<Self, Flaw> {
+        let torn = |reason: &str| Flaw::new(format!("index: {reason}"));
+        if bytes.len() < SUM_LEN + Head::LEN {
+            return Err(torn("shorter than its head"));
+        }
+        let sum: [u8; SUM_LEN] = Sha256::digest(&bytes[SUM_LEN..]).into();
+        if bytes[..SUM_LEN] != sum {
+            return Err(torn("checksum mismatch"));
+        }
+        let head = Head::get(&bytes[SUM_LEN..]);
+        let sections = Sections::of(&head);
+        if head.magic != MAGIC || sections.end != bytes.len() {
+            return Err(torn("written by another version"));
+        }
+        Ok(Self {
+            bytes,
+            head,
+            sections,
+        })
+    }
+
+    /// The image, to be written to a file.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Digest of the blob that the index describes.
+    pub fn layer(&self) -> Digest {
+        Digest::from_bytes(self.head.layer)
+    }
+
+    /// Digest of the TOC that the index was made from.
+    pub fn toc(&self) -> Digest {
+        Digest::from_bytes(self.head.toc)
+    }
+
+    /// Length of the blob in bytes.
+    pub fn blob_size(&self) -> u64 {
+        self.head.blob_size
+    }
+
+    /// Bytes of all files together, unpacked.
+    pub fn data_size(&self) -> u64 {
+        self.head.data_size
+    }
+
+    /// What to fetch first.
+    pub fn prefetch(&self) -> Prefetch {
+        if self.head.prefetch_known == 0 {
+            Prefetch::Unknown
+        } else {
+            Prefetch::Units(self.head.prefetch_units)
+        }
+    }
+
+    /// Number of inodes; inode 0 is the root directory.
+    pub fn inodes(&self) -> u32 {
+        self.head.inodes
+    }
+
+    /// Number of chunks.
+    pub fn chunks(&self) -> u32 {
+        self.head.chunks
+    }
+
+    /// Number of units.
+    pub fn units(&self) -> u32 {
+        self.head.units
+    }
+
+    /// Number of files of the store that hold the layer's data; 0 is the shared one.
+    pub fn segments(&self) -> u32 {
+        self.head.segments
+    }
+
+    /// Inode `id`, which must be below [`LayerIndex::inodes`].
+    pub fn inode(&self, id: u32) -> Inode {
+        self.record(self.sections.inodes, id)
+    }
+
+    /// Chunk `id`, which must be below [`LayerIndex::chunks`].
+    pub fn chunk(&self, id: u32) -> Chunk {
+        self.record(self.sections.chunks, id)
+    }
+
+    /// Unit `id`, in the blob's order, which must be below [`LayerIndex::units`].
+    pub fn unit(&self, id: u32) -> Unit {
+        self.record(self.sections.units, id)
+    }
+
+    /// Length in bytes of a file of the store.
+    pub fn segment_len(&self, id: u32) -> u64 {
+        super::layout::Field::get(&self.bytes[self.sections.segments + id as usize * 8..])
+    }
+
+    /// The chunks that come out of a unit.
+    pub fn unit_chunks(&self, unit: &Unit) -> impl Iterator<Item = u32> + '_ {
+        let start = self.sections.unit_chunks;
+        (unit.first..unit.first + unit.count)
+            .map(move |i| super::layout::Field::get(&self.bytes[start + i as usize * 4..]))
+    }
+
+    /// The chunks of a regular file, in its order.
+    pub fn file_chunks(&self, file: &Inode) -> Range<u32> {
+        file.data_first..file.data_first + file.data_count
+    }
+
+    /// The chunks of a regular file that hold any of the `len` bytes at `offset`.
+    pub fn chunks_at(&self, file: &Inode, offset: u64, len: u64) -> Range<u32> {
+        let all = self.file_chunks(file);
+        let end = offset.saturating_add(len);
+        let first = self.partition(all.clone(), |chunk| {
+            chunk.file_offset + u64::from(chunk.len) <= offset
+        });
+        let last = self.partition(first..all.end, |chunk| chunk.file_offset < end);
+        first..last
+    }
+
+    /// The first chunk of a sorted range that does not satisfy `before`.
+    fn partition(&self, range: Range<u32>, before: impl Fn(&Chunk) -> bool) -> u32 {
+        let (mut low, mut high) = (range.start, range.end);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if before(&self.chunk(middle)) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+
+    /// Where in its segment a chunk begins.
+    pub fn position(&self, chunk: &Chunk) -> (u32, u64) {
+        let file = self.inode(chunk.inode);
+        (file.segment, file.base + chunk.file_offset)
+    }
+
+    /// The entries of a directory, sorted by name.
+    pub(super) fn dirents(&self, directory: &Inode) -> Range<u32> {
+        directory.data_first..directory.data_first + directory.data_count
+    }
+
+    pub(super) fn dirent(&self, id: u32) -> Dirent {
+        self.record(self.sections.dirents, id)
+    }
+
+    pub(super) fn dirent_name(&self, dirent: &Dirent) -> &[u8] {
+        self.string(dirent.name, u32::from(dirent.name_len))
+    }
+
+    /// The target of a symbolic link.
+    pub fn link_target(&self, link: &Inode) -> &[u8] {
+        self.string(link.data_first, link.data_count)
+    }
+
+    /// Names and values of the extended attributes of an inode.
+    pub fn xattrs(&self, inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> + '_ {
+        (inode.xattr_first..inode.xattr_first + inode.xattr_count).map(|id| {
+            let xattr: Xattr = self.record(self.sections.xattrs, id);
+            (
+                self.string(xattr.name, u32::from(xattr.name_len)),
+                self.string(xattr.value, xattr.value_len),
+            )
+        })
+    }
+
+    pub(super) fn string(&self, offset: u32, len: u32) -> &[u8] {
+        let start = self.sections.strings + offset as usize;
+        &self.bytes[start..start + len as usize]
+    }
+
+    fn record<R: Record>(&self, section: usize, id: u32) -> R {
+        R::get(&self.bytes[section + id as usize * R::LEN..])
+    }
+}
+
+impl std::fmt::Debug for LayerIndex {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerIndex")
+            .field("layer", &self.layer())
+            .field("inodes", &self.inodes())
+            .field("chunks", &self.chunks())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,432 @@
+//! The FUSE back end: one merged tree of a chain, served from memory, data from the store.
+//!
+//! Attributes and absences are given to the kernel for ever, since a tree never changes; so what
+//! is looked at twice costs nothing here. Local data is answered at once by the thread that got
+//! the request; a cold read is handed to the pool, so that one slow registry never keeps the few
+//! threads of a mount from serving what is local.
+//!
+//! **Open files.** With passthrough (Linux 6.9) the kernel reads a complete object by itself. It
+//! allows only one way of reading an inode at a time, so [`Opens`] remembers how each large file
+//! is open: a file that completes while it is open stays as it is until its last close. Small
+//! files are always served from here and then from the page cache. Without passthrough opening
+//! costs nothing at all: the kernel is told once that no open is needed.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fuser::{
+    BackingId, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+};
+
+use super::attr;
+use crate::fill::Filler;
+use crate::fill::pool::{Class, Pool};
+use crate::index::{Inode, Kind, Node, Tree};
+
+/// How long the kernel may keep what it is told: more than any mount lives.
+const TTL: Duration = Duration::from_secs(1 << 30);
+/// Nothing is ever given a number twice.
+const GENERATION: Generation = Generation(0);
+/// Handle of files that are open without any state here.
+const NO_HANDLE: FileHandle = FileHandle(0);
+/// Handle of large files, whose way of reading is remembered.
+const COUNTED: FileHandle = FileHandle(1);
+/// Requests that the kernel sends without a reader waiting for each (readahead).
+const MAX_BACKGROUND: u16 = 64;
+
+/// A mounted tree.
+pub(super) struct TreeFs {
+    tree: Tree,
+    /// One for each layer, the bottom one first.
+    fillers: Vec<Arc<Filler>>,
+    pool: Arc<Pool>,
+    passthrough: bool,
+    /// No inode has extended attributes: the kernel need not ask.
+    plain: bool,
+    opens: Mutex<HashMap<u32, Opens>>,
+}
+
+/// How a large file is open.
+enum Opens {
+    /// Served from here, so many times. Holding the object's descriptor keeps it from being
+    /// opened again for each read.
+    Cached { count: usize, _object: Arc<File> },
+    /// Read by the kernel, so many times.
+    Passed { count: usize, backing: BackingId },
+}
+
+thread_local! {
+    /// Each serving thread answers one read at a time.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl TreeFs {
+    /// A file system of `tree`, whose layers' data `fillers` deliver in the same order.
+    pub(super) fn new(
+        tree: Tree,
+        fillers: Vec<Arc<Filler>>,
+        pool: Arc<Pool>,
+        passthrough: bool,
+    ) -> Self {
+        let mut nodes = (0..tree.len() as u32).filter_map(|id| tree.node(id));
+        let plain = !nodes.any(|node| tree.layer(node).xattrs(&tree.inode(node)).next().is_some());
+        Self {
+            tree,
+            fillers,
+            pool,
+            passthrough,
+            plain,
+            opens: Mutex::default(),
+        }
+    }
+
+    fn node(&self, number: INodeNo) -> Result<(u32, &Node), Errno> {
+        let id = attr::node_id(number).ok_or(Errno::ESTALE)?;
+        self.tree
+            .node(id)
+            .map(|node| (id, node))
+            .ok_or(Errno::ESTALE)
+    }
+
+    fn directory(&self, number: INodeNo) -> Result<&Node, Errno> {
+        let (_, node) = self.node(number)?;
+        match self.tree.inode(node).kind() {
+            Kind::Directory => Ok(node),
+            _ => Err(Errno::ENOTDIR),
+        }
+    }
+
+    fn file(&self, number: INodeNo) -> Result<(u32, Inode, &Arc<Filler>), Errno> {
+        let (id, node) = self.node(number)?;
+        let inode = self.tree.inode(node);
+        match inode.kind() {
+            Kind::File => Ok((id, inode, &self.fillers[usize::from(node.layer)])),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    /// Chooses how a large file is read until its last close.
+    fn open_large(&self, id: u32, file: &Inode, filler: &Filler, reply: ReplyOpen) {
+        let mut opens = self.opens();
+        match opens.get_mut(&id) {
+            Some(Opens::Cached { count, .. }) => {
+                *count += 1;
+                return reply.opened(COUNTED, cached_flags());
+            }
+            Some(Opens::Passed { count, backing }) => {
+                *count += 1;
+                return reply.opened_passthrough(COUNTED, FopenFlags::empty(), backing);
+            }
+            None => {}
+        }
+        let object = match filler.blob().segment(file.segment) {
+            Ok(object) => object,
+            Err(error) => {
+                tracing::error!(%error, "opening a stored file failed");
+                return reply.error(Errno::EIO);
+            }
+        };
+        if self.passthrough && filler.blob().is_complete(file) {
+            match reply.open_backing(&*object) {
+                Ok(backing) => {
+                    reply.opened_passthrough(COUNTED, FopenFlags::empty(), &backing);
+                    opens.insert(id, Opens::Passed { count: 1, backing });
+                    return;
+                }
+                Err(error) => tracing::debug!(%error, "no passthrough for this file"),
+            }
+        }
+        let cached = Opens::Cached {
+            count: 1,
+            _object: object,
+        };
+        opens.insert(id, cached);
+        reply.opened(COUNTED, cached_flags());
+    }
+
+    fn opens(&self) -> MutexGuard<'_, HashMap<u32, Opens>> {
+        self.opens.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn xattr(&self, number: INodeNo, wanted: &[u8]) -> Result<&[u8], Errno> {
+        let (_, node) = self.node(number)?;
+        let layer = self.tree.layer(node);
+        let inode = self.tree.inode(node);
+        let found = layer.xattrs(&inode).find(|(name, _)| *name == wanted);
+        found.map(|(_, value)| value).ok_or(Errno::ENODATA)
+    }
+
+    /// Sends the entries of a directory from `offset` on, `.` and `..` first, until `add` is full.
+    fn list(
+        &self,
+        number: INodeNo,
+        offset: u64,
+        mut add: impl FnMut(u32, u64, &OsStr, &Node) -> bool,
+    ) -> Result<(), Errno> {
+        let directory = self.directory(number)?;
+        let (own, _) = self.node(number)?;
+        let dots = [(own, "."), (directory.parent, "..")];
+        let dots = dots.map(|(id, name)| (id, OsStr::new(name)));
+        let children = self.tree.children(directory).iter();
+        let entries = children.map(|child| (child.node, OsStr::from_bytes(self.tree.name(child))));
+        let all = dots.into_iter().chain(entries).zip(1..);
+        for ((id, name), next) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {
+            let (_, node) = self.node(attr::number(id))?;
+            if add(id, next, name, node) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Keep what was read before, and send no flush: there is nothing to flush.
+fn cached_flags() -> FopenFlags {
+    FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
+}
+
+impl Filesystem for TreeFs {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        for wanted in [
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
+            InitFlags::FUSE_ASYNC_DIO,
+            InitFlags::FUSE_ALLOW_IDMAP,
+        ] {
+            // An older kernel works without them.
+            let _ = config.add_capabilities(wanted);
+        }
+        // Stack depth 1: backing files lie on a plain file system, and an overlay lies on top.
+        self.passthrough = self.passthrough
+            && config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok();
+        if !self.passthrough {
+            let _ = config.add_capabilities(InitFlags::FUSE_NO_OPEN_SUPPORT);
+        }
+        // Both are bounded by the kernel; the session raises readahead further.
+        let _ = config.set_max_readahead(1 << 20);
+        let _ = config.set_max_background(MAX_BACKGROUND);
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let directory = match self.directory(parent) {
+            Ok(directory) => directory,
+            Err(errno) => return reply.error(errno),
+        };
+        let found = self.tree.look_up(directory, name.as_bytes());
+        let attributes = match found.and_then(|id| self.tree.node(id).map(|node| (id, node))) {
+            Some((id, node)) => attr::attributes(id, node, &self.tree.inode(node)),
+            None => attr::absent(),
+        };
+        reply.entry(&TTL, &attributes, GENERATION);
+    }
+
+    fn getattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: Option<FileHandle>,
+        reply: ReplyAttr,
+    ) {
+        match self.node(number) {
+            Ok((id, node)) => {
+                reply.attr(&TTL, &attr::attributes(id, node, &self.tree.inode(node)));
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readlink(&self, _request: &Request, number: INodeNo, reply: ReplyData) {
+        match self.node(number) {
+            Ok((_, node)) => match self.tree.inode(node) {
+                link if link.kind() == Kind::Symlink => {
+                    reply.data(self.tree.layer(node).link_target(&link));
+                }
+                _ => reply.error(Errno::EINVAL),
+            },
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn open(&self, _request: &Request, number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        if !self.passthrough {
+            // Where the kernel knows FUSE_NO_OPEN_SUPPORT it never asks again.
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.file(number) {
+            Ok((id, file, filler)) if file.segment != 0 => {
+                self.open_large(id, &file, filler, reply);
+            }
+            Ok(_) => reply.opened(NO_HANDLE, cached_flags()),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        if handle == COUNTED
+            && let Some(id) = attr::node_id(number)
+        {
+            let mut opens = self.opens();
+            if let Some(Opens::Cached { count, .. } | Opens::Passed { count, .. }) =
+                opens.get_mut(&id)
+            {
+                *count -= 1;
+                if *count == 0 {
+                    opens.remove(&id);
+                }
+            }
+        }
+        reply.ok();
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let (_, file, filler) = match self.file(number) {
+            Ok(found) => found,
+            Err(errno) => return reply.error(errno),
+        };
+        let len = u64::from(size).min(file.size.saturating_sub(offset));
+        if filler.is_local(&file, offset, len) {
+            return BUFFER.with_borrow_mut(|buffer| {
+                buffer.resize(buffer.len().max(len as usize), 0);
+                let bytes = &mut buffer[..len as usize];
+                match filler.read_local(&file, offset, bytes) {
+                    Ok(()) => reply.data(bytes),
+                    Err(_) => reply.error(Errno::EIO),
+                }
+            });
+        }
+        let filler = Arc::clone(filler);
+        self.pool
+            .run(Class::Read, move || match filler.read(&file, offset, len) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(_) => reply.error(Errno::EIO),
+            });
+    }
+
+    fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        // Listings need no handle; the kernel then keeps them cached and never asks again.
+        reply.error(Errno::ENOSYS);
+    }
+
+    fn readdir(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let listed = self.list(number, offset, |id, next, name, node| {
+            let kind = attr::file_type(self.tree.inode(node).kind());
+            reply.add(attr::number(id), next, kind, name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        _handle: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let listed = self.list(number, offset, |id, next, name, node| {
+            let attributes = attr::attributes(id, node, &self.tree.inode(node));
+            reply.add(attributes.ino, next, name, &TTL, &attributes, GENERATION)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn statfs(&self, _request: &Request, _number: INodeNo, reply: ReplyStatfs) {
+        let bytes: u64 = self
+            .tree
+            .layers()
+            .iter()
+            .map(|layer| layer.data_size())
+            .sum();
+        let files = self.tree.len() as u64;
+        reply.statfs(bytes.div_ceil(4096), 0, 0, files, 0, 4096, 255, 4096);
+    }
+
+    fn getxattr(
+        &self,
+        _request: &Request,
+        number: INodeNo,
+        name: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        if self.plain {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.xattr(number, name.as_bytes()) {
+            Ok(value) => sized(value, size, reply),
+            Err(errno) => reply.error(errno),
+        }
+    }
+
+    fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
+        if self.plain {
+            return reply.error(Errno::ENOSYS);
+        }
+        match self.node(number) {
+            Ok((_, node)) => {
+                let inode = self.tree.inode(node);
+                let names = self.tree.layer(node).xattrs(&inode);
+                let list: Vec<u8> = names
+                    .flat_map(|(name, _)| name.iter().copied().chain([0]))
+                    .collect();
+                sized(&list, size, reply);
+            }
+            Err(errno) => reply.error(errno),
+        }
+    }
+}
+
+/// Answers with the value, or with its length when the caller asks how much room it needs.
+fn sized(value: &[u8], size: u32, reply: ReplyXattr) {
+    if size == 0 {
+        reply.size(value.len() as u32);
+    } else if value.len() > size as usize {
+        reply.error(Errno::ERANGE);
+    } else {
+        reply.data(value);
+    }
+}

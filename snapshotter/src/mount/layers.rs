@@ -1,0 +1,157 @@
+//! The layers of the store and those that are open.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Blobs, LayerId, LayerSource};
+use crate::error::{Error, Result};
+use crate::fetch::ImageRef;
+use crate::fill::pool::Pool;
+use crate::fill::{Filler, Opened, open_layer};
+use crate::store::{Origin, Store};
+
+/// Opens layers, once each, and keeps them as long as they are of use.
+pub(super) struct Layers {
+    store: Store,
+    blobs: Arc<dyn Blobs>,
+    pool: Arc<Pool>,
+    open: Mutex<HashMap<LayerId, Arc<Filler>>>,
+    /// Layers that somebody adds right now: what two images share is described once.
+    adding: Mutex<HashMap<LayerId, Arc<Mutex<()>>>>,
+}
+
+impl Layers {
+    pub(super) fn open(root: &Path, blobs: Arc<dyn Blobs>, pool: Arc<Pool>) -> Result<Self> {
+        Ok(Self {
+            store: Store::open(root)?,
+            blobs,
+            pool,
+            open: Mutex::default(),
+            adding: Mutex::default(),
+        })
+    }
+
+    /// Describes a layer, unless it is in the store already. `None`: it cannot be lazy, logged.
+    pub(super) fn add(
+        &self,
+        source: &LayerSource,
+        allow_unverified: bool,
+    ) -> Result<Option<Arc<Filler>>> {
+        let id = LayerId::from(source.layer);
+        let turn = Arc::clone(lock(&self.adding).entry(id).or_default());
+        let added = {
+            let _turn = lock(&turn);
+            if self.store.contains(&source.layer) {
+                self.add_known(id, source)
+            } else {
+                self.add_new(id, source, allow_unverified)
+            }
+        };
+        drop(turn);
+        lock(&self.adding).retain(|_, turn| Arc::strong_count(turn) > 1);
+        added
+    }
+
+    /// A layer of the store, perhaps under another image's name; its TOC must be the same.
+    fn add_known(&self, id: LayerId, source: &LayerSource) -> Result<Option<Arc<Filler>>> {
+        let filler = self.get(id)?;
+        let known = filler.blob().index().toc();
+        match source.toc_digest {
+            Some(expected) if expected != known => {
+                tracing::warn!(
+                    layer = %id, image = %source.image, %expected, %known,
+                    "not lazy: the manifest's TOC digest is not that of the TOC in the store"
+                );
+                Ok(None)
+            }
+            _ => Ok(Some(filler)),
+        }
+    }
+
+    fn add_new(
+        &self,
+        id: LayerId,
+        source: &LayerSource,
+        allow_unverified: bool,
+    ) -> Result<Option<Arc<Filler>>> {
+        let blob = self.blobs.blob(&source.image, &source.layer, source.size)?;
+        let opened = open_layer(&*blob, source.layer, source.toc_digest, allow_unverified);
+        let index = match opened {
+            Ok(Opened::Lazy(index)) => index,
+            Ok(Opened::Ordinary) => {
+                tracing::info!(layer = %id, image = %source.image, "not lazy: an ordinary layer");
+                return Ok(None);
+            }
+            Ok(Opened::Unverified) => {
+                tracing::warn!(
+                    layer = %id, image = %source.image,
+                    "not lazy: the manifest does not state the TOC's digest"
+                );
+                return Ok(None);
+            }
+            Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
+                tracing::warn!(image = %source.image, %error, "not lazy");
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let origin = Origin {
+            image: source.image.to_string(),
+            size: blob.size(),
+        };
+        let stored = Arc::new(self.store.create(&index, &origin)?);
+        let filler = Filler::new(stored, blob, Arc::clone(&self.pool));
+        lock(&self.open).insert(id, Arc::clone(&filler));
+        Ok(Some(filler))
+    }
+
+    /// An open layer; opens it if it is in the store. No network.
+    pub(super) fn get(&self, id: LayerId) -> Result<Arc<Filler>> {
+        let mut open = lock(&self.open);
+        if let Some(filler) = open.get(&id) {
+            return Ok(Arc::clone(filler));
+        }
+        let blob = Arc::new(self.store.load(id.digest())?);
+        let origin = self.store.origin(id.digest())?;
+        let image = ImageRef::parse(&origin.image)?;
+        let source = self.blobs.blob(&image, id.digest(), origin.size)?;
+        let filler = Filler::new(blob, source, Arc::clone(&self.pool));
+        open.insert(id, Arc::clone(&filler));
+        Ok(filler)
+    }
+
+    /// Bytes on disk and number of inodes.
+    pub(super) fn usage(&self, id: LayerId) -> Result<(u64, u64)> {
+        let bytes = self.store.disk_usage(id.digest())?;
+        let inodes = self.get(id)?.blob().index().inodes();
+        Ok((bytes, u64::from(inodes)))
+    }
+
+    /// Deletes a layer that nobody has mounted.
+    pub(super) fn remove(&self, id: LayerId) -> Result<()> {
+        lock(&self.open).remove(&id);
+        self.store.remove(id.digest())
+    }
+
+    /// Every layer of the store.
+    pub(super) fn all(&self) -> Result<Vec<LayerId>> {
+        let layers = self.store.layers()?;
+        Ok(layers.into_iter().map(LayerId::from).collect())
+    }
+
+    /// Makes what was fetched survive a power failure, and closes what nobody uses.
+    pub(super) fn tidy(&self) {
+        let open: Vec<_> = lock(&self.open).values().cloned().collect();
+        for filler in open {
+            if let Err(error) = filler.blob().sync() {
+                tracing::warn!(%error, "what was fetched may have to be fetched again");
+            }
+        }
+        lock(&self.open).retain(|_, filler| Arc::strong_count(filler) > 1);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,111 @@
+//! Which chunks of a layer are present: in memory, and in two files that survive different deaths.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::store::write_synced;
+
+/// Length of the boot ID at the head of `live`.
+const BOOT_LEN: usize = 36;
+/// Length of the checksum at the head of `durable`.
+const SUM_LEN: usize = 32;
+
+/// The bitmap and its `live` file.
+#[derive(Debug)]
+pub(super) struct Bitmap {
+    bytes: Box<[AtomicU8]>,
+    live: File,
+    directory: PathBuf,
+}
+
+impl Bitmap {
+    /// Reads what is known about `chunks` chunks: `live` if it is of this boot, else `durable`.
+    pub(super) fn open(directory: &Path, chunks: u32, boot: &str) -> Result<Self> {
+        let len = chunks.div_ceil(8) as usize;
+        let bits = match read_live(&directory.join("live"), boot, len)? {
+            Some(bits) => bits,
+            None => read_durable(&directory.join("durable"), len)?.unwrap_or_else(|| vec![0; len]),
+        };
+        let live = new_live(directory, boot, &bits)?;
+        Ok(Self {
+            bytes: bits.into_iter().map(AtomicU8::new).collect(),
+            live,
+            directory: directory.to_owned(),
+        })
+    }
+
+    /// Whether `chunk` is present.
+    pub(super) fn has(&self, chunk: u32) -> bool {
+        // Acquire pairs with `set`: whoever sees the bit sees the chunk's bytes too.
+        let byte = self.bytes[chunk as usize / 8].load(Ordering::Acquire);
+        byte & (1 << (chunk % 8)) != 0
+    }
+
+    /// Marks `chunk` present; its bytes are written already.
+    pub(super) fn set(&self, chunk: u32) -> Result<()> {
+        let index = chunk as usize / 8;
+        let bit = 1 << (chunk % 8);
+        let byte = self.bytes[index].fetch_or(bit, Ordering::Release) | bit;
+        // Two threads may write their bytes in the other order and lose a bit of the file: that
+        // chunk is fetched once more after a restart, nothing worse.
+        self.live
+            .write_all_at(&[byte], (BOOT_LEN + index) as u64)
+            .map_err(Error::io("write", &self.directory.join("live")))
+    }
+
+    /// A copy of all bits at this moment.
+    pub(super) fn snapshot(&self) -> Vec<u8> {
+        let load = |byte: &AtomicU8| byte.load(Ordering::Acquire);
+        self.bytes.iter().map(load).collect()
+    }
+
+    /// Makes `bits` what counts after a power failure; their chunks are on disk already.
+    pub(super) fn write_durable(&self, bits: &[u8]) -> Result<()> {
+        let fresh = self.directory.join("durable.new");
+        let sum = *Digest::of(bits).as_bytes();
+        write_synced(&fresh, &[&sum[..], bits].concat())?;
+        fs::rename(&fresh, self.directory.join("durable")).map_err(Error::io("rename", &fresh))
+    }
+}
+
+/// The bits of a `live` file, if it was written in this boot.
+fn read_live(path: &Path, boot: &str, len: usize) -> Result<Option<Vec<u8>>> {
+    let content = read_optional(path)?;
+    Ok(content
+        .filter(|c| c.len() == BOOT_LEN + len && c.starts_with(boot.as_bytes()))
+        .map(|c| c[BOOT_LEN..].to_vec()))
+}
+
+/// The bits of a `durable` file, if it is whole.
+fn read_durable(path: &Path, len: usize) -> Result<Option<Vec<u8>>> {
+    let content = read_optional(path)?;
+    Ok(content
+        .filter(|c| {
+            c.len() == SUM_LEN + len && c[..SUM_LEN] == *Digest::of(&c[SUM_LEN..]).as_bytes()
+        })
+        .map(|c| c[SUM_LEN..].to_vec()))
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    match fs::read(path) {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+/// Writes `live` anew under this boot's ID, so that its bits never lie under another's.
+fn new_live(directory: &Path, boot: &str, bits: &[u8]) -> Result<File> {
+    debug_assert_eq!(boot.len(), BOOT_LEN, "boot IDs are UUIDs");
+    let (fresh, path) = (directory.join("live.new"), directory.join("live"));
+    let file = File::create(&fresh).map_err(Error::io("create", &fresh))?;
+    file.write_all_at(&[boot.as_bytes(), bits].concat(), 0)
+        .map_err(Error::io("write", &fresh))?;
+    fs::rename(&fresh, &path).map_err(Error::io("rename", &fresh))?;
+    Ok(file)
+}

@@ -1,0 +1,144 @@
+//! One layer of the store, open for reading and filling.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::bitmap::Bitmap;
+use super::not_found;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::index::{Inode, LayerIndex};
+use crate::sys::Map;
+
+/// An open layer.
+#[derive(Debug)]
+pub struct Blob {
+    directory: PathBuf,
+    index: Arc<LayerIndex>,
+    present: Bitmap,
+    data: Arc<File>,
+    /// Objects that somebody has open: their number is what the readers need, not what exists.
+    objects: Mutex<HashMap<u32, Weak<File>>>,
+    /// Segments written to since the last [`Blob::sync`].
+    dirty: Mutex<BTreeSet<u32>>,
+}
+
+impl Blob {
+    pub(super) fn open(directory: &Path, layer: &Digest, boot: &str) -> Result<Self> {
+        let path = directory.join("index");
+        let file = File::open(&path).map_err(|error| not_found(error, layer, "open", &path))?;
+        let image = Map::new(&file).map_err(Error::io("map", &path))?;
+        let index = LayerIndex::from_image(Box::new(image)).map_err(|flaw| flaw.of(layer))?;
+        if index.layer() != *layer {
+            return Err(Error::Malformed {
+                what: path.display().to_string(),
+                reason: format!("it is the index of {}", index.layer()),
+            });
+        }
+        let data = directory.join("data");
+        let file = OpenOptions::new().read(true).write(true).open(&data);
+        Ok(Self {
+            present: Bitmap::open(directory, index.chunks(), boot)?,
+            data: Arc::new(file.map_err(Error::io("open", &data))?),
+            index: Arc::new(index),
+            directory: directory.to_owned(),
+            objects: Mutex::default(),
+            dirty: Mutex::default(),
+        })
+    }
+
+    /// The layer's index.
+    pub fn index(&self) -> &Arc<LayerIndex> {
+        &self.index
+    }
+
+    /// Whether a chunk is present, verified and readable.
+    pub fn has(&self, chunk: u32) -> bool {
+        self.present.has(chunk)
+    }
+
+    /// Whether all chunks of a regular file are present.
+    pub fn is_complete(&self, file: &Inode) -> bool {
+        self.index.file_chunks(file).all(|chunk| self.has(chunk))
+    }
+
+    /// Writes the bytes of `chunk`, which the caller has verified, and marks it present.
+    pub fn write_chunk(&self, chunk: u32, bytes: &[u8]) -> Result<()> {
+        let (segment, position) = self.index.position(&self.index.chunk(chunk));
+        let file = self.segment(segment)?;
+        file.write_all_at(bytes, position)
+            .map_err(|error| Error::io("write", &self.segment_path(segment))(error))?;
+        // Under one lock with the bit: no copy of the bitmap has a bit whose segment is not listed.
+        let mut dirty = lock(&self.dirty);
+        dirty.insert(segment);
+        self.present.set(chunk)
+    }
+
+    /// Reads present bytes of a regular file into all of `buffer`.
+    pub fn read(&self, file: &Inode, offset: u64, buffer: &mut [u8]) -> Result<()> {
+        self.segment(file.segment)?
+            .read_exact_at(buffer, file.base + offset)
+            .map_err(|error| Error::io("read", &self.segment_path(file.segment))(error))
+    }
+
+    /// The file of the store that holds a segment; made at its full length when it is new.
+    pub fn segment(&self, segment: u32) -> Result<Arc<File>> {
+        if segment == 0 {
+            return Ok(Arc::clone(&self.data));
+        }
+        let mut objects = lock(&self.objects);
+        if let Some(file) = objects.get(&segment).and_then(Weak::upgrade) {
+            return Ok(file);
+        }
+        let path = self.segment_path(segment);
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path);
+        let file = open.map_err(Error::io("open", &path))?;
+        let len = file.metadata().map_err(Error::io("stat", &path))?.len();
+        if len != self.index.segment_len(segment) {
+            file.set_len(self.index.segment_len(segment))
+                .map_err(Error::io("truncate", &path))?;
+        }
+        let file = Arc::new(file);
+        objects.insert(segment, Arc::downgrade(&file));
+        Ok(file)
+    }
+
+    /// Makes everything that is present now survive a power failure; see the module's rules.
+    pub fn sync(&self) -> Result<()> {
+        let (written, bits) = {
+            let mut dirty = lock(&self.dirty);
+            (std::mem::take(&mut *dirty), self.present.snapshot())
+        };
+        if written.is_empty() {
+            return Ok(());
+        }
+        let synced = written.iter().try_for_each(|&segment| {
+            self.segment(segment)?
+                .sync_data()
+                .map_err(|error| Error::io("sync", &self.segment_path(segment))(error))
+        });
+        synced
+            .and_then(|()| self.present.write_durable(&bits))
+            .inspect_err(|_| lock(&self.dirty).extend(written))
+    }
+
+    fn segment_path(&self, segment: u32) -> PathBuf {
+        match segment {
+            0 => self.directory.join("data"),
+            object => self.directory.join("obj").join(object.to_string()),
+        }
+    }
+}
+
+/// Every critical section here leaves its map whole, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,81 @@
+//! A file mapped for reading.
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::ptr::NonNull;
+
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// A private, read-only mapping of a whole file.
+///
+/// The file must never shrink or change while it is mapped: the store only maps files that it
+/// published by `rename` and never opens for writing again.
+#[derive(Debug)]
+pub(crate) struct Map {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping is read-only for everyone and lives as long as the `Map`.
+unsafe impl Send for Map {}
+// SAFETY: as above; shared references only read.
+unsafe impl Sync for Map {}
+
+impl Map {
+    /// Maps all of `file`; an empty file cannot be mapped and is an error.
+    pub(crate) fn new(file: &File) -> io::Result<Self> {
+        let len = usize::try_from(file.metadata()?.len())
+            .map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+        // SAFETY: a fresh mapping at an address of the kernel's choice touches no memory in use.
+        let start = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ,
+                MapFlags::PRIVATE,
+                file,
+                0,
+            )
+        }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(Self { start, len })
+    }
+}
+
+impl Deref for Map {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` and `len` describe a readable mapping that lives as long as `self`, and
+        // by the type's contract its file does not change.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `new`, and nothing borrows from it any more.
+        let unmapped = unsafe { rustix::mm::munmap(self.start.as_ptr().cast(), self.len) };
+        debug_assert!(unmapped.is_ok(), "munmap of an own mapping");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_mapped_file_reads_as_it_was_written() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"some bytes").unwrap();
+        assert_eq!(&Map::new(&file).unwrap()[..], b"some bytes");
+    }
+
+    #[test]
+    fn an_empty_file_is_an_error() {
+        assert!(Map::new(&tempfile::tempfile().unwrap()).is_err());
+    }
+}
