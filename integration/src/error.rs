@@ -117,7 +117,11 @@ impl Error {
     }
 
     /// Something that was read makes no sense.
-    pub fn invalid(what: impl Into<String>, reason: impl ToString) -> Self {
+    #[expect(
+        clippy::needless_pass_by_value,
+        reason = "callers are done with their errors"
+    )]
+    pub fn invalid<R: ToString>(what: impl Into<String>, reason: R) -> Self {
         Self::Invalid {
             what: what.into(),
             reason: reason.to_string(),

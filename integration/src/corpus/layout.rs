@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::tree::Tree;
 use crate::error::{Error, Result};
+use crate::hash::hex;
 
 /// No file of an image is younger (2023-11-14T22:13:20Z).
 const EPOCH: u64 = 1_700_000_000;
@@ -198,10 +199,6 @@ impl<W: Write> Write for Hashing<W> {
     fn flush(&mut self) -> io::Result<()> {
         self.inner.flush()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Which images there are and what each is made of.
 
-use sha2::{Digest, Sha256};
+use crate::hash;
 
 /// Debian's suite of the images: old enough to be stable, other than the hosts' own.
 pub(super) const SUITE: &str = "bookworm";
@@ -137,12 +137,7 @@ pub fn find(name: &str) -> Option<Recipe> {
 
 /// Changes whenever a recipe does.
 pub(super) fn key() -> String {
-    let text = format!("{VERSION} {SUITE} {ALL:?}");
-    Sha256::digest(text)
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hash::key(&format!("{VERSION} {SUITE} {ALL:?}"))
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ impl Network {
         !self.is_cut.load(Ordering::SeqCst)
     }
 
-    fn serve(self: &Arc<Self>, client: TcpStream) {
+    fn serve(self: &Arc<Self>, client: &TcpStream) {
         thread::sleep(self.shape.rtt);
         let Ok(target) = TcpStream::connect(self.target) else {
             return;
@@ -186,7 +186,7 @@ impl Network {
         let (Ok(from_target), Ok(to_target)) = (target.try_clone(), target.try_clone()) else {
             return;
         };
-        if !self.track([&client, &target]) {
+        if !self.track([client, &target]) {
             return;
         }
         let up = thread::spawn({
@@ -217,7 +217,7 @@ fn accept(listener: &TcpListener, end: &PipeReader, network: &Arc<Network>) {
         }
         thread::spawn({
             let network = Arc::clone(network);
-            move || network.serve(client)
+            move || network.serve(&client)
         });
     }
 }

@@ -15,7 +15,7 @@ const VM: [(&str, &str); 3] = [
     ("/usr/sbin/mke2fs", "e2fsprogs"),
     ("/usr/share/seabios/bios-256k.bin", "seabios"),
 ];
-const DEADLINE: Duration = Duration::from_secs(1200);
+const DEADLINE: Duration = Duration::from_mins(20);
 
 const fn qemu() -> (&'static str, &'static str) {
     if cfg!(target_arch = "aarch64") {

@@ -4,11 +4,10 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use sha2::{Digest, Sha256};
-
 use super::mirror;
 use crate::command;
 use crate::error::{Error, Result};
+use crate::hash;
 use crate::hosts::leash;
 use crate::hosts::vm::guest;
 use crate::lock::Lock;
@@ -49,19 +48,8 @@ pub fn find(paths: &Paths) -> Result<PathBuf> {
 
 /// Changes whenever the recipe does.
 pub(super) fn key() -> String {
-    let mut hash = Sha256::new();
-    for part in [PACKAGES, OPTIONS, &MASKED_UNITS, &[SUITE, guest::UNIT]]
-        .into_iter()
-        .flatten()
-    {
-        hash.update(part);
-        hash.update("\n");
-    }
-    hash.finalize()
-        .iter()
-        .take(6)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    let parts = [PACKAGES, OPTIONS, &MASKED_UNITS, &[SUITE, guest::UNIT]];
+    hash::key(&(parts.concat().join("\n") + "\n"))
 }
 
 fn directory(paths: &Paths) -> PathBuf {

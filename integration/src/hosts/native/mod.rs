@@ -247,7 +247,7 @@ impl NativeHost {
         for service in Service::ALL {
             let log = services.log(service);
             if !log.is_empty() {
-                text += &format!("--- {}\n{}\n", service.name(), tail(&log, 16 << 10));
+                text.extend(["--- ", service.name(), "\n", tail(&log, 16 << 10), "\n"]);
             }
         }
         text

@@ -92,17 +92,21 @@ fn registry(service: Service) -> String {
         Service::PrivateRegistry => ("127.0.0.1:5443", true, true),
         _ => (Service::REGISTRY, false, false),
     };
-    let mut text = format!(
-        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    rootdirectory: /var/lib/registry\n  \
-         delete:\n    enabled: true\nhttp:\n  addr: {address}\n  secret: xebec\n"
-    );
-    if tls {
-        text += &format!("  tls:\n    certificate: {CERTIFICATE}\n    key: {KEY}\n");
-    }
-    if auth {
-        text += &format!("auth:\n  htpasswd:\n    realm: xebec\n    path: {PASSWORDS}\n");
-    }
-    text
+    let tls = if tls {
+        format!("  tls:\n    certificate: {CERTIFICATE}\n    key: {KEY}\n")
+    } else {
+        String::new()
+    };
+    let auth = if auth {
+        format!("auth:\n  htpasswd:\n    realm: xebec\n    path: {PASSWORDS}\n")
+    } else {
+        String::new()
+    };
+    format!(
+        "version: 0.1\nlog:\n  level: warn\nstorage:\n  filesystem:\n    \
+         rootdirectory: /var/lib/registry\n  delete:\n    enabled: true\n\
+         http:\n  addr: {address}\n  secret: xebec\n{tls}{auth}"
+    )
 }
 
 const NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "xebec", "plugins": [
@@ -153,7 +157,6 @@ enable_remote_snapshot_annotations = 'true'
 
 [plugins.'io.containerd.cri.v1.images']
 snapshotter = 'xebec'
-disable_snapshot_annotations = false
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = '{PAUSE_IMAGE}'
 [plugins.'io.containerd.cri.v1.images'.registry]

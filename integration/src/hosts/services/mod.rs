@@ -24,7 +24,7 @@ use crate::command::{self, tail};
 use crate::error::{Error, Result};
 pub use config::Flavour;
 
-const START_DEADLINE: Duration = Duration::from_secs(60);
+const START_DEADLINE: Duration = Duration::from_mins(1);
 
 /// One of the daemons that a host can run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

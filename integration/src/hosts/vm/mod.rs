@@ -42,7 +42,7 @@ impl Default for VmOptions {
             services: vec![Service::Registry, Service::Snapshotter, Service::Containerd],
             images: Vec::new(),
             files: Vec::new(),
-            deadline: Duration::from_secs(600),
+            deadline: Duration::from_mins(10),
         }
     }
 }
