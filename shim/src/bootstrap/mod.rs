@@ -1,0 +1,185 @@
+//! `start`: finds or makes the shim of a container and prints where it listens.
+//!
+//! The socket accepts connections before anything is printed: it is bound here and inherited by
+//! the daemon, which is this same process image after a fork. Nothing is executed again.
+
+mod params;
+mod socket;
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use crate::args::Args;
+use crate::daemon::{self, Daemon};
+use crate::error::{Context, Error, Result};
+use crate::options::Options;
+use crate::sys::{self, Fork};
+use crate::{log, spawner};
+use socket::Bound;
+pub use socket::remove_stale;
+
+/// Runs the `start` action. Returns in the caller's process; the daemon never returns.
+pub fn start(mut args: Args) -> Result<()> {
+    let mut stdin = Vec::new();
+    std::io::stdin()
+        .read_to_end(&mut stdin)
+        .context(|| "read standard input".into())?;
+    let options = params::options_from_stdin(&stdin, &mut args)?;
+    let options = Options::decode(options.as_ref())?;
+    spawner::container_id(&args.id)?;
+    let bundle = bundle(&args)?;
+    let group = params::group(&bundle, &args.id)?;
+    let path = socket::path(&args.address, &args.namespace, &group);
+    if let Bound::New(listener) = socket::bind(&path)? {
+        let containerd = rustix::process::getppid();
+        match sys::fork().context(|| "fork the daemon".into())? {
+            Fork::Parent(_) => {}
+            Fork::Child => become_daemon(&args, &options, &bundle, &path, listener, containerd),
+        }
+    }
+    answer(&path)
+}
+
+/// The bundle: containerd runs every action inside it.
+pub fn bundle(args: &Args) -> Result<PathBuf> {
+    match &args.bundle {
+        Some(bundle) => Ok(bundle.clone()),
+        None => std::env::current_dir().context(|| "find the bundle".into()),
+    }
+}
+
+/// Prints the address. containerd 1.6 takes a plain line only; later ones, which can be told by
+/// a variable that they set, take JSON with the version of the protocol.
+fn answer(path: &Path) -> Result<()> {
+    let address = format!("unix://{}", path.display());
+    let text = answer_text(&address, std::env::var_os("MAX_SHIM_VERSION").is_some());
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .context(|| "print the address".into())
+}
+
+fn answer_text(address: &str, understands_json: bool) -> String {
+    if understands_json {
+        serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
+    } else {
+        address.to_owned()
+    }
+}
+
+/// Turns the forked child into the daemon.
+fn become_daemon(
+    args: &Args,
+    options: &Options,
+    bundle: &Path,
+    socket: &Path,
+    listener: UnixListener,
+    containerd: Option<rustix::process::Pid>,
+) -> ! {
+    let prepare = || -> Result<Daemon> {
+        rustix::process::setsid().context(|| "leave containerd's session".into())?;
+        redirect(bundle)?;
+        std::env::set_current_dir("/").context(|| "leave the bundle".into())?;
+        if args.debug {
+            log::enable_debug();
+        }
+        protect(containerd);
+        if !options.shim_cgroup.is_empty() {
+            join_cgroup(&options.shim_cgroup)?;
+        }
+        Ok(Daemon {
+            namespace: args.namespace.clone(),
+            containerd: containerd_ttrpc(&args.address),
+            socket: socket.to_owned(),
+            listener,
+        })
+    };
+    let code = match prepare().and_then(daemon::run) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error(format_args!("shim daemon: {error}"));
+            // The address may be out already; a socket without a server must not stay.
+            remove_stale(socket);
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+/// Where events go: as containerd says, or beside its main socket.
+fn containerd_ttrpc(address: &str) -> PathBuf {
+    let named = std::env::var("TTRPC_ADDRESS")
+        .ok()
+        .filter(|address| !address.is_empty());
+    let address = named.unwrap_or_else(|| format!("{address}.ttrpc"));
+    PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address))
+}
+
+/// Lets go of containerd's pipes: it waits for their end. Errors go to the `log` fifo, opened
+/// for both directions so that neither its absence of a reader nor a restart of containerd
+/// blocks or kills the daemon.
+fn redirect(bundle: &Path) -> Result<()> {
+    let what = || "redirect the standard streams".to_owned();
+    let null = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/null")
+        .context(what)?;
+    rustix::stdio::dup2_stdin(&null).context(what)?;
+    rustix::stdio::dup2_stdout(&null).context(what)?;
+    let log = open_log(&bundle.join("log"));
+    rustix::stdio::dup2_stderr(log.as_ref().unwrap_or(&null)).context(what)
+}
+
+fn open_log(path: &Path) -> Option<File> {
+    let nonblocking = libc::O_NONBLOCK;
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(nonblocking)
+        .open(path)
+        .ok()
+}
+
+/// Makes the daemon as unattractive to the OOM killer as containerd, but for one point.
+fn protect(containerd: Option<rustix::process::Pid>) {
+    let adjust = || -> std::io::Result<()> {
+        let Some(pid) = containerd else { return Ok(()) };
+        let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
+        let theirs: i32 = std::fs::read_to_string(path)?.trim().parse().unwrap_or(0);
+        std::fs::write(
+            "/proc/self/oom_score_adj",
+            (theirs + 1).min(1000).to_string(),
+        )
+    };
+    if let Err(error) = adjust() {
+        // Lowering needs a capability that some hosts do not give to root.
+        log::debug(format_args!("adjust the OOM score: {error}"));
+    }
+}
+
+fn join_cgroup(path: &str) -> Result<()> {
+    let join = || -> xebec_runtime::cgroup::Result<()> {
+        use xebec_runtime::cgroup::{Cgroup, CgroupPath, Controllers};
+        let path = CgroupPath::resolve(Some(path), "")?;
+        Cgroup::create(&path, Controllers::default())?.add(std::process::id() as i32)
+    };
+    join().map_err(|error| Error::InvalidArgument(format!("ShimCgroup {path:?}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::answer_text;
+
+    #[test]
+    fn the_answer_is_json_of_version_3_or_a_plain_line() {
+        let json: serde_json::Value =
+            serde_json::from_str(&answer_text("unix:///s", true)).unwrap();
+        assert_eq!(json["version"], 3);
+        assert_eq!(json["address"], "unix:///s");
+        assert_eq!(json["protocol"], "ttrpc");
+        assert_eq!(answer_text("unix:///s", false), "unix:///s");
+    }
+}

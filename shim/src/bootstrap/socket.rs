@@ -1,0 +1,110 @@
+//! The shim's socket: one per containerd, namespace and group, in a directory of all shims.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use sha2::{Digest, Sha256};
+
+use crate::error::{Context, Result};
+
+/// Where containerd's shims keep their sockets.
+const DIRECTORY: &str = "/run/containerd/s";
+
+/// What came of looking for the group's socket.
+#[derive(Debug)]
+pub(super) enum Bound {
+    /// A shim of this group answers already.
+    Running,
+    /// The socket is ours now.
+    New(UnixListener),
+}
+
+/// Path of the socket. The name keeps the shims of different programs apart, which share the
+/// directory.
+pub(super) fn path(containerd: &str, namespace: &str, group: &str) -> PathBuf {
+    let key = format!("xebec/{containerd}/{namespace}/{group}");
+    let mut name = String::with_capacity(64);
+    for byte in Sha256::digest(key.as_bytes()) {
+        for digit in [byte >> 4, byte & 15] {
+            name.extend(char::from_digit(u32::from(digit), 16));
+        }
+    }
+    Path::new(DIRECTORY).join(name)
+}
+
+/// Binds the socket, or finds the shim that holds it. A socket that nobody serves is replaced.
+pub(super) fn bind(path: &Path) -> Result<Bound> {
+    let directory = path.parent().unwrap_or(Path::new(DIRECTORY));
+    let what = || format!("bind shim socket {}", path.display());
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o711)
+        .create(directory)
+        .context(what)?;
+    // Two starts of one group take turns, or one could remove what the other has just bound.
+    let lock = File::open(directory).context(what)?;
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).context(what)?;
+    match UnixStream::connect(path) {
+        Ok(_) => return Ok(Bound::Running),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).context(what)?;
+        }
+        Err(error) => return Err(error).context(what),
+    }
+    listen(path).map(Bound::New).context(what)
+}
+
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Removes a socket that nobody serves; one that answers stays.
+pub fn remove_stale(path: &Path) {
+    let refused =
+        UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+    if refused && let Err(error) = std::fs::remove_file(path) {
+        crate::log::warn(format_args!("remove {}: {error}", path.display()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_group_has_its_own_short_path() {
+        let one = path("/run/containerd/containerd.sock", "default", "a");
+        let other = path("/run/containerd/containerd.sock", "default", "b");
+        assert_ne!(one, other);
+        assert_eq!(one, path("/run/containerd/containerd.sock", "default", "a"));
+        assert!(one.as_os_str().len() <= 106, "{}", one.display());
+    }
+
+    #[test]
+    fn a_live_socket_is_found_and_a_stale_one_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("s");
+        let Bound::New(listener) = bind(&socket).unwrap() else {
+            panic!("not bound")
+        };
+        assert_eq!(
+            std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert!(matches!(bind(&socket).unwrap(), Bound::Running));
+        remove_stale(&socket);
+        assert!(socket.exists());
+        drop(listener);
+        assert!(matches!(bind(&socket).unwrap(), Bound::New(_)));
+        remove_stale(&socket);
+        assert!(!socket.exists());
+    }
+}

@@ -1,0 +1,143 @@
+//! The built-in runtime.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use xebec_runtime::{ContainerId, Error, Runtime, RuntimeOptions};
+
+use super::{Console, Launched, Streams};
+use crate::options::Options;
+use crate::spawner::{Launch, Request, Spawner};
+
+/// The runtime library over one state directory.
+#[derive(Debug)]
+pub struct Library {
+    options: RuntimeOptions,
+    no_pivot: bool,
+    no_new_keyring: bool,
+    /// Absent in the `delete` action, which starts nothing.
+    spawner: Option<Arc<Spawner>>,
+}
+
+type Outcome<T> = Result<T, String>;
+
+impl Library {
+    pub(super) fn new(
+        options: &Options,
+        namespace: &str,
+        spawner: Option<Arc<Spawner>>,
+    ) -> Library {
+        Library {
+            options: RuntimeOptions {
+                root: options.state_root(namespace),
+                ignore_missing_controllers: options.ignore_missing_controllers,
+            },
+            no_pivot: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+            spawner,
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.options.root
+    }
+
+    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<Launched> {
+        let launch = Launch::Init {
+            bundle: bundle.to_owned(),
+            no_pivot: self.no_pivot,
+            no_new_keyring: self.no_new_keyring,
+        };
+        self.launch(id, bundle.join("init.pid"), launch, &[], streams)
+    }
+
+    pub(super) fn exec(
+        &self,
+        id: &str,
+        pid_file: &Path,
+        document: &[u8],
+        streams: &Streams,
+    ) -> Outcome<Launched> {
+        self.launch(id, pid_file.to_owned(), Launch::Exec, document, streams)
+    }
+
+    pub(super) fn start(&self, id: &str) -> Outcome<()> {
+        self.with(id, Runtime::start)
+    }
+
+    pub(super) fn kill_all(&self, id: &str, signal: i32) -> Outcome<()> {
+        self.with(id, |runtime, id| runtime.kill(id, signal, true))
+    }
+
+    pub(super) fn delete(&self, id: &str, force: bool) -> Outcome<()> {
+        self.with(id, |runtime, id| match runtime.delete(id, force) {
+            Err(Error::NotFound) => Ok(()),
+            result => result,
+        })
+    }
+
+    pub(super) fn pause(&self, id: &str) -> Outcome<()> {
+        self.with(id, Runtime::pause)
+    }
+
+    pub(super) fn resume(&self, id: &str) -> Outcome<()> {
+        self.with(id, Runtime::resume)
+    }
+
+    pub(super) fn update(&self, id: &str, resources: &[u8]) -> Outcome<()> {
+        let resources: oci_spec::runtime::LinuxResources =
+            serde_json::from_slice(resources).map_err(|error| format!("resources: {error}"))?;
+        let _ = (id, resources);
+        Err("update is not there yet".into())
+    }
+
+    pub(super) fn features(&self) -> Outcome<Vec<u8>> {
+        Err("features are not there yet".into())
+    }
+
+    fn with<T>(
+        &self,
+        id: &str,
+        operation: impl FnOnce(&Runtime, &ContainerId) -> xebec_runtime::Result<T>,
+    ) -> Outcome<T> {
+        let run = || {
+            let runtime = Runtime::open(self.options.clone())?;
+            operation(&runtime, &id.parse()?)
+        };
+        run().map_err(|error: Error| error.to_string())
+    }
+
+    fn launch(
+        &self,
+        id: &str,
+        pid_file: PathBuf,
+        launch: Launch,
+        document: &[u8],
+        streams: &Streams,
+    ) -> Outcome<Launched> {
+        let spawner = self
+            .spawner
+            .as_ref()
+            .ok_or("no spawner: nothing can be started")?;
+        let console = match &streams.console {
+            Some(Console::Socket(socket)) => Some(socket.as_fd()),
+            Some(Console::Path(path)) => {
+                return Err(format!("console at {}: a socket is needed", path.display()));
+            }
+            None => None,
+        };
+        let [stdin, stdout, stderr] = streams.standard();
+        let descriptors = [stdin, stdout, stderr, console];
+        let request = Request {
+            root: self.options.root.clone(),
+            id: id.to_owned(),
+            ignore_missing_controllers: self.options.ignore_missing_controllers,
+            descriptors: descriptors.map(|fd| fd.is_some()),
+            pid_file,
+            launch,
+        };
+        let fds: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().collect();
+        spawner.launch(&request, document, &fds)
+    }
+}

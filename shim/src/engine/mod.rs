@@ -1,0 +1,144 @@
+//! Who runs containers: the built-in library, or a runc-compatible program.
+//!
+//! Every method blocks and is called on a blocking thread. Errors keep the runtime's text.
+
+mod library;
+mod program;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::error::{Error, Result};
+use crate::options::Options;
+pub use crate::spawner::Launched;
+use crate::spawner::Spawner;
+use library::Library;
+use program::Program;
+
+/// A runtime for one container.
+#[derive(Debug, Clone)]
+pub enum Engine {
+    /// The xebec runtime library, with the spawner for what has to fork.
+    Library(Arc<Library>),
+    /// The program that `BinaryName` names.
+    Program(Arc<Program>),
+}
+
+/// Where the pseudo-terminal of a new process goes.
+#[derive(Debug)]
+pub enum Console {
+    /// To the peer of this socket.
+    Socket(OwnedFd),
+    /// To the listener at this path.
+    Path(PathBuf),
+}
+
+/// The container's ends of its streams; absent ones are `/dev/null`.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Standard input.
+    pub stdin: Option<OwnedFd>,
+    /// Standard output.
+    pub stdout: Option<OwnedFd>,
+    /// Standard error.
+    pub stderr: Option<OwnedFd>,
+    /// Present if the process gets a terminal.
+    pub console: Option<Console>,
+}
+
+impl Streams {
+    fn standard(&self) -> [Option<BorrowedFd<'_>>; 3] {
+        [&self.stdin, &self.stdout, &self.stderr].map(|fd| fd.as_ref().map(AsFd::as_fd))
+    }
+}
+
+/// Dispatches a method to whichever engine it is.
+macro_rules! either {
+    ($self:ident, $engine:ident => $call:expr) => {
+        match $self {
+            Engine::Library($engine) => $call,
+            Engine::Program($engine) => $call,
+        }
+    };
+}
+
+impl Engine {
+    /// The engine that `options` ask for, with its state below `namespace`.
+    pub fn new(options: &Options, namespace: &str, spawner: Option<Arc<Spawner>>) -> Engine {
+        if options.binary_name.is_empty() {
+            Engine::Library(Arc::new(Library::new(options, namespace, spawner)))
+        } else {
+            Engine::Program(Arc::new(Program::new(options, namespace)))
+        }
+    }
+
+    /// True if a console must be offered as a socket in the file system.
+    pub fn wants_console_path(&self) -> bool {
+        matches!(self, Engine::Program(_))
+    }
+
+    /// Creates a container whose init waits for [`Engine::start`].
+    pub fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Result<Launched> {
+        either!(self, engine => engine.create(id, bundle, streams)).map_err(failed("create"))
+    }
+
+    /// Starts the init of a created container.
+    pub fn start(&self, id: &str) -> Result<()> {
+        either!(self, engine => engine.start(id)).map_err(failed("start"))
+    }
+
+    /// Starts a further process; `document` is the JSON of an OCI Process.
+    pub fn exec(
+        &self,
+        id: &str,
+        bundle: &Path,
+        exec_id: &str,
+        document: &[u8],
+        streams: &Streams,
+    ) -> Result<Launched> {
+        let pid_file = bundle.join(format!("{exec_id}.pid"));
+        either!(self, engine => engine.exec(id, &pid_file, document, streams))
+            .map_err(failed("exec"))
+    }
+
+    /// Signals every process of the container.
+    pub fn kill_all(&self, id: &str, signal: i32) -> Result<()> {
+        either!(self, engine => engine.kill_all(id, signal)).map_err(failed("kill"))
+    }
+
+    /// Removes a container; `force` kills what is left of it, and takes longer. One that is gone
+    /// already is success.
+    pub fn delete(&self, id: &str, force: bool) -> Result<()> {
+        either!(self, engine => engine.delete(id, force)).map_err(failed("delete"))
+    }
+
+    /// Freezes the container.
+    pub fn pause(&self, id: &str) -> Result<()> {
+        either!(self, engine => engine.pause(id)).map_err(failed("pause"))
+    }
+
+    /// Thaws the container.
+    pub fn resume(&self, id: &str) -> Result<()> {
+        either!(self, engine => engine.resume(id)).map_err(failed("resume"))
+    }
+
+    /// Applies the JSON of an OCI LinuxResources.
+    pub fn update(&self, id: &str, resources: &[u8]) -> Result<()> {
+        either!(self, engine => engine.update(id, resources)).map_err(failed("update"))
+    }
+
+    /// The JSON of the runtime's OCI features.
+    pub fn features(&self) -> Result<Vec<u8>> {
+        either!(self, engine => engine.features()).map_err(failed("features"))
+    }
+
+    /// True if the runtime has state of this container.
+    pub fn knows(&self, id: &str) -> bool {
+        either!(self, engine => engine.root().join(id).exists())
+    }
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(String) -> Error {
+    move |message| Error::Runtime { operation, message }
+}

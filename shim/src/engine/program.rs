@@ -1,0 +1,269 @@
+//! A runc-compatible program, run once per operation.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::process::{Pid, PidfdFlags};
+use serde::Deserialize;
+
+use super::{Console, Launched, Streams};
+use crate::options::Options;
+
+/// The program and how to call it.
+#[derive(Debug)]
+pub struct Program {
+    binary: String,
+    root: PathBuf,
+    systemd_cgroup: bool,
+    no_pivot: bool,
+    no_new_keyring: bool,
+}
+
+type Outcome<T> = Result<T, String>;
+
+impl Program {
+    pub(super) fn new(options: &Options, namespace: &str) -> Program {
+        Program {
+            binary: options.binary_name.clone(),
+            root: options.state_root(namespace),
+            systemd_cgroup: options.systemd_cgroup,
+            no_pivot: options.no_pivot_root,
+            no_new_keyring: options.no_new_keyring,
+        }
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<Launched> {
+        let pid_file = bundle.join("init.pid");
+        let log = bundle.join("log.json");
+        let mut command = self.command(Some(&log), "create");
+        command
+            .arg("--bundle")
+            .arg(bundle)
+            .arg("--pid-file")
+            .arg(&pid_file);
+        if self.no_pivot {
+            command.arg("--no-pivot");
+        }
+        if self.no_new_keyring {
+            command.arg("--no-new-keyring");
+        }
+        attach(&mut command, streams)?;
+        run(command.arg(id), Some(&log))?;
+        launched(&pid_file)
+    }
+
+    pub(super) fn exec(
+        &self,
+        id: &str,
+        pid_file: &Path,
+        document: &[u8],
+        streams: &Streams,
+    ) -> Outcome<Launched> {
+        let spec = pid_file.with_extension("json");
+        let log = pid_file.with_extension("log.json");
+        std::fs::write(&spec, document)
+            .map_err(|error| format!("write {}: {error}", spec.display()))?;
+        let mut command = self.command(Some(&log), "exec");
+        command
+            .arg("--process")
+            .arg(&spec)
+            .arg("--pid-file")
+            .arg(pid_file)
+            .arg("--detach");
+        let result = attach(&mut command, streams)
+            .and_then(|()| run(command.arg(id), Some(&log)))
+            .and_then(|()| launched(pid_file));
+        for file in [&spec, &log] {
+            // Both are scratch; the bundle's removal takes what stays behind.
+            let _ = std::fs::remove_file(file);
+        }
+        result
+    }
+
+    pub(super) fn start(&self, id: &str) -> Outcome<()> {
+        run(self.command(None, "start").arg(id), None)
+    }
+
+    pub(super) fn kill_all(&self, id: &str, signal: i32) -> Outcome<()> {
+        run(
+            self.command(None, "kill")
+                .arg("--all")
+                .arg(id)
+                .arg(signal.to_string()),
+            None,
+        )
+    }
+
+    pub(super) fn delete(&self, id: &str, force: bool) -> Outcome<()> {
+        if !self.root.join(id).exists() {
+            return Ok(());
+        }
+        let mut command = self.command(None, "delete");
+        if force {
+            command.arg("--force");
+        }
+        run(command.arg(id), None)
+    }
+
+    pub(super) fn pause(&self, id: &str) -> Outcome<()> {
+        run(self.command(None, "pause").arg(id), None)
+    }
+
+    pub(super) fn resume(&self, id: &str) -> Outcome<()> {
+        run(self.command(None, "resume").arg(id), None)
+    }
+
+    pub(super) fn update(&self, id: &str, resources: &[u8]) -> Outcome<()> {
+        let file = self.root.join(id).join("update.json");
+        std::fs::write(&file, resources)
+            .map_err(|error| format!("write {}: {error}", file.display()))?;
+        let result = run(
+            self.command(None, "update")
+                .arg("--resources")
+                .arg(&file)
+                .arg(id),
+            None,
+        );
+        std::fs::remove_file(&file)
+            .map_err(|error| format!("remove {}: {error}", file.display()))?;
+        result
+    }
+
+    pub(super) fn features(&self) -> Outcome<Vec<u8>> {
+        let output = Command::new(&self.binary)
+            .arg("features")
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| self.not_run(&error))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(format!(
+            "{} features: {}",
+            self.binary,
+            String::from_utf8_lossy(&output.stderr).trim()
+        ))
+    }
+
+    fn command(&self, log: Option<&Path>, operation: &str) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("--root").arg(&self.root);
+        if let Some(log) = log {
+            command.arg("--log").arg(log).args(["--log-format", "json"]);
+        }
+        if self.systemd_cgroup {
+            command.arg("--systemd-cgroup");
+        }
+        command.arg(operation).stdin(Stdio::null());
+        command
+    }
+
+    fn not_run(&self, error: &std::io::Error) -> String {
+        format!("run {}: {error}", self.binary)
+    }
+}
+
+/// Gives the program the container's streams as its own, as `create` and `exec` expect.
+fn attach(command: &mut Command, streams: &Streams) -> Outcome<()> {
+    match &streams.console {
+        Some(Console::Path(path)) => {
+            command.arg("--console-socket").arg(path);
+        }
+        Some(Console::Socket(_)) => return Err("a console path is needed".to_owned()),
+        None => {}
+    }
+    let stdio = |fd: Option<BorrowedFd<'_>>| -> Outcome<Stdio> {
+        let Some(fd) = fd else {
+            return Ok(Stdio::null());
+        };
+        let copy: OwnedFd = fd
+            .try_clone_to_owned()
+            .map_err(|error| format!("duplicate a stream: {error}"))?;
+        Ok(Stdio::from(copy))
+    };
+    let [stdin, stdout, stderr] = streams.standard();
+    command
+        .stdin(stdio(stdin)?)
+        .stdout(stdio(stdout)?)
+        .stderr(stdio(stderr)?);
+    Ok(())
+}
+
+/// Runs the program to its end; with a `log` its streams belong to the container, and errors
+/// are found there.
+fn run(command: &mut Command, log: Option<&Path>) -> Outcome<()> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let not_run = |error: std::io::Error| format!("run {name}: {error}");
+    let Some(log) = log else {
+        let output = command.output().map_err(not_run)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        return Err(last_words(&String::from_utf8_lossy(&output.stderr), &name));
+    };
+    if command.status().map_err(not_run)?.success() {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(log).unwrap_or_default();
+    Err(last_words(&text, &name))
+}
+
+/// The last error in a log of JSON or plain lines.
+fn last_words(log: &str, program: &str) -> String {
+    #[derive(Deserialize)]
+    struct Line {
+        level: String,
+        msg: String,
+    }
+    let error = log
+        .lines()
+        .rev()
+        .find_map(|line| match serde_json::from_str::<Line>(line) {
+            Ok(line) => (line.level == "error").then_some(line.msg),
+            Err(_) => (!line.trim().is_empty()).then(|| line.trim().to_owned()),
+        });
+    error.unwrap_or_else(|| format!("{program} did not terminate successfully"))
+}
+
+/// The process whose pid the program wrote. Its status is ours to collect, so the pid cannot
+/// have been reused.
+fn launched(pid_file: &Path) -> Outcome<Launched> {
+    let text = std::fs::read_to_string(pid_file)
+        .map_err(|error| format!("read {}: {error}", pid_file.display()))?;
+    let pid: i32 = text
+        .trim()
+        .parse()
+        .map_err(|_| format!("{}: {text:?}", pid_file.display()))?;
+    let handle = Pid::from_raw(pid).ok_or_else(|| format!("pid {pid}"))?;
+    let pidfd = rustix::process::pidfd_open(handle, PidfdFlags::empty())
+        .map_err(|error| format!("open process {pid}: {error}"))?;
+    Ok(Launched { pid, pidfd })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::last_words;
+
+    #[test]
+    fn the_last_error_of_a_log_is_found_in_either_format() {
+        for (log, expected) in [
+            (
+                "{\"level\":\"warning\",\"msg\":\"w\"}\n{\"level\":\"error\",\"msg\":\"e\"}\n",
+                "e",
+            ),
+            (
+                "{\"level\":\"error\",\"msg\":\"e\"}\n{\"level\":\"info\",\"msg\":\"i\"}\n",
+                "e",
+            ),
+            ("container does not exist\n", "container does not exist"),
+            ("", "runc did not terminate successfully"),
+        ] {
+            assert_eq!(last_words(log, "runc"), expected, "{log:?}");
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! Options of a runtime handler, in any of the forms containerd sends them.
+
+use std::path::PathBuf;
+
+use prost_types::Any;
+use serde::{Deserialize, Serialize};
+use xebec_proto::{runc_options, runtimeoptions, unpack};
+
+use crate::error::{Context, Error, Result};
+
+/// Environment variable that has the effect of `IgnoreMissingControllers = true`.
+pub const IGNORE_MISSING_CONTROLLERS: &str = "XEBEC_IGNORE_MISSING_CONTROLLERS";
+
+/// What an operator may set per runtime handler. The TOML keys are those of containerd's CRI
+/// configuration for runc.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default, deny_unknown_fields)]
+pub struct Options {
+    /// A runc-compatible program to drive instead of the built-in runtime.
+    pub binary_name: String,
+    /// State directory of the runtime; the namespace is appended.
+    pub root: PathBuf,
+    /// Cgroups through systemd.
+    pub systemd_cgroup: bool,
+    /// Use chroot-like rootfs switching, for initramfs hosts.
+    pub no_pivot_root: bool,
+    /// Keep the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// Cgroup for the shim itself.
+    pub shim_cgroup: String,
+    /// Owner of the container's stdio pipes.
+    pub io_uid: u32,
+    /// Group of the container's stdio pipes.
+    pub io_gid: u32,
+    /// Warn instead of failing when a cgroup controller that a limit needs is absent.
+    pub ignore_missing_controllers: bool,
+    /// Accepted for configurations shared with runc.
+    #[serde(skip_serializing)]
+    criu_path: String,
+    #[serde(skip_serializing)]
+    criu_image_path: String,
+    #[serde(skip_serializing)]
+    criu_work_path: String,
+    #[serde(skip_serializing)]
+    task_api_address: String,
+    #[serde(skip_serializing)]
+    task_api_version: u32,
+}
+
+impl Options {
+    /// Decodes runc options or `runtimeoptions.v1`; nothing at all means the defaults.
+    pub fn decode(any: Option<&Any>) -> Result<Options> {
+        let Some(any) = any.filter(|any| !any.type_url.is_empty()) else {
+            return Ok(Options::default());
+        };
+        if let Some(runc) = unpack::<runc_options::Options>(any) {
+            return Ok(Options::from(
+                runc.map_err(|error| malformed(&any.type_url, &error))?,
+            ));
+        }
+        if let Some(generic) = unpack::<runtimeoptions::Options>(any) {
+            let generic = generic.map_err(|error| malformed(&any.type_url, &error))?;
+            return Options::from_generic(&generic);
+        }
+        Err(Error::InvalidArgument(format!(
+            "runtime options of type {:?}",
+            any.type_url
+        )))
+    }
+
+    /// Applies what the environment of the shim asks for.
+    #[must_use]
+    pub fn with_environment(mut self) -> Options {
+        self.ignore_missing_controllers |=
+            std::env::var_os(IGNORE_MISSING_CONTROLLERS).is_some_and(|value| value == "1");
+        self
+    }
+
+    /// State directory of the runtime for one containerd namespace.
+    pub fn state_root(&self, namespace: &str) -> PathBuf {
+        let default = if self.binary_name.is_empty() {
+            "/run/containerd/xebec"
+        } else {
+            "/run/containerd/runc"
+        };
+        let root = if self.root.as_os_str().is_empty() {
+            PathBuf::from(default)
+        } else {
+            self.root.clone()
+        };
+        root.join(namespace)
+    }
+
+    fn from_generic(generic: &runtimeoptions::Options) -> Result<Options> {
+        if !generic.config_body.is_empty() {
+            let body = std::str::from_utf8(&generic.config_body)
+                .map_err(|error| Error::InvalidArgument(format!("runtime options: {error}")))?;
+            return Options::from_toml("runtime options", body);
+        }
+        if generic.config_path.is_empty() {
+            return Ok(Options::default());
+        }
+        let text = std::fs::read_to_string(&generic.config_path)
+            .context(|| format!("read runtime options {}", generic.config_path))?;
+        Options::from_toml(&generic.config_path, &text)
+    }
+
+    fn from_toml(origin: &str, text: &str) -> Result<Options> {
+        toml::from_str(text)
+            .map_err(|error| Error::InvalidArgument(format!("{origin}: {}", error.message())))
+    }
+}
+
+impl From<runc_options::Options> for Options {
+    fn from(runc: runc_options::Options) -> Options {
+        Options {
+            binary_name: runc.binary_name,
+            root: PathBuf::from(runc.root),
+            systemd_cgroup: runc.systemd_cgroup,
+            no_pivot_root: runc.no_pivot_root,
+            no_new_keyring: runc.no_new_keyring,
+            shim_cgroup: runc.shim_cgroup,
+            io_uid: runc.io_uid,
+            io_gid: runc.io_gid,
+            ..Options::default()
+        }
+    }
+}
+
+fn malformed(type_url: &str, error: &prost::DecodeError) -> Error {
+    Error::InvalidArgument(format!("runtime options {type_url}: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use xebec_proto::pack;
+
+    fn generic(body: &str) -> Any {
+        pack(&runtimeoptions::Options {
+            config_body: body.as_bytes().to_vec(),
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn every_form_decodes_to_the_same_options() {
+        let expected = Options {
+            binary_name: "crun".into(),
+            root: "/r".into(),
+            systemd_cgroup: true,
+            no_pivot_root: true,
+            shim_cgroup: "/shims".into(),
+            io_uid: 7,
+            ..Options::default()
+        };
+        let runc = pack(&runc_options::Options {
+            binary_name: "crun".into(),
+            root: "/r".into(),
+            systemd_cgroup: true,
+            no_pivot_root: true,
+            shim_cgroup: "/shims".into(),
+            io_uid: 7,
+            ..Default::default()
+        });
+        let mut prefixed = runc.clone();
+        prefixed.type_url = format!("types.containerd.io/{}", prefixed.type_url);
+        let body = "BinaryName = \"crun\"\nRoot = \"/r\"\nSystemdCgroup = true\n\
+                    NoPivotRoot = true\nShimCgroup = \"/shims\"\nIoUid = 7\n";
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), body).unwrap();
+        let by_path = pack(&runtimeoptions::Options {
+            config_path: file.path().to_str().unwrap().into(),
+            ..Default::default()
+        });
+        for any in [runc, prefixed, generic(body), by_path] {
+            assert_eq!(
+                Options::decode(Some(&any)).unwrap(),
+                expected,
+                "{}",
+                any.type_url
+            );
+        }
+    }
+
+    #[test]
+    fn absent_and_empty_options_are_the_defaults() {
+        for any in [None, Some(Any::default()), Some(generic(""))] {
+            assert_eq!(Options::decode(any.as_ref()).unwrap(), Options::default());
+        }
+    }
+
+    #[test]
+    fn wrong_options_are_refused_by_name() {
+        let unknown = Any {
+            type_url: "acme.Options".into(),
+            value: vec![],
+        };
+        let broken = Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: vec![0xff],
+        };
+        let no_file = pack(&runtimeoptions::Options {
+            config_path: "/nonexistent/o.toml".into(),
+            ..Default::default()
+        });
+        for (any, part) in [
+            (unknown, "acme.Options"),
+            (broken, "containerd.runc.v1.Options"),
+            (generic("BinaryNam = \"x\""), "BinaryNam"),
+            (generic("SystemdCgroup = \"yes\""), "invalid type"),
+            (no_file, "/nonexistent/o.toml"),
+        ] {
+            let error = Options::decode(Some(&any)).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_state_root_depends_on_the_engine_and_the_namespace() {
+        let mut options = Options::default();
+        assert_eq!(
+            options.state_root("k8s"),
+            PathBuf::from("/run/containerd/xebec/k8s")
+        );
+        options.binary_name = "runc".into();
+        assert_eq!(
+            options.state_root("k8s"),
+            PathBuf::from("/run/containerd/runc/k8s")
+        );
+        options.root = "/r".into();
+        assert_eq!(options.state_root("k8s"), PathBuf::from("/r/k8s"));
+    }
+}

@@ -1,0 +1,161 @@
+//! The only `unsafe` of this crate: system calls that have no safe wrapper, each behind a
+//! function whose arguments make it safe.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use tokio::io::unix::AsyncFd;
+
+/// Which side of [`fork`] returned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fork {
+    /// The caller; holds the pid of the child.
+    Parent(i32),
+    /// The new process.
+    Child,
+}
+
+/// fork(2), refused when the process has more than one thread.
+pub fn fork() -> io::Result<Fork> {
+    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+        return Err(io::Error::other("fork with several threads"));
+    }
+    // SAFETY: with a single thread no lock can be held by a thread that the child lacks, so the
+    // child may run any code.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => Ok(Fork::Parent(pid)),
+    }
+}
+
+/// Keeps the allocator to one arena and returns freed memory early: an idle shim is counted in
+/// kilobytes, and its blocking threads live for a moment only.
+pub fn keep_heap_small() {
+    // SAFETY: mallopt changes parameters of the allocator and touches no memory of ours.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 64 * 1024);
+    }
+}
+
+/// Hands free pages at the top of the heap back to the kernel.
+pub fn trim_heap() {
+    // SAFETY: malloc_trim only releases memory that no allocation uses.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// pidfd_send_signal(2) with any signal number, real-time ones included.
+pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
+    // SAFETY: the descriptor is open for the length of the call, and a null siginfo is allowed.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_fd().as_raw_fd(),
+            signal,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Registers a descriptor with the running event loop.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor moves into the value, which hands out borrows only, so it stays
+    // open and the same for as long as it is registered.
+    Ok(unsafe { AsyncFd::register(fd) }?)
+}
+
+/// Blocks SIGCHLD for this thread and the threads it starts, and returns a non-blocking
+/// signalfd that reports it.
+pub fn child_signals() -> io::Result<OwnedFd> {
+    // SAFETY: the set is initialised by sigemptyset before it is read, and signalfd returns a
+    // descriptor that nobody else owns.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGCHLD);
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, &raw const set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC);
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// Pid of a child that has died and still waits to be collected.
+pub fn dead_child() -> Option<i32> {
+    // SAFETY: waitid fills the structure, which is valid for any bytes; the pid is read only
+    // when the call reports one.
+    unsafe {
+        let mut info = std::mem::zeroed::<libc::siginfo_t>();
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        let result = libc::waitid(libc::P_ALL, 0, &raw mut info, options);
+        (result == 0 && info.si_pid() != 0).then(|| info.si_pid())
+    }
+}
+
+/// Gives SIGPIPE its default action back; Rust programs start with it ignored, and an ignored
+/// signal would be inherited by containers.
+pub fn restore_sigpipe() {
+    // SAFETY: installs SIG_DFL, which runs no code of ours.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Moves `fd` to the number `place`, replacing what is open there.
+///
+/// For a fresh child that is about to forget every descriptor it inherited.
+pub fn move_to(fd: OwnedFd, place: i32) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() == place {
+        return Ok(fd);
+    }
+    // SAFETY: the new descriptor belongs to the returned value alone; whatever was open at
+    // `place` was inherited and is never used again by this process.
+    unsafe {
+        if libc::dup3(fd.as_raw_fd(), place, libc::O_CLOEXEC) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(place))
+    }
+}
+
+/// Closes every descriptor from `first` on, in a fresh child that will not use what it
+/// inherited.
+pub fn close_from(first: u32) {
+    // SAFETY: the caller never returns to code that owns one of these descriptors.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+}
+
+/// Lets `command` start with `fds` as its descriptors 3, 4, 5, ….
+pub fn pass_fds(command: &mut Command, fds: Vec<OwnedFd>) {
+    let place = move || {
+        // Two rounds: a source may sit where a target goes, so all move out of the way first.
+        let above = 3 + fds.len() as i32;
+        for (index, fd) in fds.iter().enumerate() {
+            // SAFETY: fcntl and dup2 are async-signal-safe and work on open descriptors.
+            unsafe {
+                let moved = libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, above);
+                if moved < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                if libc::dup2(moved, 3 + index as i32) < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure calls only async-signal-safe functions and allocates nothing.
+    unsafe { command.pre_exec(place) };
+}

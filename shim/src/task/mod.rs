@@ -1,0 +1,12 @@
+//! Tasks: containers, their processes, and the service that containerd calls.
+
+mod container;
+pub mod exits;
+mod process;
+mod record;
+mod service;
+mod state;
+mod stats;
+
+pub use record::Record;
+pub use service::{Shim, TaskService};

@@ -1,0 +1,288 @@
+//! The Task service, versions 2 and 3: decodes each request and finds whom it concerns.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use prost::Message;
+use tokio::sync::Notify;
+use xebec_proto::runc_options::ProcessDetails;
+use xebec_proto::task::{
+    CheckpointTaskRequest, CloseIoRequest, ConnectRequest, ConnectResponse, CreateTaskRequest,
+    CreateTaskResponse, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
+    PauseRequest, PidsRequest, PidsResponse, ResizePtyRequest, ResumeRequest, ShutdownRequest,
+    StartRequest, StartResponse, StateRequest, StateResponse, StatsRequest, StatsResponse,
+    UpdateTaskRequest, WaitRequest, WaitResponse,
+};
+use xebec_proto::task_types::ProcessInfo;
+
+use super::container::Container;
+use super::exits::Reaper;
+use super::process::timestamp;
+use super::state::Operation;
+use super::stats;
+use crate::error::{Error, Result};
+use crate::events::Publisher;
+use crate::events::oom::Watch;
+use crate::spawner::Spawner;
+use crate::ttrpc::Service;
+
+/// What all containers of one daemon share.
+#[derive(Debug)]
+pub struct Shim {
+    /// containerd namespace.
+    pub namespace: String,
+    /// The socket that this shim serves.
+    pub socket: PathBuf,
+    /// Takes events.
+    pub publisher: Publisher,
+    /// Knows the children.
+    pub reaper: Rc<Reaper>,
+    /// Starts processes.
+    pub spawner: Arc<Spawner>,
+    /// Watches for OOM kills.
+    pub oom: Watch,
+    /// Told when the shim is to end.
+    pub shutdown: Notify,
+}
+
+impl Shim {
+    /// Runs `work` on one of the few blocking threads.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match tokio::task::spawn_blocking(work).await {
+            Ok(result) => result,
+            Err(error) => Err(Error::Io {
+                what: "a blocking operation".into(),
+                source: error.into(),
+            }),
+        }
+    }
+}
+
+/// The containers of one daemon.
+#[derive(Debug)]
+pub struct TaskService {
+    shim: Rc<Shim>,
+    containers: RefCell<BTreeMap<String, Rc<Container>>>,
+    /// Ids that are being created.
+    creating: RefCell<BTreeSet<String>>,
+}
+
+impl Service for TaskService {
+    async fn call(self: Rc<Self>, service: &str, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
+        if !matches!(
+            service,
+            "containerd.task.v3.Task" | "containerd.task.v2.Task"
+        ) {
+            return Err(Error::Unimplemented(format!("service {service}")));
+        }
+        match method {
+            "Create" => reply(self.create(&decode(payload)?).await),
+            "Start" => reply(self.start(&decode(payload)?).await),
+            "Delete" => reply(self.delete(&decode(payload)?).await),
+            "State" => reply(self.state(&decode(payload)?)),
+            "Wait" => reply(self.wait(&decode(payload)?).await),
+            "Exec" => self.exec(decode(payload)?),
+            "Kill" => self.kill(&decode(payload)?).await,
+            "Pids" => reply(self.pids(&decode(payload)?)),
+            "Pause" => {
+                let PauseRequest { id } = decode(payload)?;
+                empty(self.container(&id)?.freeze(&self.shim, true).await)
+            }
+            "Resume" => {
+                let ResumeRequest { id } = decode(payload)?;
+                empty(self.container(&id)?.freeze(&self.shim, false).await)
+            }
+            "ResizePty" => self.resize(&decode(payload)?),
+            "CloseIO" => self.close_io(&decode(payload)?),
+            "Update" => self.update(decode(payload)?).await,
+            "Stats" => reply(self.stats(&decode(payload)?)),
+            "Connect" => reply(Ok(self.connect(&decode(payload)?))),
+            "Shutdown" => self.shutdown(&decode(payload)?),
+            "Checkpoint" => {
+                let CheckpointTaskRequest { id, .. } = decode(payload)?;
+                self.container(&id)?;
+                Err(Error::Unimplemented(
+                    "checkpoints are not implemented".into(),
+                ))
+            }
+            _ => Err(Error::Unimplemented(format!("method {method}"))),
+        }
+    }
+
+    fn only_waits(&self, method: &str) -> bool {
+        method == "Wait"
+    }
+}
+
+impl TaskService {
+    /// A service without containers.
+    pub fn new(shim: Rc<Shim>) -> TaskService {
+        TaskService {
+            shim,
+            containers: RefCell::default(),
+            creating: RefCell::default(),
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Rc<Container>> {
+        let found = self.containers.borrow().get(id).cloned();
+        found.ok_or_else(|| Error::NotFound("container not created".into()))
+    }
+
+    async fn create(&self, request: &CreateTaskRequest) -> Result<CreateTaskResponse> {
+        let id = &request.id;
+        crate::spawner::container_id(id)?;
+        let known = self.containers.borrow().contains_key(id);
+        if known || !self.creating.borrow_mut().insert(id.clone()) {
+            return Err(Error::AlreadyExists(format!(
+                "container {id} already exists"
+            )));
+        }
+        let created = Container::create(&self.shim, request).await;
+        self.creating.borrow_mut().remove(id);
+        let container = created?;
+        let pid = container.init.pid() as u32;
+        self.containers.borrow_mut().insert(id.clone(), container);
+        Ok(CreateTaskResponse { pid })
+    }
+
+    async fn start(&self, request: &StartRequest) -> Result<StartResponse> {
+        let container = self.container(&request.id)?;
+        let pid = container.start(&self.shim, &request.exec_id).await?;
+        Ok(StartResponse { pid: pid as u32 })
+    }
+
+    async fn delete(&self, request: &DeleteRequest) -> Result<DeleteResponse> {
+        let container = self.container(&request.id)?;
+        if !request.exec_id.is_empty() {
+            return container.delete_exec(&request.exec_id).await;
+        }
+        let response = container.delete(&self.shim).await?;
+        // Only what is gone for good leaves the map: a delete that failed can be repeated.
+        self.containers.borrow_mut().remove(&request.id);
+        crate::sys::trim_heap();
+        Ok(response)
+    }
+
+    fn state(&self, request: &StateRequest) -> Result<StateResponse> {
+        let container = self.container(&request.id)?;
+        let process = container.process(&request.exec_id)?;
+        Ok(process.describe(&container.id, &container.bundle.to_string_lossy()))
+    }
+
+    async fn wait(&self, request: &WaitRequest) -> Result<WaitResponse> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        let exit = process.wait().await;
+        Ok(WaitResponse {
+            exit_status: exit.status,
+            exited_at: Some(timestamp(exit.at)),
+        })
+    }
+
+    fn exec(&self, request: ExecProcessRequest) -> Result<Vec<u8>> {
+        let container = self.container(&request.id)?;
+        empty(container.add_exec(&self.shim, request))
+    }
+
+    async fn kill(&self, request: &KillRequest) -> Result<Vec<u8>> {
+        let container = self.container(&request.id)?;
+        let KillRequest {
+            exec_id,
+            signal,
+            all,
+            ..
+        } = request;
+        empty(container.kill(&self.shim, exec_id, *signal, *all).await)
+    }
+
+    fn pids(&self, request: &PidsRequest) -> Result<PidsResponse> {
+        let container = self.container(&request.id)?;
+        let execs = container.execs();
+        let details = |pid: i32| {
+            let exec = execs.iter().find(|exec| exec.pid() == pid)?;
+            Some(xebec_proto::pack(&ProcessDetails {
+                exec_id: exec.exec_id.clone(),
+            }))
+        };
+        let pids = container.cgroup()?.pids(true).map_err(stats::unreadable)?;
+        let processes = pids.into_iter().map(|pid| ProcessInfo {
+            pid: pid as u32,
+            info: details(pid),
+        });
+        Ok(PidsResponse {
+            processes: processes.collect(),
+        })
+    }
+
+    fn resize(&self, request: &ResizePtyRequest) -> Result<Vec<u8>> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        let resized = process.io.borrow().resize(request.width, request.height);
+        empty(resized)
+    }
+
+    fn close_io(&self, request: &CloseIoRequest) -> Result<Vec<u8>> {
+        let process = self.container(&request.id)?.process(&request.exec_id)?;
+        if request.stdin {
+            process.io.borrow().close_stdin();
+        }
+        empty(Ok(()))
+    }
+
+    async fn update(&self, request: UpdateTaskRequest) -> Result<Vec<u8>> {
+        let container = self.container(&request.id)?;
+        container.init.check(Operation::Update)?;
+        let Some(resources) = request.resources else {
+            return Err(Error::InvalidArgument("update without resources".into()));
+        };
+        let (engine, id) = (container.engine.clone(), request.id);
+        empty(
+            self.shim
+                .blocking(move || engine.update(&id, &resources.value))
+                .await,
+        )
+    }
+
+    fn stats(&self, request: &StatsRequest) -> Result<StatsResponse> {
+        let container = self.container(&request.id)?;
+        let _ = container;
+        Ok(StatsResponse { stats: None })
+    }
+
+    fn connect(&self, request: &ConnectRequest) -> ConnectResponse {
+        let pid = self
+            .container(&request.id)
+            .map_or(0, |container| container.init.pid());
+        ConnectResponse {
+            shim_pid: std::process::id(),
+            task_pid: pid as u32,
+            version: String::new(),
+        }
+    }
+
+    fn shutdown(&self, _: &ShutdownRequest) -> Result<Vec<u8>> {
+        // Others of the pod still live here.
+        if self.containers.borrow().is_empty() && self.creating.borrow().is_empty() {
+            self.shim.shutdown.notify_one();
+        }
+        empty(Ok(()))
+    }
+}
+
+fn decode<M: Message + Default>(payload: &[u8]) -> Result<M> {
+    M::decode(payload).map_err(|error| Error::InvalidArgument(format!("request: {error}")))
+}
+
+fn reply<M: Message>(result: Result<M>) -> Result<Vec<u8>> {
+    result.map(|message| message.encode_to_vec())
+}
+
+/// The encoding of `google.protobuf.Empty` is no bytes at all.
+fn empty(result: Result<()>) -> Result<Vec<u8>> {
+    result.map(|()| Vec::new())
+}
