@@ -21,7 +21,11 @@ impl Scratch {
     }
 
     fn sleeper(&self) -> Child {
-        let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep");
+        let child = Command::new("sleep")
+            .arg("1000")
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("sleep");
         self.0.add(child.id() as i32).expect("add");
         child
     }
@@ -57,10 +61,16 @@ fn removal_waits_for_the_dying_and_gives_up_on_the_living() {
     let scratch = Scratch::new("busy");
     let mut child = scratch.sleeper();
     let start = Instant::now();
-    assert!(matches!(scratch.0.remove(), Err(CgroupError::Timeout { .. })));
+    assert!(matches!(
+        scratch.0.remove(),
+        Err(CgroupError::Timeout { .. })
+    ));
     assert!(start.elapsed() >= Duration::from_secs(4));
     scratch.0.kill().expect("kill");
-    scratch.0.remove().expect("remove without waiting for the child first");
+    scratch
+        .0
+        .remove()
+        .expect("remove without waiting for the child first");
     child.wait().expect("wait");
 }
 
@@ -70,12 +80,18 @@ fn a_cgroup_in_use_is_not_taken_over() {
     let scratch = Scratch::new("used");
     let mut child = scratch.sleeper();
     let again = Cgroup::create(scratch.0.path(), Controllers::NONE);
-    assert!(matches!(again, Err(CgroupError::NotEmpty { count: 1 })), "{again:?}");
+    assert!(
+        matches!(again, Err(CgroupError::NotEmpty { count: 1 })),
+        "{again:?}"
+    );
     scratch.0.kill().expect("kill");
     child.wait().expect("wait");
     scratch.0.freeze().expect("freeze");
     let again = Cgroup::create(scratch.0.path(), Controllers::NONE);
-    assert!(matches!(again, Err(CgroupError::UnexpectedlyFrozen)), "{again:?}");
+    assert!(
+        matches!(again, Err(CgroupError::UnexpectedlyFrozen)),
+        "{again:?}"
+    );
     scratch.0.thaw().expect("thaw");
     Cgroup::create(scratch.0.path(), Controllers::NONE).expect("idle and thawed");
 }
@@ -107,10 +123,23 @@ fn the_device_program_is_enforced_and_replaced() {
         "echo $$ > {}/cgroup.procs && : < /dev/null && ! (: < /dev/kmsg) 2>/dev/null",
         scratch.0.full_path().display()
     );
-    let run = || Command::new("sh").arg("-c").arg(&script).status().expect("sh").success();
-    scratch.0.attach_devices(&devices::compile(&deny).expect("compile")).expect("attach");
+    let run = || {
+        Command::new("sh")
+            .arg("-c")
+            .arg(&script)
+            .status()
+            .expect("sh")
+            .success()
+    };
+    scratch
+        .0
+        .attach_devices(&devices::compile(&deny).expect("compile"))
+        .expect("attach");
     assert!(run(), "/dev/null is to be readable and /dev/kmsg not");
-    scratch.0.attach_devices(&devices::compile(&allow).expect("compile")).expect("replace");
+    scratch
+        .0
+        .attach_devices(&devices::compile(&allow).expect("compile"))
+        .expect("replace");
     assert!(!run(), "/dev/kmsg is to be readable now");
 }
 
@@ -121,14 +150,63 @@ fn a_limit_without_its_controller_is_an_error_or_a_named_omission() {
     let resources: LinuxResources =
         serde_json::from_str(r#"{"rdma":{"nothing0":{"hcaHandles":1}}}"#).expect("valid JSON");
     let plan = ResourcePlan::from_spec(&resources).expect("plan");
-    if scratch.0.enable(Controllers::RDMA).expect("enable").contains(Controllers::RDMA) {
-        let error = scratch.0.apply(&plan, ControllersPolicy::Require).expect_err("no such device");
-        assert!(error.to_string().contains("linux.resources.rdma[nothing0]"), "{error}");
+    if scratch
+        .0
+        .enable(Controllers::RDMA)
+        .expect("enable")
+        .contains(Controllers::RDMA)
+    {
+        let error = scratch
+            .0
+            .apply(&plan, ControllersPolicy::Require)
+            .expect_err("no such device");
+        assert!(
+            error.to_string().contains("linux.resources.rdma[nothing0]"),
+            "{error}"
+        );
         return;
     }
-    let error = scratch.0.apply(&plan, ControllersPolicy::Require).expect_err("no controller");
-    assert!(error.to_string().contains("\"rdma\" is not available"), "{error}");
-    let skipped = scratch.0.apply(&plan, ControllersPolicy::IgnoreMissing).expect("ignored");
+    let error = scratch
+        .0
+        .apply(&plan, ControllersPolicy::Require)
+        .expect_err("no controller");
+    assert!(
+        error.to_string().contains("\"rdma\" is not available"),
+        "{error}"
+    );
+    let skipped = scratch
+        .0
+        .apply(&plan, ControllersPolicy::IgnoreMissing)
+        .expect("ignored");
     assert_eq!(skipped.len(), 1);
     assert_eq!(skipped[0].controller, "rdma");
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn statistics_count_what_a_process_used_and_leave_out_what_the_host_lacks() {
+    let scratch = Scratch::new("stats");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done",
+        scratch.0.full_path().display()
+    );
+    assert!(
+        Command::new("sh")
+            .arg("-c")
+            .arg(&script)
+            .status()
+            .expect("sh")
+            .success()
+    );
+    let stats = scratch.0.stats().expect("stats");
+    let cpu = stats.cpu.expect("cpu.stat is always there");
+    assert!(
+        cpu.usage_usec > 0 && cpu.usage_usec >= cpu.user_usec,
+        "{cpu:?}"
+    );
+    let have = scratch.0.controllers().expect("controllers");
+    assert_eq!(stats.memory.is_some(), have.contains(Controllers::MEMORY));
+    assert_eq!(stats.pids.is_some(), have.contains(Controllers::PIDS));
+    let events = scratch.0.oom_events().expect("open");
+    assert_eq!(events.is_some(), have.contains(Controllers::MEMORY));
 }

@@ -13,6 +13,7 @@ mod files;
 mod path;
 mod plan;
 mod state;
+mod stats;
 
 pub use apply::Skipped;
 pub use controllers::Controllers;
@@ -20,6 +21,10 @@ pub use dir::Cgroup;
 pub use error::{CgroupError, Result};
 pub use path::CgroupPath;
 pub use plan::{Entry, OnRefusal, ResourcePlan, UsageCheck};
+pub use stats::{
+    CpuStats, HugetlbStats, IoDevice, IoStats, MemoryEvents, MemoryStats, PidsStats, Pressure, Psi,
+    RdmaDevice, RdmaStats, Stats,
+};
 
 /// What to do with a limit whose controller the host does not offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
