@@ -8,7 +8,7 @@ use rustix::fs::statfs;
 use super::error::{CgroupError, Result};
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
-const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
 
 /// An absolute path of a cgroup below the cgroup2 mount, free of `.` and `..`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ fn clean(path: &str) -> Result<PathBuf> {
 /// Finds the cgroup2 mount: unified, hybrid, or wherever the mount table has one.
 pub(super) fn find_mount() -> Result<PathBuf> {
     for candidate in ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"] {
-        if statfs(candidate).is_ok_and(|fs| fs.f_type as i64 == CGROUP2_MAGIC) {
+        if statfs(candidate).is_ok_and(|fs| fs.f_type == CGROUP2_MAGIC) {
             return Ok(PathBuf::from(candidate));
         }
     }

@@ -47,9 +47,8 @@ impl Cgroup {
     /// Kills every process of the cgroup and its children, forks in progress included.
     pub fn kill(&self) -> Result<()> {
         match files::write(self.fd(), "cgroup.kill", "1") {
-            Ok(()) => Ok(()),
-            // Gone already.
-            Err(Errno::NODEV) => Ok(()),
+            // ENODEV: gone already.
+            Ok(()) | Err(Errno::NODEV) => Ok(()),
             Err(Errno::NOENT) if !self.exists() => Ok(()),
             // cgroup.kill came with Linux 5.14; threaded cgroups do not support it.
             Err(Errno::NOENT | Errno::OPNOTSUPP) => self.kill_one_by_one(),

@@ -68,13 +68,12 @@ fn ranges(out: &mut Assembler, policy: &Policy, audit: u32) -> Vec<Range> {
             Some(part) => part_ranges(out, policy, part, 0, X32_BIT - 1, &mut ranges),
             None => ranges.push(0, Target::Return(RET_BAD_ARCH)),
         }
-        match part(Architecture::X32) {
-            Some(part) => part_ranges(out, policy, part, X32_BIT, u32::MAX, &mut ranges),
-            None => {
-                ranges.push(X32_BIT, Target::Return(RET_BAD_ARCH));
-                // A tracer makes the kernel skip a call by setting -1: no x32 call.
-                ranges.push(u32::MAX, Target::Return(policy.default));
-            }
+        if let Some(part) = part(Architecture::X32) {
+            part_ranges(out, policy, part, X32_BIT, u32::MAX, &mut ranges);
+        } else {
+            ranges.push(X32_BIT, Target::Return(RET_BAD_ARCH));
+            // A tracer makes the kernel skip a call by setting -1: no x32 call.
+            ranges.push(u32::MAX, Target::Return(policy.default));
         }
     } else {
         for part in policy

@@ -370,16 +370,14 @@ impl ResourcePlan {
         for (device, limit) in devices {
             let field = format!("linux.resources.rdma[{device}]");
             check_one_line(&field, device)?;
-            let mut value = device.clone();
-            if let Some(handles) = limit.hca_handles() {
-                value.push_str(&format!(" hca_handle={handles}"));
-            }
-            if let Some(objects) = limit.hca_objects() {
-                value.push_str(&format!(" hca_object={objects}"));
-            }
+            let pair = |key: &str, limit: Option<u32>| {
+                limit.map_or_else(String::new, |limit| format!(" {key}={limit}"))
+            };
+            let handles = pair("hca_handle", limit.hca_handles());
+            let objects = pair("hca_object", limit.hca_objects());
             self.entries.push(Entry {
                 file: Cow::Borrowed("rdma.max"),
-                value,
+                value: format!("{device}{handles}{objects}"),
                 field: Cow::Owned(field),
                 controller: Cow::Borrowed("rdma"),
                 on_refusal: OnRefusal::Fail,

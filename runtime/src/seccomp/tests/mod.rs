@@ -178,7 +178,7 @@ impl Random {
 
     fn call(&mut self, values: &[u64]) -> Call {
         let audits = Architecture::ALL.map(Architecture::audit);
-        let audit = if self.next() % 16 == 0 {
+        let audit = if self.next().is_multiple_of(16) {
             self.next() as u32
         } else {
             self.pick(&audits)
@@ -295,7 +295,7 @@ fn random_profiles_mean_what_they_say() {
         ]);
         let mut archs = vec![native];
         for extra in Architecture::ALL {
-            if extra != native && random.next() % 2 == 0 {
+            if extra != native && random.next().is_multiple_of(2) {
                 archs.push(extra);
             }
         }
