@@ -16,6 +16,7 @@ pub mod pool;
 mod prefetch;
 mod unpack;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -157,7 +158,8 @@ impl Filler {
         let mut landed = Ok(());
         while !claims.is_empty() {
             let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
-            let rest = claims.split_off(run_length(units));
+            let ranges = units.map(|unit| unit.offset..unit.end());
+            let rest = claims.split_off(run_length(ranges));
             landed = landed.and(self.fetch_run(claims));
             claims = rest;
         }
@@ -235,18 +237,17 @@ impl Filler {
     }
 }
 
-/// How many of the leading units go into one request: neighbours with small gaps, up to a bound.
-fn run_length(units: impl Iterator<Item = Unit>) -> usize {
-    let mut first = None;
-    let mut end = 0;
-    let joins = |unit: &Unit| {
-        let start = *first.get_or_insert(unit.offset);
-        let near = end == 0 || unit.offset <= end + MAX_GAP;
-        let fits = unit.offset == start || unit.end() - start <= MAX_RUN;
-        end = unit.end();
-        near && fits
+/// How many of the leading ranges go into one request: neighbours with small gaps, up to a bound.
+fn run_length(mut ranges: impl Iterator<Item = Range<u64>>) -> usize {
+    let Some(mut run) = ranges.next() else {
+        return 0;
     };
-    units.take_while(joins).count()
+    let joins = |range: &Range<u64>| {
+        let joins = range.start <= run.end + MAX_GAP && range.end - run.start <= MAX_RUN;
+        run.end = range.end;
+        joins
+    };
+    1 + ranges.take_while(joins).count()
 }
 
 #[cfg(test)]

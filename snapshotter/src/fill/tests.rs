@@ -1,1 +1,247 @@
+//! Cold reads against a source in memory.
 
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+
+use super::*;
+use crate::formats::estargz::sample::{Sample, noise};
+use crate::index::Kind;
+use crate::store::{Origin, Store};
+
+/// Delivers a blob and remembers what it was asked for.
+struct Source {
+    blob: Mutex<Vec<u8>>,
+    asked: Mutex<Vec<(u64, u64)>>,
+    dead: AtomicBool,
+}
+
+impl BlobSource for Source {
+    fn size(&self) -> u64 {
+        self.blob.lock().unwrap().len() as u64
+    }
+
+    fn read_range(&self, offset: u64, len: u64) -> crate::Result<Vec<u8>> {
+        self.asked.lock().unwrap().push((offset, len));
+        if self.dead.load(Ordering::SeqCst) {
+            return Err(Error::Internal("dead".to_owned()));
+        }
+        Ok(self.blob.lock().unwrap()[offset as usize..][..len as usize].to_vec())
+    }
+}
+
+struct Bench {
+    source: Arc<Source>,
+    filler: Arc<Filler>,
+    pool: Arc<Pool>,
+    _root: tempfile::TempDir,
+}
+
+fn bench(sample: Sample) -> Bench {
+    let finished = sample.finish();
+    let layer = Digest::of(&finished.blob);
+    let source = Arc::new(Source {
+        blob: Mutex::new(finished.blob),
+        asked: Mutex::default(),
+        dead: AtomicBool::new(false),
+    });
+    let opened = open_layer(&*source, layer, Some(finished.toc_digest), false).unwrap();
+    let Opened::Lazy(index) = opened else {
+        panic!("not lazy: {opened:?}");
+    };
+    assert_eq!(source.asked.lock().unwrap().len(), 1, "one round trip");
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let origin = Origin {
+        image: "h.example/a:v1".to_owned(),
+        size: source.size(),
+    };
+    let blob = Arc::new(store.create(&index, &origin).unwrap());
+    source.asked.lock().unwrap().clear();
+    let pool = Arc::new(Pool::default());
+    let filler = Filler::new(blob, Arc::clone(&source) as _, Arc::clone(&pool));
+    Bench {
+        source,
+        filler,
+        pool,
+        _root: root,
+    }
+}
+
+impl Bench {
+    /// The regular file number `n` in the order of the layer.
+    fn file(&self, n: usize) -> Inode {
+        let index = self.filler.blob().index();
+        let mut files = (0..index.inodes()).map(|id| index.inode(id));
+        files
+            .by_ref()
+            .filter(|inode| inode.kind() == Kind::File)
+            .nth(n)
+            .unwrap()
+    }
+
+    fn settle(&self) {
+        // Work in the background of a read is over when the pool can be drained.
+        let (sender, receiver) = std::sync::mpsc::channel();
+        self.pool
+            .run(Class::Background, move || sender.send(()).unwrap());
+        receiver.recv().unwrap();
+    }
+}
+
+/// Files of `len` bytes that hardly compress.
+fn files(count: u64, len: usize) -> Sample {
+    let mut sample = Sample::default();
+    for i in 0..count {
+        sample.file(&format!("f{i:04}"), &noise(i, len), len);
+    }
+    sample
+}
+
+#[test]
+fn any_range_of_a_file_is_read_right() {
+    let mut sample = Sample::default();
+    let content = noise(1, 10_000);
+    sample.file("f", &content, 900);
+    let bench = bench(sample);
+    let file = bench.file(0);
+    for (offset, len) in [
+        (0, 10_000),
+        (899, 2),
+        (9_999, 5),
+        (10_000, 5),
+        (0, 0),
+        (5, u64::MAX),
+    ] {
+        let end = u64::saturating_add(offset, len).min(10_000);
+        let expected = &content[offset as usize..end as usize];
+        assert_eq!(bench.filler.read(&file, offset, len).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_miss_fetches_what_is_asked_for_alone_and_neighbours_beside_it() {
+    let bench = bench(files(100, 20_000));
+    bench.filler.read(&bench.file(50), 0, 20_000).unwrap();
+    bench.settle();
+    let asked = bench.source.asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    let (small, large) = (asked[0].1.min(asked[1].1), asked[0].1.max(asked[1].1));
+    assert!(
+        small < 30_000 && large <= 256 << 10 && large > 200_000,
+        "{asked:?}"
+    );
+    assert!(bench.filler.is_local(&bench.file(55), 0, 20_000));
+    assert!(!bench.filler.is_local(&bench.file(49), 0, 20_000));
+}
+
+#[test]
+fn a_walk_soon_fetches_in_large_pieces() {
+    let bench = bench(files(200, 20_000));
+    for i in 0..200 {
+        assert_eq!(
+            bench.filler.read(&bench.file(i), 0, 20_000).unwrap(),
+            noise(i as u64, 20_000)
+        );
+        bench.settle();
+    }
+    let asked = bench.source.asked.lock().unwrap().len();
+    assert!(asked < 25, "{asked} requests for 4 MB");
+}
+
+#[test]
+fn neighbouring_units_make_one_request_and_far_ones_two() {
+    let unit = |offset, len| offset..offset + len;
+    for (what, units, expected) in [
+        ("adjacent", vec![unit(0, 10), unit(10, 10)], 2),
+        ("a small gap", vec![unit(0, 10), unit(10 + MAX_GAP, 10)], 2),
+        ("a large gap", vec![unit(0, 10), unit(11 + MAX_GAP, 10)], 1),
+        ("too much", vec![unit(0, MAX_RUN), unit(MAX_RUN, 10)], 1),
+        ("one that is too large alone", vec![unit(0, 2 * MAX_RUN)], 1),
+    ] {
+        assert_eq!(run_length(units.into_iter()), expected, "{what}");
+    }
+}
+
+#[test]
+fn damage_in_one_file_leaves_its_neighbours_alone() {
+    let bench = bench(files(10, 20_000));
+    let unit = bench.filler.blob().index().unit(4);
+    bench.source.blob.lock().unwrap()[unit.offset as usize + 9000] ^= 1;
+    let error = bench
+        .filler
+        .read(&bench.file(4), 0, 10)
+        .unwrap_err()
+        .to_string();
+    let layer = bench.filler.layer().to_string();
+    assert!(error.contains(&layer), "{error}");
+    bench.filler.read(&bench.file(3), 0, 10).unwrap();
+    bench.settle();
+    for i in (0..10).filter(|i| *i != 4) {
+        assert_eq!(
+            bench.filler.read(&bench.file(i), 0, 20_000).unwrap(),
+            noise(i as u64, 20_000)
+        );
+    }
+    assert!(!bench.filler.blob().has(4), "nothing of it is kept");
+    assert!(bench.filler.read(&bench.file(4), 0, 10).is_err());
+}
+
+#[test]
+fn a_failure_is_told_and_forgotten() {
+    let bench = bench(files(2, 1000));
+    bench.source.dead.store(true, Ordering::SeqCst);
+    assert!(bench.filler.read(&bench.file(0), 0, 10).is_err());
+    bench.settle();
+    bench.source.dead.store(false, Ordering::SeqCst);
+    assert_eq!(
+        bench.filler.read(&bench.file(0), 0, 10).unwrap(),
+        noise(0, 10)
+    );
+}
+
+#[test]
+fn landmarks_are_followed_within_the_limit_and_in_few_requests() {
+    let mut sample = files(100, 50_000);
+    sample.landmark();
+    sample.file("rest", b"rest", 4);
+    let bench = bench(sample);
+    bench.filler.prefetch(3_000_000);
+    bench.settle();
+    let asked = bench.source.asked.lock().unwrap().clone();
+    assert!(asked.len() == 3, "{asked:?}");
+    assert!(bench.filler.fetched() > 2_900_000 && bench.filler.fetched() <= 3_000_000);
+    assert!(bench.filler.is_local(&bench.file(0), 0, 50_000));
+    bench.filler.fill_in_background();
+    bench.settle();
+    for i in 0..=100 {
+        assert!(bench.filler.is_local(&bench.file(i), 0, 50_000), "file {i}");
+    }
+}
+
+#[test]
+fn a_toc_longer_than_the_first_read_costs_one_more() {
+    let mut sample = Sample::default();
+    for i in 0..20_000 {
+        let name = format!(
+            "{}{i}",
+            noise(i, 4)
+                .iter()
+                .fold(String::new(), |s, b| s + &b.to_string())
+        );
+        sample.file(&name, b"", 1);
+    }
+    let finished = sample.finish();
+    let source = Source {
+        blob: Mutex::new(finished.blob),
+        asked: Mutex::default(),
+        dead: AtomicBool::new(false),
+    };
+    let layer = Digest::of(b"layer");
+    let opened = open_layer(&source, layer, Some(finished.toc_digest), false).unwrap();
+    assert!(matches!(&opened, Opened::Lazy(index) if index.inodes() == 20_001));
+    let asked = source.asked.lock().unwrap().len();
+    assert!(asked <= 2, "{asked} requests");
+    let wrong = open_layer(&source, layer, Some(Digest::of(b"x")), false).unwrap_err();
+    assert!(matches!(wrong, Error::DigestMismatch { .. }), "{wrong}");
+    assert!(wrong.to_string().contains(&layer.to_string()), "{wrong}");
+}

@@ -31,3 +31,6 @@ pub const OBJECT_MIN: u64 = 128 << 10;
 pub const MAX_OBJECTS: usize = 4096;
 /// Alignment of each file in the store's files: the page and EROFS block size.
 pub const ALIGN: u64 = 4096;
+
+#[cfg(test)]
+mod tests;

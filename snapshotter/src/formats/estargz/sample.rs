@@ -48,10 +48,8 @@ impl Sample {
         entry
     }
 
-    /// A file in chunks of at most `chunk` bytes, each in a member of its own. Returns the place
-    /// of its first entry.
-    pub(crate) fn file(&mut self, name: &str, content: &[u8], chunk: usize) -> usize {
-        let first = self.toc.entries.len();
+    /// A file in chunks of at most `chunk` bytes, each in a member of its own.
+    pub(crate) fn file(&mut self, name: &str, content: &[u8], chunk: usize) {
         let entry = self.entry(EntryType::Reg, name);
         entry.size = content.len() as u64;
         entry.digest = Digest::of(content).to_string();
@@ -67,7 +65,6 @@ impl Sample {
             entry.chunk_digest = Digest::of(piece).to_string();
             self.blob.extend(gzip(piece));
         }
-        first
     }
 
     /// Small files that share one member.
