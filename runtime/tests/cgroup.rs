@@ -210,3 +210,19 @@ fn statistics_count_what_a_process_used_and_leave_out_what_the_host_lacks() {
     let events = scratch.0.oom_events().expect("open");
     assert_eq!(events.is_some(), have.contains(Controllers::MEMORY));
 }
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_delegated_cgroup_belongs_to_the_user_and_its_limits_do_not() {
+    use std::os::unix::fs::MetadataExt;
+    let scratch = Scratch::new("delegate");
+    scratch.0.delegate(1234).expect("delegate");
+    let owner = |file: &str| {
+        std::fs::metadata(scratch.0.full_path().join(file))
+            .expect("metadata")
+            .uid()
+    };
+    for (file, uid) in [("", 1234), ("cgroup.procs", 1234), ("cgroup.freeze", 0)] {
+        assert_eq!(owner(file), uid, "{file:?}");
+    }
+}

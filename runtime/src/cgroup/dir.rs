@@ -5,7 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Uid, chownat, mkdirat, openat, unlinkat,
+};
 use rustix::io::Errno;
 
 use super::error::{CgroupError, Result};
@@ -169,6 +171,32 @@ impl Cgroup {
         let mut pids = Vec::new();
         collect_pids(self.fd(), &self.full, recursive, &mut pids)?;
         Ok(pids)
+    }
+
+    /// Gives the cgroup to a user, so that a container with a user namespace can make cgroups of
+    /// its own: the directory and the files the kernel names for delegation, no limits.
+    pub fn delegate(&self, uid: u32) -> Result<()> {
+        const FILES: &str = "/sys/kernel/cgroup/delegate";
+        // The list came with Linux 4.15; these are its members of that time.
+        let files = std::fs::read_to_string(FILES).unwrap_or_else(|_| {
+            "cgroup.procs\ncgroup.subtree_control\ncgroup.threads\n".to_owned()
+        });
+        let owner = Some(Uid::from_raw(uid));
+        chownat(CWD, &self.full, owner, None, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|errno| io_error("change the owner of", &self.full, errno))?;
+        for file in files.lines() {
+            match chownat(self.fd(), file, owner, None, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(errno) => {
+                    return Err(io_error(
+                        "change the owner of",
+                        &self.full.join(file),
+                        errno,
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Removes the cgroup and its children. Nothing is killed; processes that are on their way

@@ -27,7 +27,7 @@ impl CgroupPath {
         let inner = if wanted.starts_with('/') {
             clean(wanted)?
         } else {
-            let own = own_cgroup()?;
+            let own = cgroup_of("/proc/self/cgroup")?;
             let parent = Path::new(&own).parent().unwrap_or(Path::new("/"));
             clean(&parent.join(clean(wanted)?).to_string_lossy())?
         };
@@ -52,6 +52,39 @@ impl CgroupPath {
             ));
         }
         Ok(Self { mount, inner })
+    }
+
+    /// The cgroup a process is in.
+    pub fn of_process(pid: i32) -> Result<Self> {
+        let own = cgroup_of(&format!("/proc/{pid}/cgroup"))?;
+        if own.starts_with("/..") {
+            return Err(refuse(
+                &own,
+                "it is outside of the runtime's cgroup namespace",
+            ));
+        }
+        let inner = clean(&own)?;
+        if inner.as_os_str().is_empty() {
+            return Err(refuse(&own, "the root cgroup cannot be a container's"));
+        }
+        Ok(Self {
+            mount: find_mount()?,
+            inner,
+        })
+    }
+
+    /// A cgroup below this one, by a relative path (a leading slash counts from here, too).
+    pub fn below(&self, path: &str) -> Result<Self> {
+        if Path::new(path)
+            .components()
+            .any(|part| part == Component::ParentDir)
+        {
+            return Err(refuse(path, "bad sub cgroup path"));
+        }
+        Ok(Self {
+            mount: self.mount.clone(),
+            inner: self.inner.join(clean(path)?),
+        })
     }
 
     /// The cgroup2 mount point.
@@ -119,22 +152,22 @@ fn mount_in_table(table: &str) -> Option<PathBuf> {
     })
 }
 
-fn own_cgroup() -> Result<String> {
-    const FILE: &str = "/proc/self/cgroup";
-    let text = fs::read_to_string(FILE).map_err(|source| CgroupError::Io {
+/// The version 2 path in a `/proc/PID/cgroup`.
+fn cgroup_of(file: &str) -> Result<String> {
+    let text = fs::read_to_string(file).map_err(|source| CgroupError::Io {
         action: "read".into(),
-        path: FILE.into(),
+        path: file.into(),
         source,
     })?;
-    parse_own_cgroup(&text)
+    parse_cgroup(&text)
         .map(str::to_owned)
         .ok_or_else(|| CgroupError::Parse {
-            path: FILE.into(),
+            path: file.into(),
             reason: "no line starts with \"0::\"".into(),
         })
 }
 
-fn parse_own_cgroup(text: &str) -> Option<&str> {
+fn parse_cgroup(text: &str) -> Option<&str> {
     text.lines().find_map(|line| line.strip_prefix("0::"))
 }
 
@@ -159,12 +192,31 @@ mod tests {
     }
 
     #[test]
+    fn a_sub_cgroup_stays_below_its_parent() {
+        let path = CgroupPath {
+            mount: "/cg".into(),
+            inner: "pod/web".into(),
+        };
+        for (sub, full) in [
+            ("a/b", "/cg/pod/web/a/b"),
+            ("/a", "/cg/pod/web/a"),
+            (".", "/cg/pod/web"),
+        ] {
+            assert_eq!(path.below(sub).unwrap().full(), Path::new(full), "{sub}");
+        }
+        assert!(matches!(
+            path.below("a/../../x"),
+            Err(CgroupError::Path { .. })
+        ));
+    }
+
+    #[test]
     fn the_v2_line_is_found_among_v1_lines() {
         assert_eq!(
-            parse_own_cgroup("12:memory:/x\n0::/user.slice/s.scope\n"),
+            parse_cgroup("12:memory:/x\n0::/user.slice/s.scope\n"),
             Some("/user.slice/s.scope")
         );
-        assert_eq!(parse_own_cgroup("12:memory:/x\n"), None);
+        assert_eq!(parse_cgroup("12:memory:/x\n"), None);
     }
 
     #[test]
