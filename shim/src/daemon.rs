@@ -56,8 +56,12 @@ pub fn run(daemon: Daemon) -> Result<()> {
         let socket = daemon.socket.clone();
         let result = serve(daemon, spawner, signals).await;
         // Gone before the process is: who connects now would wait for nobody.
-        if let Err(error) = std::fs::remove_file(&socket) {
-            log::warn(format_args!("remove {}: {error}", socket.display()));
+        match std::fs::remove_file(&socket) {
+            // A `delete` that ran meanwhile found it without a server and removed it.
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                log::warn(format_args!("remove {}: {error}", socket.display()));
+            }
+            _ => {}
         }
         result
     })

@@ -93,7 +93,7 @@ impl Library {
     }
 
     pub(super) fn features(&self) -> Outcome<Vec<u8>> {
-        Err("features are not there yet".into())
+        serde_json::to_vec(&xebec_runtime::features()).map_err(|error| error.to_string())
     }
 
     fn with<T>(
