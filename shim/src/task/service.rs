@@ -250,8 +250,10 @@ impl TaskService {
 
     fn stats(&self, request: &StatsRequest) -> Result<StatsResponse> {
         let container = self.container(&request.id)?;
-        let _ = container;
-        Ok(StatsResponse { stats: None })
+        let stats = container.cgroup()?.stats().map_err(stats::unreadable)?;
+        Ok(StatsResponse {
+            stats: Some(xebec_proto::pack(&stats::metrics(&stats))),
+        })
     }
 
     fn connect(&self, request: &ConnectRequest) -> ConnectResponse {
