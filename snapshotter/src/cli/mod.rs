@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod image;
 mod serve;
 mod status;
 
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Serve containerd's snapshots API on a unix socket
     Serve(serve::Args),
+    /// Convert images into lazily readable ones
+    Image(image::Args),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
 }
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args),
+        Command::Image(args) => image::run(args),
         Command::Status(args) => status::run(&args),
     }
 }

@@ -24,6 +24,7 @@ const REMEMBER: Duration = Duration::from_secs(120);
 const FIRST_ALLOCATION: u64 = 16 << 20;
 
 /// One blob of one repository, readable by ranges from any thread.
+#[derive(Clone)]
 pub struct RemoteBlob(Arc<Blob>);
 
 struct Blob {

@@ -1,0 +1,245 @@
+//! `image`: tools for images, without a daemon.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use clap::{Subcommand, ValueEnum};
+use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+
+use crate::config::Config;
+use crate::convert::{self, LayerReport, Observer, Options, Place, Report};
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::{Platform, Registry, RegistryConfig};
+
+/// Arguments of `image`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Convert an image so that containers start before it is there
+    Convert(ConvertArgs),
+}
+
+/// Format to convert to.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Target {
+    /// gzip layers with a table of contents; any containerd can also pull them as usual
+    Estargz,
+}
+
+/// Format of what is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// How registries are reached.
+#[derive(Debug, clap::Args)]
+struct RegistryArgs {
+    /// Configuration file whose [registry] table is used [default: /etc/xebec/snapshotter.toml]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory of HOST/hosts.toml files, as containerd's config_path
+    #[arg(long, value_name = "DIR")]
+    hosts_dir: Option<PathBuf>,
+    /// Speak to the named registries without TLS
+    #[arg(long)]
+    plain_http: bool,
+    /// Accept any certificate of the named registries
+    #[arg(long, conflicts_with = "plain_http")]
+    insecure: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ConvertArgs {
+    /// Image to convert: HOST/NAME:TAG, or oci:DIR[:NAME] for an OCI layout
+    #[arg(value_name = "SRC")]
+    source: Place,
+    /// Where the converted image goes, in the same forms
+    #[arg(value_name = "DST")]
+    destination: Place,
+    /// Format to convert to
+    #[arg(long, value_enum, default_value = "estargz")]
+    to: Target,
+    /// Convert the image for this platform (OS/ARCH[/VARIANT]) only; otherwise all of an index
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Largest piece of a file that is fetched at once, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = convert::DEFAULT_CHUNK_SIZE,
+          value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
+    chunk_size: u64,
+    /// Compression level
+    #[arg(long, value_name = "0-9", default_value_t = convert::DEFAULT_LEVEL,
+          value_parser = clap::value_parser!(u32).range(0..=9))]
+    level: u32,
+    /// File that lists, one a line, the paths a container reads first
+    #[arg(long, value_name = "FILE")]
+    prioritize: Option<PathBuf>,
+    /// Convert layers again that are in the format already
+    #[arg(long)]
+    rewrite: bool,
+    /// Directory for temporary files [default: $TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+    /// Format of the result on standard output
+    #[arg(long, value_enum, default_value = "text")]
+    format: Output,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
+pub(super) fn run(args: Args) -> Result<()> {
+    match args.command {
+        Command::Convert(args) => run_convert(args),
+    }
+}
+
+fn run_convert(args: ConvertArgs) -> Result<()> {
+    let Target::Estargz = args.to;
+    let prioritized = match &args.prioritize {
+        Some(path) => {
+            convert::parse_list(&std::fs::read_to_string(path).map_err(Error::io("read", path))?)
+        }
+        None => Vec::new(),
+    };
+    let registry = Registry::new(args.registry.config(&[&args.source, &args.destination])?)?;
+    let options = Options {
+        source: args.source,
+        destination: args.destination,
+        platform: args.platform,
+        chunk_size: args.chunk_size,
+        level: args.level,
+        prioritized,
+        rewrite: args.rewrite,
+        temp_dir: args.temp_dir.unwrap_or_else(convert::default_temp_dir),
+    };
+    let progress = Progress::new(std::io::stderr().is_terminal());
+    let report = convert::convert(&registry, &options, &progress)?;
+    progress.clear();
+    print(&report, args.format)
+}
+
+impl RegistryArgs {
+    fn config(&self, places: &[&Place]) -> Result<RegistryConfig> {
+        let file = Config::load(self.config.as_deref())?;
+        let mut config = RegistryConfig::from(&file.registry);
+        if let Some(dir) = &self.hosts_dir {
+            config.hosts_dir = Some(dir.clone());
+        }
+        for place in places {
+            if let Place::Registry(image) = place {
+                if self.plain_http {
+                    config.plain_http.push(image.host().to_owned());
+                }
+                if self.insecure {
+                    config.skip_verify.push(image.host().to_owned());
+                }
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn print(report: &Report, format: Output) -> Result<()> {
+    let text = match format {
+        Output::Text => format!("{}@{}", report.destination, report.digest),
+        Output::Json => serde_json::to_string_pretty(report)
+            .map_err(|error| Error::Internal(format!("report as JSON: {error}")))?,
+    };
+    println!("{text}");
+    Ok(())
+}
+
+/// Bars on a terminal, one line a layer elsewhere.
+struct Progress {
+    bars: Option<MultiProgress>,
+    by_layer: Mutex<HashMap<Digest, ProgressBar>>,
+}
+
+impl Progress {
+    fn new(terminal: bool) -> Self {
+        Self {
+            bars: terminal.then(MultiProgress::new),
+            by_layer: Mutex::default(),
+        }
+    }
+
+    fn clear(&self) {
+        for bar in self.by_layer().values() {
+            bar.finish();
+        }
+    }
+
+    fn by_layer(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, ProgressBar>> {
+        self.by_layer
+            .lock()
+            .expect("no panic while bars are changed")
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            // A line that cannot be drawn is not worth failing for.
+            Some(bars) => drop(bars.println(text)),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+impl Observer for Progress {
+    fn planned(&self, layers: &[(Digest, u64)]) {
+        let Some(bars) = &self.bars else {
+            return;
+        };
+        let template = "{prefix} {bar:30} {bytes:>11} of {total_bytes:>11} {msg}";
+        let style =
+            ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        for (layer, size) in layers {
+            let bar = bars.add(ProgressBar::new(*size).with_style(style.clone()));
+            bar.set_prefix(short(layer));
+            self.by_layer().insert(*layer, bar);
+        }
+    }
+
+    fn read(&self, layer: &Digest, bytes: u64) {
+        if let Some(bar) = self.by_layer().get(layer) {
+            bar.inc(bytes);
+        }
+    }
+
+    fn finished(&self, layer: &Digest, result: &LayerReport) {
+        let what = if result.reused { "reused" } else { "converted" };
+        let sizes = format!(
+            "{} -> {}",
+            HumanBytes(result.source_size),
+            HumanBytes(result.size)
+        );
+        if let Some(bar) = self.by_layer().get(layer) {
+            bar.finish_with_message(format!("{what}, {}", HumanBytes(result.size)));
+            return;
+        }
+        self.line(&format!(
+            "{} {what} {} ({sizes})",
+            short(layer),
+            short(&result.digest)
+        ));
+    }
+
+    fn note(&self, text: &str) {
+        self.line(text);
+    }
+}
+
+/// As many hex digits as people compare.
+fn short(digest: &Digest) -> String {
+    digest.hex()[..12].to_owned()
+}

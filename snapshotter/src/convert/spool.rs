@@ -1,0 +1,222 @@
+//! First pass over a layer: decompress it into a temporary file and note where everything lies.
+//!
+//! The file has no name, so nothing is left of it however this process ends. Keeping the whole
+//! archive at hand is what allows prioritized files to be moved to the front and chunks to be
+//! compressed on all processors, with memory for a few chunks only.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::Path;
+
+use flate2::bufread::MultiGzDecoder;
+
+use crate::error::{Error, Result};
+use crate::formats::Flaw;
+use crate::formats::estargz::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME};
+
+use super::tar::{ReadError, Reader, TarEntry};
+
+/// Bytes moved at once between the decompressor and the file.
+const BUFFER: usize = 256 << 10;
+/// First bytes of a zstd frame, and of a skippable frame (its last nibble varies).
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+
+/// A layer's archive in a nameless file, and its entries.
+pub(super) struct Spool {
+    /// The uncompressed archive.
+    pub(super) file: File,
+    /// What to keep of it, in its order, each name once.
+    pub(super) entries: Vec<TarEntry>,
+}
+
+/// Reads the compressed or plain layer `blob` to its very end, which checks its digest too.
+/// `what` names the layer in errors; the file is made in `dir`.
+pub(super) fn spool(mut blob: impl Read, dir: &Path, what: &str) -> Result<Spool> {
+    let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
+    let source = BufReader::with_capacity(BUFFER, &mut blob);
+    let sink = BufWriter::with_capacity(BUFFER, file);
+    let outcome = copy_and_index(source, sink).and_then(|done| {
+        io::copy(&mut blob, &mut io::sink())?;
+        Ok(done)
+    });
+    let (sink, entries) = outcome.map_err(|error| stream_error(error, what))?;
+    let file = sink
+        .into_inner()
+        .map_err(|error| Error::io("write temporary file in", dir)(error.into_error()))?;
+    Ok(Spool {
+        file,
+        entries: keep(entries),
+    })
+}
+
+type Indexed = (BufWriter<File>, Vec<TarEntry>);
+
+fn copy_and_index(
+    mut source: impl BufRead,
+    sink: BufWriter<File>,
+) -> std::result::Result<Indexed, ReadError> {
+    let start = source.fill_buf()?;
+    if start.starts_with(&[0x1f, 0x8b]) {
+        index(MultiGzDecoder::new(source), sink)
+    } else if start.starts_with(&ZSTD) || start.get(1..4) == Some(&ZSTD_SKIPPABLE) {
+        index(zstd::Decoder::with_buffer(source)?, sink)
+    } else {
+        index(source, sink)
+    }
+}
+
+fn index(stream: impl Read, sink: BufWriter<File>) -> std::result::Result<Indexed, ReadError> {
+    let mut reader = Reader::new(Tee { stream, sink });
+    let mut entries = Vec::new();
+    while let Some(entry) = reader.next_entry()? {
+        entries.push(entry);
+    }
+    let mut tee = reader.into_inner();
+    // Padding after the end mark is read too: a digest or checksum may only follow it.
+    io::copy(&mut tee.stream, &mut io::sink())?;
+    Ok((tee.sink, entries))
+}
+
+/// A reader whose every byte is also written.
+struct Tee<R> {
+    stream: R,
+    sink: BufWriter<File>,
+}
+
+impl<R: Read> Read for Tee<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.stream.read(buffer)?;
+        self.sink.write_all(&buffer[..count])?;
+        Ok(count)
+    }
+}
+
+/// Errors of this crate come back out of the stream; what a decompressor says is about the layer.
+fn stream_error(error: ReadError, what: &str) -> Error {
+    match error {
+        ReadError::Flaw(flaw) => flaw.of(what),
+        ReadError::Io(error)
+            if error
+                .get_ref()
+                .is_some_and(<dyn std::error::Error + Send + Sync>::is::<Error>) =>
+        {
+            error
+                .downcast::<Error>()
+                .unwrap_or_else(|error| Error::Internal(error.to_string()))
+        }
+        ReadError::Io(error) if error.raw_os_error().is_some() => {
+            Error::io("write temporary file of layer", Path::new(what))(error)
+        }
+        ReadError::Io(error) => Flaw::new(error.to_string()).of(what),
+    }
+}
+
+/// Drops what an earlier conversion added, and all but the last entry of each name: unpacking lets
+/// the last one win, and an index must not hold two. The last stands where the first stood, so that
+/// directories still come before what is in them.
+fn keep(entries: Vec<TarEntry>) -> Vec<TarEntry> {
+    let mut places: HashMap<String, usize> = HashMap::with_capacity(entries.len());
+    let mut kept: Vec<TarEntry> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let added = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
+        if entry.kind == EntryType::Reg && added.contains(&entry.name.as_str()) {
+            continue;
+        }
+        match places.get(&entry.name) {
+            Some(place) => kept[*place] = entry,
+            None => {
+                places.insert(entry.name.clone(), kept.len());
+                kept.push(entry);
+            }
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn archive(names: &[&str]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        for (size, name) in names.iter().enumerate() {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(size as u64);
+            builder
+                .append_data(&mut header, name, &vec![b'x'; size][..])
+                .unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn gzip(data: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(data).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn spooled(blob: &[u8]) -> Result<Spool> {
+        spool(blob, &std::env::temp_dir(), "sha256:x")
+    }
+
+    #[test]
+    fn every_compression_gives_the_same_archive() {
+        let plain = archive(&["a", "b/c", "d"]);
+        let half = plain.len() / 2;
+        let members = [gzip(&plain[..half]), gzip(&plain[half..])].concat();
+        let zstd = zstd::encode_all(&plain[..], 1).unwrap();
+        let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 9], &zstd[..]].concat();
+        for blob in [plain.clone(), gzip(&plain), members, zstd, skippable] {
+            let spool = spooled(&blob).unwrap();
+            let names: Vec<_> = spool
+                .entries
+                .iter()
+                .map(|entry| entry.name.as_str())
+                .collect();
+            assert_eq!(names, ["a", "b/c", "d"]);
+            let mut content = Vec::new();
+            let mut file = &spool.file;
+            io::Seek::rewind(&mut file).unwrap();
+            file.read_to_end(&mut content).unwrap();
+            assert!(plain.starts_with(&content) && content.len() >= plain.len() - 1024);
+        }
+    }
+
+    #[test]
+    fn the_last_of_two_entries_wins_and_landmarks_are_dropped() {
+        let names = ["a", "b", NO_PREFETCH_LANDMARK, "./a", "c", TOC_NAME];
+        let spool = spooled(&archive(&names)).unwrap();
+        let kept: Vec<_> = spool
+            .entries
+            .iter()
+            .map(|e| (e.name.as_str(), e.size))
+            .collect();
+        assert_eq!(kept, [("a", 3), ("b", 1), ("c", 4)]);
+    }
+
+    #[test]
+    fn truncated_layers_are_refused_by_digest() {
+        let plain = archive(&["a", "some/file"]);
+        for blob in [gzip(&plain), zstd::encode_all(&plain[..], 1).unwrap()] {
+            let error = spooled(&blob[..blob.len() - 5]).err().unwrap().to_string();
+            assert!(error.contains("layer sha256:x"), "{error}");
+        }
+        assert!(spooled(b"neither compressed nor a tar archive").is_err());
+    }
+
+    #[test]
+    fn errors_of_the_transfer_keep_their_kind() {
+        struct Failing;
+        impl Read for Failing {
+            fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
+                Err(io::Error::other(Error::NotFound("blob x".into())))
+            }
+        }
+        let error = spool(Failing, &std::env::temp_dir(), "sha256:x")
+            .err()
+            .unwrap();
+        assert!(matches!(error, Error::NotFound(_)), "{error}");
+    }
+}
