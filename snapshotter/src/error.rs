@@ -118,11 +118,16 @@ impl Error {
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Code::ResourceExhausted
             }
+            Self::Database(cause) if is_full(cause) => Code::ResourceExhausted,
             Self::Io { .. } | Self::Registry { .. } | Self::Database(_) | Self::Internal(_) => {
                 Code::Unknown
             }
         }
     }
+}
+
+fn is_full(cause: &redb::Error) -> bool {
+    matches!(cause, redb::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull)
 }
 
 impl From<Error> for Status {

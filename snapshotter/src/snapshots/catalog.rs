@@ -7,10 +7,9 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use redb::{
-    Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
-};
+use redb::{ReadOnlyTable, ReadableTable, Table, TableDefinition, TableError, WriteTransaction};
 
+use super::database::Reopening;
 use super::filter::Filters;
 use super::record::{Kind, Labels, Record, SnapshotId, Timestamp, Usage};
 use crate::error::{Error, Result};
@@ -24,8 +23,6 @@ const NEXT_ID: &str = "next-id";
 const LAYOUT: &str = "layout";
 /// Changes when an older daemon could not read what this one writes.
 const LAYOUT_VERSION: u64 = 1;
-/// Hundreds of records fit; redb's own default is a gigabyte.
-const CACHE_BYTES: usize = 4 << 20;
 
 /// A snapshot with its name.
 pub type Named = (String, Record);
@@ -33,16 +30,15 @@ pub type Named = (String, Record);
 /// All snapshots under one root.
 #[derive(Debug)]
 pub struct Catalog {
-    database: Database,
+    database: Reopening,
 }
 
 impl Catalog {
     /// Opens the database, or creates it; a crash of an earlier daemon needs no repair step.
     pub fn open(path: &Path) -> Result<Self> {
-        let database = Database::builder()
-            .set_cache_size(CACHE_BYTES)
-            .create(path)?;
-        let catalog = Self { database };
+        let catalog = Self {
+            database: Reopening::open(path)?,
+        };
         catalog.write(|tables| {
             let found = tables.counters.get(LAYOUT)?.map(|value| value.value());
             match found {
@@ -62,22 +58,21 @@ impl Catalog {
 
     /// The record of `name`.
     pub fn get(&self, name: &str) -> Result<Record> {
-        let records = self.database.begin_read()?.open_table(RECORDS)?;
-        read(&records, name)
+        self.look(|records| read(records, name))
     }
 
     /// The record of `name` and those of its parents, topmost first.
     pub fn chain(&self, name: &str) -> Result<(Record, Vec<Record>)> {
-        let records = self.database.begin_read()?.open_table(RECORDS)?;
-        let record = read(&records, name)?;
-        let parents = ancestors(&records, record.parent.as_deref())?;
-        Ok((record, parents))
+        self.look(|records| {
+            let record = read(records, name)?;
+            let parents = ancestors(records, record.parent.as_deref())?;
+            Ok((record, parents))
+        })
     }
 
     /// The records from the committed snapshot `parent` down, topmost first.
     pub fn parents(&self, parent: Option<&str>) -> Result<Vec<Record>> {
-        let records = self.database.begin_read()?.open_table(RECORDS)?;
-        let parents = ancestors(&records, parent)?;
+        let parents = self.look(|records| ancestors(records, parent))?;
         if let (Some(name), Some(top)) = (parent, parents.first()) {
             top.check_parent(name)?;
         }
@@ -91,16 +86,17 @@ impl Catalog {
 
     /// Every snapshot for which `wanted` holds, by name.
     pub fn select(&self, wanted: impl Fn(&str, &Record) -> bool) -> Result<Vec<Named>> {
-        let records = self.database.begin_read()?.open_table(RECORDS)?;
-        let mut found = Vec::new();
-        for entry in records.iter()? {
-            let (name, bytes) = entry?;
-            let record = decode(name.value(), bytes.value())?;
-            if wanted(name.value(), &record) {
-                found.push((name.value().to_owned(), record));
+        self.look(|records| {
+            let mut found = Vec::new();
+            for entry in records.iter()? {
+                let (name, bytes) = entry?;
+                let record = decode(name.value(), bytes.value())?;
+                if wanted(name.value(), &record) {
+                    found.push((name.value().to_owned(), record));
+                }
             }
-        }
-        Ok(found)
+            Ok(found)
+        })
     }
 
     /// Adds an active snapshot or a view; `make` creates its directory before the record is durable.
@@ -178,25 +174,27 @@ impl Catalog {
 
     /// Runs `look` on the directory numbers in use while nothing can be created or removed.
     pub fn with_ids<T>(&self, look: impl FnOnce(&HashSet<SnapshotId>) -> Result<T>) -> Result<T> {
-        // Never committed: a write transaction keeps all others out, and costs nothing on disk.
-        let transaction = self.database.begin_write()?;
-        let mut ids = HashSet::new();
-        for entry in transaction.open_table(RECORDS)?.iter()? {
-            let (name, bytes) = entry?;
-            ids.insert(decode(name.value(), bytes.value())?.id);
-        }
-        look(&ids)
+        self.database.exclusive(|transaction| {
+            let mut ids = HashSet::new();
+            for entry in transaction.open_table(RECORDS)?.iter()? {
+                let (name, bytes) = entry?;
+                ids.insert(decode(name.value(), bytes.value())?.id);
+            }
+            look(&ids)
+        })
     }
 
-    /// Runs `change` in one transaction; an error leaves everything as it was.
+    fn look<T>(
+        &self,
+        look: impl FnOnce(&ReadOnlyTable<&'static str, &'static [u8]>) -> Result<T>,
+    ) -> Result<T> {
+        self.database
+            .read(|transaction| look(&transaction.open_table(RECORDS)?))
+    }
+
     fn write<T>(&self, change: impl FnOnce(&mut Tables<'_>) -> Result<T>) -> Result<T> {
-        let mut transaction = self.database.begin_write()?;
-        // Keeps the allocator's state in the commit, so that start-up after a crash reads no more
-        // than start-up after a clean end.
-        transaction.set_quick_repair(true);
-        let outcome = change(&mut Tables::open(&transaction)?)?;
-        transaction.commit()?;
-        Ok(outcome)
+        self.database
+            .write(|transaction| change(&mut Tables::open(transaction)?))
     }
 }
 

@@ -94,17 +94,22 @@ fn make_dir(path: &Path, mode: u32, parents: bool) -> Result<()> {
 
 /// Deletes a tree; one that is not there is deleted already.
 ///
-/// A mount that someone left inside is detached first.
+/// A mount that someone left inside is detached first: what is mounted there is not ours.
 pub fn delete(path: &Path) -> Result<()> {
+    if !path.try_exists().map_err(Error::io("stat", path))? {
+        return Ok(());
+    }
+    let table = Path::new("/proc/self/mountinfo");
+    let mountinfo = fs::read(table).map_err(Error::io("read", table))?;
+    for point in mounts_below(&mountinfo, path).iter().rev() {
+        tracing::warn!(path = %point.display(), "detaching a mount inside a removed layer");
+        unmount(point, UnmountFlags::DETACH).map_err(Error::io("unmount", point))?;
+    }
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-            let table = "/proc/self/mountinfo".as_ref();
-            let mountinfo = fs::read(table).map_err(Error::io("read", table))?;
-            for point in mounts_below(&mountinfo, path).iter().rev() {
-                unmount(point, UnmountFlags::DETACH).map_err(Error::io("unmount", point))?;
-            }
-            fs::remove_dir_all(path).map_err(Error::io("delete", path))
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            fs::remove_file(path).map_err(Error::io("delete", path))
         }
+        // Somebody else deletes the same tree.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Error::io("delete", path)(error)),
         Ok(()) => Ok(()),
@@ -198,6 +203,15 @@ mod tests {
         for _ in 0..2 {
             delete(&dirs.path(SnapshotId(1))).unwrap();
         }
+    }
+
+    #[test]
+    fn a_stray_file_is_deleted_like_a_tree() {
+        let (_dir, dirs) = dirs();
+        let stray = dirs.root.join("stray");
+        fs::write(&stray, "x").unwrap();
+        delete(&stray).unwrap();
+        assert!(!stray.exists());
     }
 
     #[test]

@@ -1,10 +1,13 @@
 //! Start, end, crash and restart of the daemon.
 
+use std::io::Write;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::daemon::{Client, Daemon, START_LIMIT, command, ended, root, socket};
+use tonic::Code;
 use xebec_snapshotter::daemon::status::Report;
 
 #[tokio::test]
@@ -184,4 +187,61 @@ async fn the_status_command_shows_what_there_is() {
         ("base", 0)
     );
     assert!(status("text").contains("snapshots: 1, 0 of them lazy"));
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_survived() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root(dir.path())).unwrap();
+    let _disk = SmallDisk::new(&root(dir.path()));
+    let daemon = Daemon::start_in(dir).await;
+    let mut client = daemon.client().await;
+    client.layer("base", "").await;
+    let filler = root(daemon.dir()).join("filler");
+    fill(&filler);
+
+    // Large labels make the database grow.
+    let label = [("large", "x".repeat(4000))];
+    let label = label.each_ref().map(|(key, value)| (*key, value.as_str()));
+    let mut refused = Ok(Vec::new());
+    for n in 0..2000 {
+        refused = client
+            .prepare_labelled(&format!("a{n}"), "base", &label)
+            .await;
+        if refused.is_err() {
+            break;
+        }
+    }
+    let refused = refused.expect_err("the disk is full");
+    assert_eq!(refused.code(), Code::ResourceExhausted, "{refused:?}");
+    client.stat("base").await.expect("reading needs no space");
+
+    std::fs::remove_file(&filler).unwrap();
+    client.prepare("after", "base").await.unwrap();
+    client.cleanup().await.unwrap();
+    assert_eq!(daemon.layer_dirs().len(), client.names(&[]).await.len());
+}
+
+/// A tmpfs of a few megabytes; it goes with this.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn new(path: &Path) -> Self {
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("tmpfs", path, "tmpfs", flags, c"size=6m").unwrap();
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// Writes until there is no space left.
+fn fill(path: &Path) {
+    let mut file = std::fs::File::create(path).unwrap();
+    let full = (0..100_000).find_map(|_| file.write_all(&[7; 4096]).err());
+    assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
 }

@@ -240,6 +240,23 @@ async fn the_mounts_show_the_merged_layers_and_take_changes() {
 }
 
 #[tokio::test]
+async fn what_is_mounted_inside_a_removed_layer_survives_its_deletion() {
+    let daemon = Daemon::start().await;
+    let mut client = daemon.client().await;
+    let mounts = client.prepare("a", "").await.unwrap();
+    let precious = daemon.dir().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "kept").unwrap();
+    let point = upper(&mounts[0]).join("volume");
+    fs::create_dir(&point).unwrap();
+    rustix::mount::mount_bind(&precious, &point).unwrap();
+    client.remove("a").await.unwrap();
+    client.cleanup().await.unwrap();
+    assert!(daemon.layer_dirs().is_empty());
+    assert_eq!(fs::read(precious.join("file")).unwrap(), b"kept");
+}
+
+#[tokio::test]
 async fn id_mapped_snapshots_belong_to_the_mapped_root() {
     let daemon = Daemon::start().await;
     let mut client = daemon.client().await;
