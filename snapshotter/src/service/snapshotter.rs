@@ -3,7 +3,7 @@
 //! Nothing here holds a lock while the network is used, except the lock of the one layer that is
 //! being looked up.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -184,7 +184,42 @@ impl Snapshotter {
                 tracing::warn!(%error, "removed layer stays on disk");
             }
         }
+        match &self.lazy {
+            Some(lazy) => self.sweep(lazy),
+            None => Ok(()),
+        }
+    }
+
+    /// Deletes the lazy layers that no snapshot uses. One that is being added just now is left
+    /// alone: its record may follow.
+    fn sweep(&self, lazy: &Lazy) -> Result<()> {
+        let used = self.used_layers()?;
+        for layer in lazy
+            .layers()?
+            .into_iter()
+            .filter(|layer| !used.contains(layer))
+        {
+            // Asked again: a snapshot may have been recorded since.
+            let removed = self.layers.try_with(layer, || {
+                if self.used_layers()?.contains(&layer) {
+                    Ok(())
+                } else {
+                    lazy.remove(layer)
+                }
+            });
+            if let Some(Err(error)) = removed {
+                tracing::warn!(%layer, %error, "unused layer stays on disk");
+            }
+        }
         Ok(())
+    }
+
+    fn used_layers(&self) -> Result<HashSet<LayerId>> {
+        let lazy = self.catalog.select(|_, record| record.layer.is_some())?;
+        Ok(lazy
+            .into_iter()
+            .filter_map(|(_, record)| record.layer)
+            .collect())
     }
 
     /// Every snapshot, each with the lazy tree that is mounted for it.
