@@ -50,6 +50,8 @@ pub fn run(config: &Config) -> Result<()> {
         .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
     let outcome = runtime.block_on(serve(config, Arc::clone(&snapshotter)));
     runtime.shutdown_timeout(GRACE);
+    // Gives back the trees in use before the engine takes all of them down.
+    drop(snapshotter);
     if let Some(lazy) = lazy {
         lazy.shutdown();
     }

@@ -49,8 +49,6 @@ pub(super) struct TreeFs {
     fillers: Vec<Arc<Filler>>,
     pool: Arc<Pool>,
     passthrough: bool,
-    /// No inode has extended attributes: the kernel need not ask.
-    plain: bool,
     opens: Mutex<HashMap<u32, Opens>>,
 }
 
@@ -76,14 +74,11 @@ impl TreeFs {
         pool: Arc<Pool>,
         passthrough: bool,
     ) -> Self {
-        let mut nodes = (0..tree.len() as u32).filter_map(|id| tree.node(id));
-        let plain = !nodes.any(|node| tree.layer(node).xattrs(&tree.inode(node)).next().is_some());
         Self {
             tree,
             fillers,
             pool,
             passthrough,
-            plain,
             opens: Mutex::default(),
         }
     }
@@ -393,9 +388,8 @@ impl Filesystem for TreeFs {
         size: u32,
         reply: ReplyXattr,
     ) {
-        if self.plain {
-            return reply.error(Errno::ENOSYS);
-        }
+        // Never ENOSYS, not even when no file has any: the kernel would answer EOPNOTSUPP from then
+        // on, which containerd's diff takes for a failure.
         match self.xattr(number, name.as_bytes()) {
             Ok(value) => sized(value, size, reply),
             Err(errno) => reply.error(errno),
@@ -403,9 +397,6 @@ impl Filesystem for TreeFs {
     }
 
     fn listxattr(&self, _request: &Request, number: INodeNo, size: u32, reply: ReplyXattr) {
-        if self.plain {
-            return reply.error(Errno::ENOSYS);
-        }
         match self.node(number) {
             Ok((_, node)) => {
                 let inode = self.tree.inode(node);

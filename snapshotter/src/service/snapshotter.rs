@@ -310,7 +310,7 @@ impl Snapshotter {
             }
             Err(error) => return Err(error),
         };
-        tracing::info!(image = %source.image, layer = %source.layer, name, "lazy");
+        tracing::debug!(image = %source.image, layer = %source.layer, name, "lazy");
         Ok(Some(name.to_owned()))
     }
 
