@@ -129,19 +129,22 @@ impl Services {
         })
     }
 
-    /// Starts services that are not running yet, all at once, and waits until each answers.
+    /// Starts services that are not running yet, side by side, and waits until each answers.
     pub fn start(&mut self, services: &[Service]) -> Result<()> {
-        let wanted: Vec<_> = services
-            .iter()
-            .copied()
-            .filter(|it| !self.running.contains_key(it))
-            .collect();
+        let mut wanted = services.to_vec();
+        wanted.retain(|service| !self.running.contains_key(service));
+        wanted.sort_unstable();
+        wanted.dedup();
         for &service in &wanted {
             if service == Service::PrivateRegistry {
                 self.write_passwords()?;
             }
             let process = self.spawn(service)?;
             self.running.insert(service, process);
+            if service == Service::Snapshotter {
+                // containerd's first calls fail if its snapshotter does not answer yet.
+                self.wait_until_ready(service)?;
+            }
         }
         wanted
             .into_iter()
