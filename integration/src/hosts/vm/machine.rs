@@ -23,12 +23,22 @@ pub(super) const CONSOLE: &str = "console";
 const MEMORY: &str = "4096";
 const PROCESSORS: &str = "2";
 
+/// What a first boot does for a machine that lives longer than one job.
+const MASKED: [&str; 5] = [
+    "e2scrub_reap",
+    "ldconfig",
+    "systemd-hwdb-update",
+    "systemd-journal-catalog-update",
+    "systemd-update-done",
+];
+
 /// The pieces of a machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct MachinePlan {
     /// This crate's own program.
     pub(crate) program: PathBuf,
-    /// The root file system: kernel and initrd are taken from it.
+    /// The root file system: the kernel is taken from it. Debian's has NVMe and ext4 built in, so
+    /// with the root disk on NVMe it needs no initrd, which saves half of the time to boot.
     pub(crate) rootfs: PathBuf,
     /// The same as a disk image; never written.
     pub(crate) disk: PathBuf,
@@ -79,8 +89,12 @@ impl MachinePlan {
             ("qemu-system-x86_64", "pc", "ttyS0")
         };
         let boot = self.rootfs.join("boot");
-        let command_line =
-            format!("console={console} panic=-1 root=/dev/vda rw mitigations=off quiet");
+        let masked: String = MASKED
+            .map(|unit| format!(" systemd.mask={unit}.service"))
+            .concat();
+        let command_line = format!(
+            "console={console} panic=-1 root=/dev/nvme0n1 rw mitigations=off quiet fsck.mode=skip{masked}"
+        );
         let mut argv: Vec<OsString> = [emulator, "-machine", machine, "-accel", "tcg,thread=multi"]
             .into_iter()
             .chain([
@@ -94,21 +108,18 @@ impl MachinePlan {
             "-kernel".into(),
             newest(&boot, "vmlinuz-")?.into_os_string(),
         ]);
-        argv.extend([
-            "-initrd".into(),
-            newest(&boot, "initrd.img-")?.into_os_string(),
-        ]);
         let file =
             |options: &str, path: &Path| OsString::from(format!("{options}{}", path.display()));
         for (options, path) in [
             (
-                "format=raw,if=virtio,cache=unsafe,snapshot=on,file=",
+                "format=raw,if=none,id=root,cache=unsafe,snapshot=on,file=",
                 self.disk.as_path(),
             ),
             ("format=raw,if=virtio,readonly=on,file=", job),
         ] {
             argv.extend(["-drive".into(), file(options, path)]);
         }
+        argv.extend(["-device".into(), "nvme,serial=root,drive=root".into()]);
         argv.extend(["-serial".into(), file("file:", &scratch.join(CONSOLE))]);
         for (port, name) in PORTS.into_iter().zip([STDOUT, STDERR, STATUS]) {
             let chardev = format!("file,id={name},path=");
