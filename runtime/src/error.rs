@@ -1,6 +1,5 @@
 //! The one error type of the crate.
 
-use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
@@ -102,36 +101,23 @@ impl Error {
         op: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(E) -> Self {
-        move |source| Self::File { op, path: path.into(), source: source.into() }
+        move |source| Self::File {
+            op,
+            path: path.into(),
+            source: source.into(),
+        }
     }
 
     /// Adapter for `map_err`: any other failed operation.
     pub fn os<E: Into<io::Error>>(op: impl Into<String>) -> impl FnOnce(E) -> Self {
-        move |source| Self::Os { op: op.into(), source: source.into() }
+        move |source| Self::Os {
+            op: op.into(),
+            source: source.into(),
+        }
     }
 }
 
-/// Where a new process was when it failed; sent from the child as data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u16)]
-pub enum Step {
-    /// Waiting for the parent's word.
-    Sync = 1,
-}
+mod step;
 
-/// A failure inside the new process, rebuilt from what it sent.
-#[derive(Debug)]
-pub struct ChildFailure {
-    /// Where it was.
-    pub step: Step,
-    /// The kernel's answer.
-    pub errno: i32,
-    /// On what: a path, a program, a value; may be empty.
-    pub detail: String,
-}
-
-impl fmt::Display for ChildFailure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {}: {}", self.step, self.detail, io::Error::from_raw_os_error(self.errno))
-    }
-}
+pub(crate) use step::{At, Failure, errno_words};
+pub use step::{ChildFailure, Step};

@@ -1,2 +1,7 @@
-//! Entry point.
-fn main() {}
+//! The xebec command.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

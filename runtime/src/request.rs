@@ -123,4 +123,7 @@ pub struct Launched {
     pub pid: i32,
     /// The same, immune to reuse; becomes readable when the process exits.
     pub pidfd: OwnedFd,
+    /// What was left out of the configuration, for the log: unknown capabilities, limits without a
+    /// controller, …
+    pub warnings: Vec<String>,
 }

@@ -1,5 +1,12 @@
 //! `config.json` → checked types, with errors that name the field.
 
+mod load;
+mod locate;
+mod namespaces;
 mod template;
+mod validate;
 
+pub(crate) use load::{Bundle, CONFIG_FILE, load_bundle, parse_process};
+pub(crate) use namespaces::Namespaces;
 pub use template::spec_template;
+pub(crate) use validate::{check_process, check_spec};

@@ -65,7 +65,13 @@ mod tests {
     #[test]
     fn names_that_runc_accepts_are_accepted() {
         for good in ["a", "A-1_b.c+d", "...", "0", "-x"] {
-            assert_eq!(good.parse::<ContainerId>().map(String::from).ok().as_deref(), Some(good));
+            assert_eq!(
+                good.parse::<ContainerId>()
+                    .map(String::from)
+                    .ok()
+                    .as_deref(),
+                Some(good)
+            );
         }
     }
 }

@@ -1,7 +1,15 @@
 //! A container's record: its id, its files below the state root, its status.
 
 mod id;
+mod process;
+mod record;
+mod store;
+mod time;
 mod view;
 
 pub use id::ContainerId;
+pub(crate) use process::ProcessFacts;
+pub(crate) use record::Record;
+pub(crate) use store::{StateDir, list};
+pub use time::rfc3339;
 pub use view::{ContainerState, Status};

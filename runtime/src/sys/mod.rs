@@ -1,4 +1,42 @@
-//! Raw system calls on owned descriptors: the only `unsafe` code of the crate.
+//! System calls that rustix lacks, and the only `unsafe` of the runtime's launch path.
+//!
+//! Every function takes borrowed descriptors and C strings and allocates nothing, so that all of
+//! them may be called between `clone3` and `execve`.
 
+mod attributes;
 pub(crate) mod bpf;
+mod clone;
+mod exec;
+mod mount;
+mod net;
 pub(crate) mod seccomp;
+mod signal;
+
+pub(crate) use attributes::{
+    SchedAttr, close_on_exec_from, install_seccomp, join_session_keyring, set_io_priority,
+    set_personality, set_scheduler, unshare, working_directory,
+};
+pub(crate) use clone::{CloneRequest, clone3};
+pub(crate) use exec::{CStrArray, execve};
+pub(crate) use mount::{MountAttr, mount_set_attr};
+pub(crate) use net::loopback_up;
+pub(crate) use signal::{
+    SIGNAL_RECORD, block_all, default_dispositions, pidfd_send_signal, signal_fd, unblock_all,
+    wait_to_be_killed,
+};
+
+use rustix::io::Errno;
+
+/// Turns the return value of a raw `syscall` into a result.
+fn check(returned: libc::c_long) -> Result<libc::c_long, Errno> {
+    if returned < 0 {
+        Err(last_errno())
+    } else {
+        Ok(returned)
+    }
+}
+
+fn last_errno() -> Errno {
+    // SAFETY: errno is thread-local, and its address is valid for the life of the thread.
+    Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
+}

@@ -1,0 +1,64 @@
+use std::path::PathBuf;
+
+use clap::Args;
+use xebec_runtime::{Console, ContainerId, CreateRequest, Result};
+
+use super::Context;
+
+/// Options that `create` and `run` share.
+#[derive(Args, Debug)]
+pub(super) struct Creation {
+    /// Directory with config.json
+    #[arg(short, long, value_name = "DIR", default_value = ".")]
+    bundle: PathBuf,
+    /// Unix socket that receives the master of the terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// File that gets the pid of the container's process
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Move the root file system over / instead of pivot_root (for initramfs hosts)
+    #[arg(long)]
+    no_pivot: bool,
+    /// Stay in the caller's session keyring
+    #[arg(long)]
+    no_new_keyring: bool,
+    /// Pass N further descriptors, from 3 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    preserve_fds: u32,
+    /// Name of the container
+    pub(super) id: ContainerId,
+}
+
+impl Creation {
+    pub(super) fn has_console_socket(&self) -> bool {
+        self.console_socket.is_some()
+    }
+
+    pub(super) fn into_request(self) -> CreateRequest {
+        let mut request = CreateRequest::new(self.id, self.bundle);
+        request.console = self
+            .console_socket
+            .map_or(Console::None, Console::SocketPath);
+        request.pid_file = self.pid_file;
+        request.no_pivot = self.no_pivot;
+        request.no_new_keyring = self.no_new_keyring;
+        request.preserve_fds = self.preserve_fds;
+        request
+    }
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Example:\n  xebec create --bundle /bundles/web --pid-file web.pid web")]
+pub(super) struct Create {
+    #[command(flatten)]
+    creation: Creation,
+}
+
+impl Create {
+    pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
+        let launched = context.runtime.create(self.creation.into_request())?;
+        context.log.warnings(&launched);
+        Ok(0)
+    }
+}

@@ -1,0 +1,269 @@
+//! Staying with a process: its terminal, the signals meant for it, its exit status.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::termios::{self, OptionalActions, Termios};
+use xebec_runtime::{Console, Error, Launched, Result, Signals, receive_descriptor};
+
+/// A command that stays until its process has exited.
+pub(super) struct Foreground {
+    /// Both ends of the way the terminal's master comes to us; none when a socket was named.
+    channel: Option<Channel>,
+}
+
+struct Channel {
+    ours: OwnedFd,
+    theirs: OwnedFd,
+}
+
+impl Foreground {
+    /// With `elsewhere`, the terminal goes to a console socket and not through this command.
+    pub(super) fn new(elsewhere: bool) -> Result<Self> {
+        if elsewhere {
+            return Ok(Self { channel: None });
+        }
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .map_err(os("make a socket pair for the terminal"))?;
+        Ok(Self {
+            channel: Some(Channel { ours, theirs }),
+        })
+    }
+
+    /// Lets the terminal, if the process asks for one, come to this command.
+    pub(super) fn attach_to(&self, console: &mut Console) {
+        if let Some(channel) = &self.channel
+            && let Ok(end) = channel.theirs.try_clone()
+        {
+            *console = Console::SocketFd(end);
+        }
+    }
+
+    /// Waits for the end of the process; gives its exit code, 128 + n after signal n.
+    pub(super) fn attend(self, launched: &Launched, signals: &Signals) -> Result<u8> {
+        let master = self.channel.and_then(|Channel { ours, theirs }| {
+            drop(theirs);
+            receive_descriptor(ours.as_fd()).ok()
+        });
+        match master {
+            Some(master) => Relay::new(master)?.attend(launched, signals)?,
+            None => forward_until_exit(launched, signals)?,
+        }
+        exit_code(launched.pidfd.as_fd())
+    }
+}
+
+fn forward_until_exit(launched: &Launched, signals: &Signals) -> Result<()> {
+    loop {
+        let mut fds = [
+            PollFd::new(&launched.pidfd, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        wait_for(&mut fds)?;
+        if !fds[0].revents().is_empty() {
+            return Ok(());
+        }
+        while let Some(signal) = signals.next()? {
+            forward(launched.pidfd.as_fd(), signal)?;
+        }
+    }
+}
+
+/// Passes a signal on; those about our own children and terminal are ours.
+fn forward(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    let Some(signal) = Signal::from_named_raw(signal) else {
+        return Ok(());
+    };
+    if matches!(
+        signal,
+        Signal::CHILD | Signal::WINCH | Signal::URG | Signal::TTIN | Signal::TTOU
+    ) {
+        return Ok(());
+    }
+    match pidfd_send_signal(pidfd, signal) {
+        // It has just exited: the next poll tells.
+        Ok(()) | Err(Errno::SRCH) => Ok(()),
+        Err(e) => Err(os("forward a signal")(e)),
+    }
+}
+
+fn exit_code(pidfd: BorrowedFd<'_>) -> Result<u8> {
+    let status = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)
+        .map_err(os("wait for the container's process"))?;
+    let code = status.and_then(|s| {
+        s.exit_status()
+            .or_else(|| Some(128 + s.terminating_signal()?))
+    });
+    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+}
+
+/// Copies between our terminal and the container's.
+struct Relay {
+    master: OwnedFd,
+    /// Typed, but not yet taken by the container.
+    typed: Vec<u8>,
+    /// Our own terminal's mode, to be given back; none when stdin is no terminal.
+    cooked: Option<Termios>,
+    stdin_open: bool,
+}
+
+impl Relay {
+    fn new(master: OwnedFd) -> Result<Self> {
+        let flags = fcntl_getfl(&master).map_err(os("read the terminal's flags"))?;
+        fcntl_setfl(&master, flags | OFlags::NONBLOCK).map_err(os("set the terminal's flags"))?;
+        let mut relay = Self {
+            master,
+            typed: Vec::new(),
+            cooked: None,
+            stdin_open: true,
+        };
+        relay.resize();
+        if io::stdin().is_terminal() {
+            let stdin = io::stdin();
+            let cooked = termios::tcgetattr(&stdin).map_err(os("read the terminal's mode"))?;
+            let mut raw = cooked.clone();
+            raw.make_raw();
+            termios::tcsetattr(&stdin, OptionalActions::Now, &raw)
+                .map_err(os("set the terminal's mode"))?;
+            relay.cooked = Some(cooked);
+        }
+        Ok(relay)
+    }
+
+    /// A terminal of unknown size is left as it is.
+    fn resize(&self) {
+        if let Ok(size) = termios::tcgetwinsize(io::stdin()) {
+            let _ = termios::tcsetwinsize(&self.master, size);
+        }
+    }
+
+    fn attend(mut self, launched: &Launched, signals: &Signals) -> Result<()> {
+        loop {
+            let stdin = io::stdin();
+            let [typing, output] = self.interest();
+            let mut fds = [
+                PollFd::new(&launched.pidfd, PollFlags::IN),
+                PollFd::new(signals, PollFlags::IN),
+                PollFd::new(&self.master, output),
+                PollFd::new(&stdin, typing),
+            ];
+            wait_for(&mut fds)?;
+            let [exited, signalled, printed, typed] =
+                fds.each_ref().map(|fd| !fd.revents().is_empty());
+            if signalled {
+                self.handle(launched, signals)?;
+            }
+            if printed {
+                self.print_output()?;
+                self.hand_over();
+            }
+            if typed && !typing.is_empty() {
+                self.read_typed();
+            }
+            if exited {
+                return self.print_output();
+            }
+        }
+    }
+
+    /// Reads no more from stdin while the container has not taken what was typed before.
+    fn interest(&self) -> [PollFlags; 2] {
+        let typing = self.typed.is_empty() && self.stdin_open;
+        let output = if self.typed.is_empty() {
+            PollFlags::IN
+        } else {
+            PollFlags::IN | PollFlags::OUT
+        };
+        [
+            if typing {
+                PollFlags::IN
+            } else {
+                PollFlags::empty()
+            },
+            output,
+        ]
+    }
+
+    fn handle(&self, launched: &Launched, signals: &Signals) -> Result<()> {
+        while let Some(signal) = signals.next()? {
+            if signal == Signal::WINCH.as_raw() {
+                self.resize();
+            }
+            forward(launched.pidfd.as_fd(), signal)?;
+        }
+        Ok(())
+    }
+
+    /// Prints all that is there; the last process's end shows as EIO.
+    fn print_output(&self) -> Result<()> {
+        let mut buffer = [0; 8192];
+        loop {
+            match rustix::io::read(&self.master, &mut buffer) {
+                Ok(0) | Err(Errno::AGAIN | Errno::IO) => return Ok(()),
+                Ok(n) => super::list::print_bytes(&buffer[..n])?,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(os("read the container's terminal")(e)),
+            }
+        }
+    }
+
+    fn read_typed(&mut self) {
+        let mut buffer = [0; 4096];
+        match rustix::io::read(io::stdin(), &mut buffer) {
+            Ok(0) | Err(Errno::IO) => {
+                self.stdin_open = false;
+                self.typed.push(END_OF_TRANSMISSION);
+            }
+            Ok(n) => self.typed.extend_from_slice(&buffer[..n]),
+            Err(_) => {}
+        }
+        self.hand_over();
+    }
+
+    fn hand_over(&mut self) {
+        match rustix::io::write(&self.master, &self.typed) {
+            Ok(n) => drop(self.typed.drain(..n)),
+            // Nobody reads there any more.
+            Err(Errno::IO) => self.typed.clear(),
+            Err(_) => {}
+        }
+    }
+}
+
+/// What a terminal turns into an end of file.
+const END_OF_TRANSMISSION: u8 = 4;
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        if let Some(cooked) = &self.cooked {
+            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, cooked);
+        }
+    }
+}
+
+fn wait_for(fds: &mut [PollFd<'_>]) -> Result<()> {
+    loop {
+        match poll(fds, None) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(os("wait for events")(e)),
+        }
+    }
+}
+
+fn os(op: &'static str) -> impl FnOnce(Errno) -> Error {
+    move |e| Error::Os {
+        op: op.into(),
+        source: e.into(),
+    }
+}

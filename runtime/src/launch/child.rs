@@ -1,0 +1,170 @@
+//! The child's side of a creation: from `clone3` to the program.
+//!
+//! Nothing here allocates, parses or looks anything up on the host; every step names itself when
+//! it fails.
+
+use std::ffi::CStr;
+use std::os::fd::AsFd as _;
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::process::{setsid, umask};
+use rustix::system::{setdomainname, sethostname};
+use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+use super::channel::{ChildEnd, Report};
+use super::finish::{FinishJob, apply_limits, finish, take_terminal};
+use super::hooks::{ChildHookIo, run_child_hooks};
+use super::namespaces::Joined;
+use crate::error::{At as _, Failure, Step};
+use crate::plan::LaunchPlan;
+use crate::rootfs::{self, HostTrees, Want};
+use crate::sys;
+
+/// Everything init needs, made before it exists.
+#[derive(Debug)]
+pub(crate) struct InitJob {
+    pub(crate) plan: LaunchPlan,
+    pub(crate) trees: HostTrees,
+    pub(crate) joined: Joined,
+    pub(crate) hook_io: Option<ChildHookIo>,
+    pub(crate) finish: FinishJob,
+}
+
+/// Runs as init; comes back, with its exit status, only when it has to end.
+pub(super) fn init_main(job: &mut InitJob, channel: &ChildEnd) -> i32 {
+    let InitJob {
+        plan,
+        trees,
+        joined,
+        hook_io,
+        finish: rest,
+    } = job;
+    let end = match prepare(plan, trees, joined, hook_io.as_ref(), rest, channel) {
+        Ok(()) => {
+            let hooks = (plan.start_container.as_slice(), hook_io.as_ref());
+            finish(&plan.process, rest, channel, hooks)
+        }
+        Err(failure) => failure,
+    };
+    channel.send(Report::Failed(end));
+    1
+}
+
+/// Namespaces and the file system tree: everything that init does and a later process does not.
+fn prepare<'p>(
+    plan: &'p LaunchPlan,
+    trees: &mut HostTrees,
+    joined: &Joined,
+    hook_io: Option<&ChildHookIo>,
+    rest: &mut FinishJob,
+    channel: &ChildEnd,
+) -> Result<(), Failure<'p>> {
+    sys::default_dispositions();
+    sys::unblock_all();
+    if plan.id_maps.is_some() {
+        // The parent writes the maps, and with the host's privileges limits and OOM score.
+        channel.wait_for_word().at(Step::Sync, b"")?;
+    } else {
+        apply_limits(None, &plan.process)?;
+    }
+    joined.enter()?;
+    rootfs::make_private()?;
+    rootfs::attach(&plan.rootfs.path, trees)?;
+    if plan.namespaces.has(libc::CLONE_NEWUSER as u64) {
+        become_root()?;
+    }
+    umask(Mode::empty());
+    setsid().at(Step::Terminal, b"setsid")?;
+    name_and_network(plan)?;
+    fill_root(plan, trees, rest)?;
+    if plan.has_creation_hooks() {
+        channel.send(Report::Mounted);
+        channel.wait_for_word().at(Step::Sync, b"")?;
+        run_child_hooks(&plan.create_container, hook_io, Step::CreateContainerHook)?;
+    }
+    close_root(plan, trees, rest)
+}
+
+/// After the maps are there: root of the user namespace, and no group of the host's.
+pub(super) fn become_root() -> Result<(), Failure<'static>> {
+    let root = || -> Result<(), Errno> {
+        set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
+        // A namespace that was made without privileges denies setgroups, and has no groups.
+        match set_thread_groups(&[]) {
+            Ok(()) | Err(Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+        set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
+    };
+    root().at(Step::UserNamespace, b"")
+}
+
+fn name_and_network(plan: &LaunchPlan) -> Result<(), Failure<'_>> {
+    join_keyring(plan.keyring.as_deref())?;
+    if let Some(name) = &plan.hostname {
+        sethostname(name.as_bytes()).at(Step::Hostname, name.as_bytes())?;
+    }
+    if let Some(name) = &plan.domainname {
+        setdomainname(name.as_bytes()).at(Step::Hostname, name.as_bytes())?;
+    }
+    if plan.loopback {
+        sys::loopback_up().at(Step::Loopback, b"lo")?;
+    }
+    Ok(())
+}
+
+/// Joins a session keyring of the container's own, so that the host's keys stay out of sight.
+pub(super) fn join_keyring(name: Option<&CStr>) -> Result<(), Failure<'_>> {
+    let Some(name) = name else { return Ok(()) };
+    match sys::join_session_keyring(name) {
+        // A kernel without keyrings, or a seccomp filter around the runtime itself.
+        Ok(()) | Err(Errno::NOSYS | Errno::PERM) => Ok(()),
+        Err(errno) => Err(errno).at(Step::Keyring, name.to_bytes()),
+    }
+}
+
+/// Mounts, devices, terminal and working directory.
+fn fill_root<'p>(
+    plan: &'p LaunchPlan,
+    trees: &mut HostTrees,
+    rest: &mut FinishJob,
+) -> Result<(), Failure<'p>> {
+    // The tree's descriptor is the root for every path from here on.
+    let HostTrees {
+        root,
+        binds,
+        devices,
+    } = trees;
+    let root = root.as_fd();
+    rest.proc = rootfs::mount_all(&plan.rootfs, root, binds)?;
+    if plan.rootfs.own_dev {
+        rootfs::fill_dev(&plan.rootfs, root, devices)?;
+    }
+    take_terminal(&plan.process, rest, root, true)?;
+    // A missing working directory is made, as runc does; what cannot be made is for chdir to tell.
+    let _ = rootfs::open_target(root, &plan.rootfs.cwd, Want::Directory, false);
+    Ok(())
+}
+
+/// Parameters, masks, and the change of root.
+fn close_root<'p>(
+    plan: &'p LaunchPlan,
+    trees: &HostTrees,
+    rest: &mut FinishJob,
+) -> Result<(), Failure<'p>> {
+    let root = trees.root.as_fd();
+    if rest.proc.is_none() && (!plan.rootfs.sysctls.is_empty() || plan.process.label.is_some()) {
+        rest.proc = Some(rootfs::new_proc().at(Step::Filesystem, b"proc")?);
+    }
+    if let Some(proc) = &rest.proc {
+        rootfs::write_sysctls(&plan.rootfs.sysctls, proc.as_fd())?;
+    }
+    rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
+    rootfs::hide_paths(&plan.rootfs.masked, root)?;
+    rootfs::enter(root, plan.rootfs.readonly, plan.no_pivot)?;
+    if let Some(persona) = plan.personality {
+        sys::set_personality(persona).at(Step::Scheduling, b"personality")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! What init and every later process have in common: from a ready tree to `execve`.
+
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::process::{Pid, prlimit, umask};
+use rustix::thread::set_no_new_privs;
+
+use super::channel::{ChildEnd, Report};
+use super::hooks::{ChildHookIo, run_child_hooks};
+use super::stdio::{ChildStdio, place_streams};
+use super::{identity, program};
+use crate::error::{At as _, Failure, Step};
+use crate::plan::{HookPlan, ProcessPlan};
+use crate::rootfs::{open_terminal, send_terminal};
+use crate::seccomp::Filter;
+use crate::sys;
+
+/// What the last stretch needs besides the plan of the process.
+#[derive(Debug)]
+pub(crate) struct FinishJob {
+    pub(crate) stdio: ChildStdio,
+    /// Where the terminal's master goes.
+    pub(crate) console: Option<OwnedFd>,
+    /// Read end of the start fifo; without it the program is executed at once.
+    pub(crate) gate: Option<OwnedFd>,
+    pub(crate) filter: Option<Filter>,
+    /// Connected to the agent of `SCMP_ACT_NOTIFY`.
+    pub(crate) notify: Option<OwnedFd>,
+    pub(crate) preserve_fds: u32,
+    /// A proc file system that can be trusted, once there is one.
+    pub(crate) proc: Option<OwnedFd>,
+}
+
+/// Becomes the program; comes back only with the failure. Once the gate has opened nobody reads
+/// the channel, so failures are told on standard error from there on.
+pub(super) fn finish<'p>(
+    plan: &'p ProcessPlan,
+    job: &mut FinishJob,
+    channel: &ChildEnd,
+    hooks: (&'p [HookPlan], Option<&ChildHookIo>),
+) -> Failure<'p> {
+    let path = match settle(plan, job) {
+        Ok(path) => path,
+        Err(failure) => return failure,
+    };
+    let gated = job.gate.is_some();
+    if let Some(gate) = job.gate.take() {
+        channel.send(Report::Ready);
+        if let Err(failure) = wait_at(gate) {
+            return failure;
+        }
+    }
+    let failure = match lock_down(plan, job, hooks) {
+        Ok(()) => {
+            channel.send(Report::Executing);
+            let errno = sys::execve(path, &plan.argv, &plan.env);
+            Failure {
+                step: Step::Execute,
+                errno,
+                detail: path.to_bytes(),
+            }
+        }
+        Err(failure) => failure,
+    };
+    if gated {
+        program::complain(&failure);
+    }
+    failure
+}
+
+/// Attributes, user and place; afterwards the program is known to be there.
+fn settle<'p>(
+    plan: &'p ProcessPlan,
+    job: &mut FinishJob,
+) -> Result<&'p std::ffi::CStr, Failure<'p>> {
+    place_streams(&job.stdio, plan.uid)?;
+    umask(Mode::from_raw_mode(plan.umask & 0o777));
+    if let Some(scheduler) = &plan.scheduler {
+        sys::set_scheduler(scheduler).at(Step::Scheduling, b"scheduler")?;
+    }
+    if let Some(priority) = plan.io_priority {
+        sys::set_io_priority(priority).at(Step::Scheduling, b"ioPriority")?;
+    }
+    if let (Some(label), Some(proc)) = (&plan.label, &job.proc) {
+        write_label(proc.as_fd(), &label.file, &label.value).at(Step::Label, &label.value)?;
+    }
+    let entered = program::enter_cwd(&plan.cwd);
+    identity::take(plan)?;
+    if plan.no_new_privileges {
+        identity::drop_capabilities(&plan.capabilities)?;
+    }
+    if entered.is_err() {
+        // The user may go where root may not: a home on a network file system.
+        program::enter_cwd(&plan.cwd).at(Step::Chdir, plan.cwd.to_bytes())?;
+    }
+    program::check_cwd()?;
+    let path = program::find(plan)?;
+    if plan.needs_home {
+        program::set_home(plan);
+    }
+    Ok(path)
+}
+
+/// The last privileges go: filter and capabilities, in the order that the kernel demands.
+fn lock_down<'p>(
+    plan: &'p ProcessPlan,
+    job: &mut FinishJob,
+    (hooks, hook_io): (&'p [HookPlan], Option<&ChildHookIo>),
+) -> Result<(), Failure<'p>> {
+    run_child_hooks(hooks, hook_io, Step::StartContainerHook)?;
+    sys::close_on_exec_from(3 + job.preserve_fds).at(Step::Stdio, b"close_range")?;
+    if plan.no_new_privileges {
+        set_no_new_privs(true).at(Step::NoNewPrivileges, b"")?;
+        return install_filter(job);
+    }
+    // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so it comes first.
+    install_filter(job)?;
+    identity::drop_capabilities(&plan.capabilities)
+}
+
+fn install_filter(job: &mut FinishJob) -> Result<(), Failure<'static>> {
+    let Some(filter) = &job.filter else {
+        return Ok(());
+    };
+    let listener =
+        sys::install_seccomp(&filter.insns, filter.flags.into()).at(Step::Seccomp, b"")?;
+    if let (Some(listener), Some(agent)) = (listener, &job.notify) {
+        send_terminal(agent.as_fd(), listener.as_fd()).at(Step::Seccomp, b"listener")?;
+    }
+    Ok(())
+}
+
+/// Waits until `start` writes to the fifo.
+fn wait_at(gate: OwnedFd) -> Result<(), Failure<'static>> {
+    let mut polled = [PollFd::new(&gate, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut polled, None)).at(Step::Sync, b"start fifo")?;
+    let mut word = [0];
+    rustix::io::read(&gate, &mut word).at(Step::Sync, b"start fifo")?;
+    Ok(())
+}
+
+/// Resource limits and OOM score of the child (`pid`) or of the caller itself; while the host's
+/// privileges and its proc are still at hand.
+pub(super) fn apply_limits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), Failure<'_>> {
+    for (resource, limit) in &plan.rlimits {
+        prlimit(pid, *resource, limit.clone()).at(Step::Rlimit, b"")?;
+    }
+    let (None, Some(score)) = (pid, &plan.oom_score_adj) else {
+        return Ok(());
+    };
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(CWD, c"/proc/self/oom_score_adj", flags, Mode::empty())
+        .at(Step::OomScore, score.as_bytes())?;
+    rustix::io::write(&file, score.as_bytes())
+        .at(Step::OomScore, score.as_bytes())
+        .map(drop)
+}
+
+/// Opens the terminal that the process asks for, and hands the master over.
+pub(super) fn take_terminal(
+    plan: &ProcessPlan,
+    job: &mut FinishJob,
+    root: BorrowedFd<'_>,
+    console: bool,
+) -> Result<(), Failure<'static>> {
+    let (true, Some(socket)) = (plan.terminal, job.console.take()) else {
+        return Ok(());
+    };
+    let terminal = open_terminal(root, plan.console_size, console).at(Step::Terminal, b"")?;
+    rustix::process::ioctl_tiocsctty(&terminal.slave).at(Step::Terminal, b"TIOCSCTTY")?;
+    send_terminal(socket.as_fd(), terminal.master.as_fd()).at(Step::ConsoleSocket, b"")?;
+    job.stdio = ChildStdio::Terminal(terminal.slave);
+    Ok(())
+}
+
+fn write_label(
+    proc: BorrowedFd<'_>,
+    file: &std::ffi::CStr,
+    value: &[u8],
+) -> Result<(), rustix::io::Errno> {
+    let this = openat(
+        proc,
+        c"thread-self",
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    let attribute = openat(&this, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&attribute, value).map(drop)
+}

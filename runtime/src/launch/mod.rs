@@ -1,0 +1,25 @@
+//! Carrying a plan out: one `clone3`, a parent and a child.
+//!
+//! [`parent`] and [`child`] are the whole story of a start, to be read side by side. They speak
+//! over one socket pair ([`channel`]); whatever the child needs is in its job before it exists.
+
+mod channel;
+mod child;
+mod enter;
+mod finish;
+mod hooks;
+mod identity;
+mod namespaces;
+mod parent;
+mod program;
+mod stdio;
+mod userns;
+
+pub(crate) use child::InitJob;
+pub(crate) use enter::ExecJob;
+pub(crate) use finish::FinishJob;
+pub(crate) use hooks::{ChildHookIo, run_hooks};
+pub(crate) use namespaces::open_joins;
+pub(crate) use parent::{InitLaunch, launch_exec, launch_init};
+pub(crate) use stdio::{ChildStdio, connect_console, connect_to};
+pub(crate) use userns::user_namespace;

@@ -1,0 +1,246 @@
+//! The parent's side of a launch: the clone, and the talk with the child until it is on its own.
+
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, set_dumpable_behavior,
+    waitid,
+};
+
+use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
+use super::child::{InitJob, init_main};
+use super::enter::{ExecJob, exec_main};
+use super::finish::apply_limits;
+use super::namespaces::ChildrenPointed;
+use super::userns::write_maps;
+use crate::error::{ChildFailure, Error, Failure, Result, Step};
+use crate::plan::{IdMaps, LaunchPlan};
+use crate::request::Launched;
+use crate::sys::{CloneRequest, clone3, pidfd_send_signal};
+
+const NEWPID: u64 = libc::CLONE_NEWPID as u64;
+
+/// Circumstances of a launch that are the parent's.
+pub(crate) struct InitLaunch<'a> {
+    /// The cgroup that init is born in.
+    pub(crate) cgroup: BorrowedFd<'a>,
+    /// Make the caller's parent the parent of init.
+    pub(crate) reparent: bool,
+    /// Called with the pid as soon as there is one.
+    pub(crate) on_pid: &'a mut dyn FnMut(i32) -> Result<()>,
+    /// Called when all is mounted, before the root changes: the place of the runtime's hooks.
+    pub(crate) on_mounted: &'a mut dyn FnMut(i32) -> Result<()>,
+}
+
+/// Makes init and sees it off: to the gate of `start`, or into its program.
+pub(crate) fn launch_init(mut job: InitJob, launch: InitLaunch<'_>) -> Result<Launched> {
+    hide_own_binary()?;
+    let (parent, child) = channel::pair()?;
+    let launched = {
+        let _pointed = job.joined.point_children()?;
+        if job.joined.needs_intermediate() {
+            clone_through_intermediate(&mut job, &launch, &parent, child)?
+        } else {
+            let flags = job.joined.clone_flags(job.plan.namespaces.create);
+            let request = request(flags, launch.reparent, Some(launch.cgroup));
+            let (pid, pidfd) =
+                clone3(&request, || init_main(&mut job, &child)).map_err(Error::os("clone3"))?;
+            drop(child);
+            Launched {
+                pid,
+                pidfd,
+                warnings: Vec::new(),
+            }
+        }
+    };
+    let plan = job.plan;
+    let seen_off = see_init_off(&plan, &launched, &parent, launch.on_pid, launch.on_mounted);
+    settle(launched, seen_off, launch.reparent)
+}
+
+/// Makes a further process of a container and sees it off into its program.
+pub(crate) fn launch_exec(
+    mut job: ExecJob,
+    cgroup: BorrowedFd<'_>,
+    reparent: bool,
+) -> Result<Launched> {
+    hide_own_binary()?;
+    let (parent, child) = channel::pair()?;
+    let (pid, pidfd) = {
+        let mut pointed = ChildrenPointed::default();
+        if job.namespaces & NEWPID != 0 {
+            pointed.pid(&job.init)?;
+        }
+        clone3(&request(0, reparent, Some(cgroup)), || {
+            exec_main(&mut job, &child)
+        })
+        .map_err(Error::os("clone3"))?
+    };
+    drop((child, job));
+    let launched = Launched {
+        pid,
+        pidfd,
+        warnings: Vec::new(),
+    };
+    let seen_off = see_off(&launched, &parent, &mut |_| Ok(())).map_err(|e| match e {
+        Error::Init(failure) => Error::Exec(failure),
+        other => other,
+    });
+    settle(launched, seen_off, reparent)
+}
+
+/// Until they execute their program, this process and its children cannot be opened through
+/// `/proc`, so nothing inside a container reaches the runtime's binary (CVE-2019-5736).
+fn hide_own_binary() -> Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Error::os("prctl"))
+}
+
+fn request(flags: u64, reparent: bool, cgroup: Option<BorrowedFd<'_>>) -> CloneRequest<'_> {
+    let parentage = if reparent {
+        libc::CLONE_PARENT as u64
+    } else {
+        0
+    };
+    CloneRequest {
+        flags: flags | parentage,
+        cgroup,
+    }
+}
+
+/// Init in a pid namespace of a user namespace that is joined: a process goes there first and
+/// makes init as its sibling.
+fn clone_through_intermediate(
+    job: &mut InitJob,
+    launch: &InitLaunch<'_>,
+    parent: &ParentEnd,
+    child: ChildEnd,
+) -> Result<Launched> {
+    let outer = request(0, launch.reparent, Some(launch.cgroup));
+    let (_, first) = clone3(&outer, || {
+        let flags = job.joined.inner_flags();
+        let made = job.joined.enter_existing().and_then(|()| {
+            clone3(&request(flags, true, None), || init_main(job, &child)).map_err(|errno| {
+                Failure {
+                    step: Step::Unshare,
+                    errno,
+                    detail: b"",
+                }
+            })
+        });
+        match made {
+            Ok((pid, _)) => child.send(Report::Forked(pid)),
+            Err(failure) => child.send(Report::Failed(failure)),
+        }
+        0
+    })
+    .map_err(Error::os("clone3"))?;
+    drop(child);
+    let message = parent.receive();
+    if !launch.reparent {
+        reap(first.as_fd())?;
+    }
+    match message? {
+        Message::Forked(pid) => {
+            let pid_of_init = Pid::from_raw(pid).ok_or_else(|| died(None))?;
+            let pidfd =
+                pidfd_open(pid_of_init, PidfdFlags::empty()).map_err(Error::os("pidfd_open"))?;
+            Ok(Launched {
+                pid,
+                pidfd,
+                warnings: Vec::new(),
+            })
+        }
+        Message::Failed(failure) => Err(Error::Init(failure)),
+        _ => Err(died(None)),
+    }
+}
+
+fn see_init_off(
+    plan: &LaunchPlan,
+    launched: &Launched,
+    parent: &ParentEnd,
+    on_pid: &mut dyn FnMut(i32) -> Result<()>,
+    on_mounted: &mut dyn FnMut(i32) -> Result<()>,
+) -> Result<()> {
+    if let Some(maps) = &plan.id_maps {
+        prepare_mapped(plan, maps, launched.pid)?;
+        parent.give_word()?;
+    }
+    on_pid(launched.pid)?;
+    see_off(launched, parent, on_mounted)
+}
+
+/// What needs the host's privileges once the child is in a user namespace of its own.
+fn prepare_mapped(plan: &LaunchPlan, maps: &IdMaps, pid: i32) -> Result<()> {
+    write_maps(pid, maps)?;
+    apply_limits(Pid::from_raw(pid), &plan.process).map_err(|failure| {
+        Error::Init(ChildFailure {
+            step: failure.step,
+            errno: failure.errno.raw_os_error(),
+            detail: String::new(),
+        })
+    })?;
+    if let Some(score) = &plan.process.oom_score_adj {
+        let file = format!("/proc/{pid}/oom_score_adj");
+        std::fs::write(&file, score).map_err(Error::file("write", file))?;
+    }
+    Ok(())
+}
+
+/// Listens until the child waits for `start`, or has become its program.
+fn see_off(
+    launched: &Launched,
+    parent: &ParentEnd,
+    on_mounted: &mut dyn FnMut(i32) -> Result<()>,
+) -> Result<()> {
+    let mut executing = false;
+    loop {
+        match parent.receive()? {
+            Message::Mounted => {
+                on_mounted(launched.pid)?;
+                parent.give_word()?;
+            }
+            Message::Ready => return Ok(()),
+            Message::Executing => executing = true,
+            Message::Closed if executing => return Ok(()),
+            Message::Closed => return Err(died(Some(launched.pidfd.as_fd()))),
+            Message::Failed(failure) => return Err(Error::Init(failure)),
+            Message::Forked(_) => {}
+        }
+    }
+}
+
+/// Nothing is left of a process that was not seen off.
+fn settle(launched: Launched, seen_off: Result<()>, reparented: bool) -> Result<Launched> {
+    match seen_off {
+        Ok(()) => Ok(launched),
+        Err(error) => {
+            // It may have ended by itself, and somebody else may have reaped it.
+            let _ = pidfd_send_signal(launched.pidfd.as_fd(), libc::SIGKILL);
+            if !reparented {
+                let _ = reap(launched.pidfd.as_fd());
+            }
+            Err(error)
+        }
+    }
+}
+
+fn reap(pidfd: BorrowedFd<'_>) -> Result<()> {
+    let wait = || waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED);
+    rustix::io::retry_on_intr(wait)
+        .map(drop)
+        .map_err(Error::os("wait for the new process"))
+}
+
+fn died(pidfd: Option<BorrowedFd<'_>>) -> Error {
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+    let status = pidfd.and_then(|fd| waitid(WaitId::PidFd(fd), options).ok().flatten());
+    Error::InitDied(match status {
+        Some(status) => match (status.exit_status(), status.terminating_signal()) {
+            (_, Some(signal)) => format!("killed by signal {signal}"),
+            (Some(code), None) => format!("exit status {code}"),
+            (None, None) => "unknown status".to_owned(),
+        },
+        None => "it is not a child of this process".to_owned(),
+    })
+}

@@ -1,0 +1,211 @@
+//! Checked configuration → launch plan. Pure: reads nothing, changes nothing.
+//!
+//! A plan holds C strings, masks and numbers in the form the system calls take, so that the child
+//! has nothing left to compute.
+
+mod capabilities;
+mod hooks;
+mod idmaps;
+mod mounts;
+mod options;
+mod process;
+mod rootfs;
+
+use std::ffi::{CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Spec};
+
+pub(crate) use capabilities::CapabilityPlan;
+pub(crate) use hooks::HookPlan;
+pub(crate) use idmaps::IdMaps;
+pub(crate) use mounts::{BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource};
+pub(crate) use process::{ProcessPlan, Program};
+pub(crate) use rootfs::{DevicePlan, RootfsPlan, SysctlPlan};
+
+use crate::spec::Namespaces;
+use crate::state::ContainerId;
+
+/// A container to be launched.
+#[derive(Debug)]
+pub(crate) struct LaunchPlan {
+    pub(crate) namespaces: Namespaces,
+    /// Maps of a new user namespace.
+    pub(crate) id_maps: Option<IdMaps>,
+    /// Text for `timens_offsets` of a new time namespace.
+    pub(crate) time_offsets: Option<String>,
+    /// The network namespace is new: its loopback device is to be set up.
+    pub(crate) loopback: bool,
+    pub(crate) hostname: Option<String>,
+    pub(crate) domainname: Option<String>,
+    pub(crate) personality: Option<u64>,
+    /// Name of a new session keyring.
+    pub(crate) keyring: Option<CString>,
+    pub(crate) no_pivot: bool,
+    pub(crate) rootfs: RootfsPlan,
+    pub(crate) process: ProcessPlan,
+    /// Hooks that the child runs before it pivots.
+    pub(crate) create_container: Vec<HookPlan>,
+    /// Hooks that the child runs before it executes the program.
+    pub(crate) start_container: Vec<HookPlan>,
+    /// The parent has hooks to run once all is mounted.
+    pub(crate) runtime_hooks: bool,
+}
+
+/// What a plan depends on besides the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlanContext<'a> {
+    pub(crate) id: &'a ContainerId,
+    pub(crate) bundle: &'a Path,
+    /// The container's cgroup as the host sees it.
+    pub(crate) cgroup_path: &'a Path,
+    pub(crate) no_pivot: bool,
+    pub(crate) no_new_keyring: bool,
+}
+
+/// A field that cannot be used; the caller knows the file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct FieldError {
+    pub(crate) field: String,
+    pub(crate) reason: String,
+}
+
+impl FieldError {
+    fn new(field: &str, reason: &str) -> Self {
+        Self {
+            field: field.to_owned(),
+            reason: reason.to_owned(),
+        }
+    }
+
+    /// The same error, seen from one level further out.
+    fn within(self, outer: &str) -> Self {
+        Self {
+            field: format!("{outer}.{}", self.field),
+            reason: self.reason,
+        }
+    }
+}
+
+impl LaunchPlan {
+    /// Plans a configuration that [`crate::spec::check_spec`] has accepted.
+    pub(crate) fn new(
+        spec: &Spec,
+        namespaces: Namespaces,
+        context: PlanContext<'_>,
+    ) -> Result<Self, FieldError> {
+        let linux = spec
+            .linux()
+            .as_ref()
+            .ok_or_else(|| FieldError::new("linux", "is missing"))?;
+        let process = spec
+            .process()
+            .as_ref()
+            .ok_or_else(|| FieldError::new("process", "is missing"))?;
+        let process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
+        let hooks = spec.hooks().as_ref();
+        let name = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
+        Ok(Self {
+            id_maps: IdMaps::from_spec(linux)
+                .filter(|_| namespaces.create & libc::CLONE_NEWUSER as u64 != 0),
+            time_offsets: time_offsets(linux),
+            loopback: namespaces.create & libc::CLONE_NEWNET as u64 != 0,
+            hostname: name(spec.hostname()),
+            domainname: name(spec.domainname()),
+            personality: personality(linux),
+            keyring: (!context.no_new_keyring)
+                .then(|| c_string("id", format!("_ses.{}", context.id).as_bytes()))
+                .transpose()?,
+            no_pivot: context.no_pivot,
+            rootfs: plan_rootfs(spec, linux, &namespaces, &process, context)?,
+            process,
+            create_container: hooks::plan(
+                "createContainer",
+                hooks.and_then(|h| h.create_container().as_ref()),
+            )?,
+            start_container: hooks::plan(
+                "startContainer",
+                hooks.and_then(|h| h.start_container().as_ref()),
+            )?,
+            runtime_hooks: hooks.is_some_and(hooks::any_for_the_runtime),
+            namespaces,
+        })
+    }
+
+    /// The child must wait after mounting: someone has hooks to run.
+    pub(crate) fn has_creation_hooks(&self) -> bool {
+        self.runtime_hooks || !self.create_container.is_empty()
+    }
+}
+
+fn plan_rootfs(
+    spec: &Spec,
+    linux: &Linux,
+    namespaces: &Namespaces,
+    process: &ProcessPlan,
+    context: PlanContext<'_>,
+) -> Result<RootfsPlan, FieldError> {
+    let root = spec
+        .root()
+        .as_ref()
+        .ok_or_else(|| FieldError::new("root", "is missing"))?;
+    let propagation = match linux.rootfs_propagation().as_deref() {
+        None | Some("") => (libc::MS_SLAVE, true),
+        Some(word) => options::propagation(word)
+            .ok_or_else(|| FieldError::new("linux.rootfsPropagation", "is no propagation type"))?,
+    };
+    let mount_context = mounts::MountContext {
+        cgroup_namespace: namespaces.has(libc::CLONE_NEWCGROUP as u64),
+        cgroup_path: context.cgroup_path,
+        label: linux.mount_label().as_deref().filter(|l| !l.is_empty()),
+        propagation,
+        bundle: context.bundle,
+        id_maps: IdMaps::from_spec(linux),
+    };
+    let mut mounts = Vec::new();
+    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
+        let plan = mounts::plan_mount(mount, &mount_context)
+            .map_err(|e| rootfs::mount_field(mount, index, &e))?;
+        mounts.push(plan);
+    }
+    let within = |e: FieldError| e.within("linux");
+    let path = context.bundle.join(root.path());
+    Ok(RootfsPlan {
+        path: c_string("root.path", path.as_os_str().as_bytes())?,
+        readonly: root.readonly().unwrap_or(false),
+        propagation,
+        own_dev: rootfs::has_own_dev(&mounts),
+        mounts,
+        devices: rootfs::plan_devices(linux.devices().as_deref().unwrap_or_default())
+            .map_err(within)?,
+        bind_devices: namespaces.has(libc::CLONE_NEWUSER as u64),
+        sysctls: rootfs::plan_sysctls(linux).map_err(within)?,
+        masked: rootfs::plan_paths("maskedPaths", linux.masked_paths().as_ref()).map_err(within)?,
+        readonly_paths: rootfs::plan_paths("readonlyPaths", linux.readonly_paths().as_ref())
+            .map_err(within)?,
+        cwd: mounts::relative_target(Path::new(OsStr::from_bytes(process.cwd.as_bytes())))?,
+    })
+}
+
+fn time_offsets(linux: &Linux) -> Option<String> {
+    let offsets = linux.time_offsets().as_ref().filter(|o| !o.is_empty())?;
+    let lines = offsets.iter().map(|(clock, offset)| {
+        let (secs, nanosecs) = (offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0));
+        format!("{clock} {secs} {nanosecs}\n")
+    });
+    Some(lines.collect())
+}
+
+fn personality(linux: &Linux) -> Option<u64> {
+    const PER_LINUX32: u64 = 8;
+    linux.personality().as_ref().map(|p| match p.domain() {
+        LinuxPersonalityDomain::PerLinux => 0,
+        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+    })
+}
+
+/// A C string, or an error that names the field.
+fn c_string(field: &str, bytes: &[u8]) -> Result<CString, FieldError> {
+    CString::new(bytes).map_err(|_| FieldError::new(field, "contains a zero byte"))
+}

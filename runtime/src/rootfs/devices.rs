@@ -1,0 +1,100 @@
+//! Nodes and links of `/dev`, in the child.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{AtFlags, FileType, Gid, Uid, chownat, mknodat, statat, symlinkat, unlinkat};
+use rustix::io::Errno;
+
+use super::mounts::move_to;
+use super::resolve::{Want, open_parent, open_target};
+use crate::error::{At as _, Failure, Step};
+use crate::plan::{DevicePlan, RootfsPlan};
+
+/// Links that every container has (runtime-spec, "Default Devices" and "/dev symbolic links").
+const LINKS: [(&CStr, &CStr); 5] = [
+    (c"/proc/self/fd", c"fd"),
+    (c"/proc/self/fd/0", c"stdin"),
+    (c"/proc/self/fd/1", c"stdout"),
+    (c"/proc/self/fd/2", c"stderr"),
+    (c"pts/ptmx", c"ptmx"),
+];
+
+/// Fills a `/dev` that belongs to the container; the caller has set the umask to 0.
+pub(crate) fn fill_dev<'p>(
+    plan: &'p RootfsPlan,
+    root: BorrowedFd<'_>,
+    bound: &[OwnedFd],
+) -> Result<(), Failure<'p>> {
+    let dev = open_target(root, c"dev", Want::Directory, false).at(Step::Device, b"/dev")?;
+    for (index, device) in plan.devices.iter().enumerate() {
+        let detail = device.host.to_bytes();
+        match bound.get(index) {
+            Some(tree) => {
+                let place = open_target(root, &device.target, Want::File, false)
+                    .at(Step::Device, detail)?;
+                move_to(tree.as_fd(), place.as_fd()).at(Step::Device, detail)?;
+            }
+            None => make_node(device, root, dev.as_fd()).at(Step::Device, detail)?,
+        }
+    }
+    // pts/ptmx of the container's own devpts, never a node of the host's.
+    match unlinkat(&dev, c"ptmx", AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => {}
+        Err(errno) => return Err(errno).at(Step::Device, b"/dev/ptmx"),
+    }
+    for (target, name) in LINKS {
+        link(target, dev.as_fd(), name)?;
+    }
+    if statat(root, c"proc/kcore", AtFlags::SYMLINK_NOFOLLOW).is_ok() {
+        link(c"/proc/kcore", dev.as_fd(), c"core")?;
+    }
+    Ok(())
+}
+
+fn link(target: &CStr, dev: BorrowedFd<'_>, name: &'static CStr) -> Result<(), Failure<'static>> {
+    match symlinkat(target, dev, name) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(errno) => Err(errno).at(Step::Device, name.to_bytes()),
+    }
+}
+
+fn make_node(device: &DevicePlan, root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    let holder;
+    let (dir, name) = match below_dev(&device.target) {
+        Some(name) => (dev, name),
+        None => {
+            let (parent, name) = open_parent(root, &device.target)?;
+            holder = parent;
+            (holder.as_fd(), name)
+        }
+    };
+    match mknodat(dir, name, device.kind, device.mode, device.number) {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return verify_node(device, dir, name),
+        Err(errno) => return Err(errno),
+    }
+    if device.uid != 0 || device.gid != 0 {
+        let (uid, gid) = (Uid::from_raw(device.uid), Gid::from_raw(device.gid));
+        chownat(dir, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+/// What the image or another mount put there already must be that very device.
+fn verify_node(device: &DevicePlan, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+    let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+    let same = FileType::from_raw_mode(stat.st_mode) == device.kind
+        && (device.kind == FileType::Fifo || stat.st_rdev == device.number);
+    if same { Ok(()) } else { Err(Errno::EXIST) }
+}
+
+/// The name of a node that lies directly in `/dev`.
+fn below_dev(target: &CStr) -> Option<&CStr> {
+    let name = target.to_bytes_with_nul().strip_prefix(b"dev/")?;
+    if name.contains(&b'/') {
+        None
+    } else {
+        CStr::from_bytes_with_nul(name).ok()
+    }
+}

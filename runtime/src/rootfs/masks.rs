@@ -1,0 +1,118 @@
+//! Masked and read-only paths, in the child and before the root is changed.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+
+use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
+    open_tree,
+};
+
+use super::mounts::move_to;
+use super::resolve::open_inside;
+use crate::error::{At as _, Failure, Step};
+use crate::sys::{MountAttr, mount_set_attr};
+
+/// Makes each path and all below it read-only; what does not exist needs no protection.
+pub(crate) fn protect_paths<'p>(
+    paths: &'p [CString],
+    root: BorrowedFd<'_>,
+) -> Result<(), Failure<'p>> {
+    for path in paths {
+        let detail = path.to_bytes();
+        let place = match open_inside(root, path, OFlags::PATH, false) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            Err(errno) => return Err(errno).at(Step::ReadonlyPath, detail),
+        };
+        let tree = clone_of(place.as_fd(), true).at(Step::ReadonlyPath, detail)?;
+        let attr = MountAttr {
+            set: libc::MOUNT_ATTR_RDONLY,
+            ..MountAttr::default()
+        };
+        mount_set_attr(tree.as_fd(), c"", true, &attr).at(Step::ReadonlyPath, detail)?;
+        move_to(tree.as_fd(), place.as_fd()).at(Step::ReadonlyPath, detail)?;
+    }
+    Ok(())
+}
+
+/// Hides each path: a file below the host's null device, a directory below one empty read-only
+/// tmpfs that all of them share.
+pub(crate) fn hide_paths<'p>(
+    paths: &'p [CString],
+    root: BorrowedFd<'_>,
+) -> Result<(), Failure<'p>> {
+    let mut covers = Covers {
+        null: None,
+        empty: None,
+    };
+    for path in paths {
+        let detail = path.to_bytes();
+        let place = match open_inside(root, path, OFlags::PATH, false) {
+            Ok(place) => place,
+            Err(Errno::NOENT | Errno::NOTDIR) => continue,
+            Err(errno) => return Err(errno).at(Step::Mask, detail),
+        };
+        covers.put_over(place.as_fd()).at(Step::Mask, detail)?;
+    }
+    Ok(())
+}
+
+/// What masked paths are covered with, made at first use.
+struct Covers {
+    /// The host's null device: an attached mount, which can be cloned again and again.
+    null: Option<OwnedFd>,
+    /// The empty tmpfs, once it is attached somewhere.
+    empty: Option<OwnedFd>,
+}
+
+impl Covers {
+    fn put_over(&mut self, place: BorrowedFd<'_>) -> Result<(), Errno> {
+        if FileType::from_raw_mode(fstat(place)?.st_mode) == FileType::Directory {
+            if let Some(empty) = &self.empty {
+                return move_to(clone_of(empty.as_fd(), false)?.as_fd(), place);
+            }
+            let empty = empty_tmpfs()?;
+            move_to(empty.as_fd(), place)?;
+            self.empty = Some(empty);
+            return Ok(());
+        }
+        let null = match self.null.take() {
+            Some(null) => null,
+            None => host_null()?,
+        };
+        let cover = clone_of(null.as_fd(), false)?;
+        self.null = Some(null);
+        move_to(cover.as_fd(), place)
+    }
+}
+
+/// The null device of the host, which the child still sees; checked by its number, because a mask
+/// of anything else would be a way out (CVE-2025-31133).
+fn host_null() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let null = open(c"/dev/null", flags, Mode::empty())?;
+    let stat = fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && stat.st_rdev == makedev(1, 3);
+    if is_null { Ok(null) } else { Err(Errno::NODEV) }
+}
+
+fn empty_tmpfs() -> Result<OwnedFd, Errno> {
+    let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY;
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs)
+}
+
+fn clone_of(tree: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    open_tree(tree, c"", flags)
+}

@@ -1,0 +1,21 @@
+//! The container's file system tree, built by descriptor below one root.
+//!
+//! [`HostTrees`] is the parent's part: it clones what comes from the host. Everything else runs in
+//! the child, allocates nothing, and opens every path with `openat2` inside the root, so that no
+//! symlink of an image can lead a mount, a node or a mask astray.
+
+mod console;
+mod devices;
+mod host;
+mod masks;
+mod mounts;
+mod pivot;
+mod resolve;
+
+pub(crate) use console::{open_terminal, send_terminal};
+pub(crate) use devices::fill_dev;
+pub(crate) use host::HostTrees;
+pub(crate) use masks::{hide_paths, protect_paths};
+pub(crate) use mounts::{mount_all, new_proc, write_sysctls};
+pub(crate) use pivot::{attach, enter, make_private};
+pub(crate) use resolve::{Want, open_target};

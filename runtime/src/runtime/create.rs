@@ -1,0 +1,256 @@
+//! From a bundle to a container: checks and plans first, then everything that must be undone if
+//! a later step fails.
+
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::Runtime;
+use super::lifecycle::{destroy, left_out, run_poststart};
+use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, devices};
+use crate::error::{Error, Result};
+use crate::launch::{
+    ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, connect_to,
+    launch_init, open_joins, run_hooks, user_namespace,
+};
+use crate::plan::{LaunchPlan, PlanContext};
+use crate::request::{CreateRequest, Launched};
+use crate::rootfs::HostTrees;
+use crate::seccomp::{Cache, Filter};
+use crate::spec::{Bundle, CONFIG_FILE, check_spec, load_bundle};
+use crate::state::{ContainerId, ProcessFacts, Record, StateDir, Status, rfc3339};
+
+/// Directory of compiled seccomp programs below the state root; no container can have its name.
+const SECCOMP_CACHE: &str = "@seccomp";
+
+/// Everything about a container that is known before it exists.
+struct Blueprint {
+    bundle: Bundle,
+    plan: LaunchPlan,
+    filter: Option<Filter>,
+    resources: ResourcePlan,
+    device_program: devices::DeviceProgram,
+    cgroup_path: CgroupPath,
+}
+
+pub(super) fn create(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<Launched> {
+    make(runtime, request, gated).map(|(launched, _)| launched)
+}
+
+pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched> {
+    let id = request.id.clone();
+    let (launched, record) = make(runtime, request, false)?;
+    if let Err(error) = run_poststart(&record) {
+        let dir = StateDir::open(&runtime.options.root, &id)?;
+        dir.lock()?;
+        // The hook's failure is what the caller has to hear of.
+        let _ = destroy(&dir, &record);
+        return Err(error);
+    }
+    Ok(launched)
+}
+
+fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
+    let blueprint = draw(runtime, &request)?;
+    let dir = StateDir::create(&runtime.options.root, &request.id)?;
+    let mut record = new_record(&request.id, &blueprint, request.no_new_keyring);
+    let built = dir
+        .write(&record)
+        .and_then(|()| build(runtime, &dir, &mut record, blueprint, request, gated));
+    match built {
+        Ok(launched) => Ok((launched, record)),
+        Err(error) => {
+            // What cannot be removed now is found by `delete --force`; the cause comes first.
+            let _ = destroy(&dir, &record);
+            Err(error)
+        }
+    }
+}
+
+/// Reads, checks and plans; changes nothing but the cache of seccomp programs.
+fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
+    let bundle = load_bundle(&request.bundle)?;
+    let file = bundle.path.join(CONFIG_FILE);
+    let namespaces = check_spec(&file, &bundle.spec)?;
+    let linux = bundle.spec.linux().as_ref();
+    let wanted = linux
+        .and_then(|l| l.cgroups_path().as_ref())
+        .map(|path| path.to_string_lossy());
+    let cgroup_path = CgroupPath::resolve(wanted.as_deref(), request.id.as_str())?;
+    let context = PlanContext {
+        id: &request.id,
+        bundle: &bundle.path,
+        cgroup_path: &cgroup_path.full(),
+        no_pivot: request.no_pivot,
+        no_new_keyring: request.no_new_keyring,
+    };
+    let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(|e| Error::Spec {
+        file: file.display().to_string(),
+        field: e.field,
+        reason: e.reason,
+    })?;
+    let none = LinuxResources::default();
+    let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
+    Ok(Blueprint {
+        filter: filter(&runtime.options.root, &bundle.spec)?,
+        device_program: devices::compile(resources.devices().as_deref().unwrap_or_default())?,
+        resources: ResourcePlan::from_spec(resources)?,
+        bundle,
+        plan,
+        cgroup_path,
+    })
+}
+
+fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
+    let Some(profile) = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) else {
+        return Ok(None);
+    };
+    Ok(Some(
+        Cache::open(root.join(SECCOMP_CACHE))?.get_or_compile(profile)?,
+    ))
+}
+
+fn new_record(id: &ContainerId, blueprint: &Blueprint, no_new_keyring: bool) -> Record {
+    let spec = &blueprint.bundle.spec;
+    let hooks = spec.hooks().as_ref();
+    let rootfs = blueprint.plan.rootfs.path.to_string_lossy().into_owned();
+    Record {
+        oci_version: spec.version().clone(),
+        id: id.clone(),
+        bundle: blueprint.bundle.path.clone(),
+        rootfs: PathBuf::from(rootfs),
+        created: rfc3339(SystemTime::now()),
+        owner: rustix::process::getuid().as_raw(),
+        annotations: spec
+            .annotations()
+            .clone()
+            .unwrap_or_default()
+            .into_iter()
+            .collect(),
+        cgroup: blueprint.cgroup_path.full(),
+        namespaces: blueprint.plan.namespaces.all(),
+        keyring: !no_new_keyring,
+        pid: 0,
+        start_time: 0,
+        poststart: hooks
+            .and_then(|h| h.poststart().clone())
+            .unwrap_or_default(),
+        poststop: hooks.and_then(|h| h.poststop().clone()).unwrap_or_default(),
+    }
+}
+
+/// Makes the container; on failure the caller removes what the record names.
+fn build(
+    runtime: &Runtime,
+    dir: &StateDir,
+    record: &mut Record,
+    blueprint: Blueprint,
+    request: CreateRequest,
+    gated: bool,
+) -> Result<Launched> {
+    let mut warnings = blueprint.bundle.warnings.clone();
+    let cgroup = make_cgroup(runtime, &blueprint, &mut warnings)?;
+    if let Some(filter) = &blueprint.filter {
+        dir.write_seccomp(&filter.to_bytes())?;
+    }
+    let spec = blueprint.bundle.spec;
+    let hooks = spec.hooks().as_ref();
+    let pid_file = request.pid_file.clone();
+    let reparent = request.reparent;
+    let job = init_job(dir, &spec, blueprint.plan, blueprint.filter, request, gated)?;
+    let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
+    let record = std::cell::RefCell::new(record);
+    let launch = InitLaunch {
+        cgroup: cgroup.fd(),
+        reparent,
+        on_pid: &mut |pid| {
+            let mut record = record.borrow_mut();
+            record.pid = pid;
+            record.start_time = ProcessFacts::of(pid).map_or(0, |facts| facts.start_time);
+            dir.write(&record)
+        },
+        on_mounted: &mut |_| {
+            let record = record.borrow();
+            let creating = record.view(Status::Creating);
+            // The older kind is still what most users of hooks configure.
+            #[allow(deprecated)]
+            run_hooks(
+                "prestart",
+                hooks.and_then(|h| h.prestart().as_ref()),
+                &creating,
+            )?;
+            let list = hooks.and_then(|h| h.create_runtime().as_ref());
+            run_hooks("createRuntime", list, &creating)?;
+            match &child_hooks {
+                Some(io) => io.fill(&creating, &record.view(Status::Created)),
+                None => Ok(()),
+            }
+        },
+    };
+    let mut launched = launch_init(job, launch).map_err(|error| match &child_hooks {
+        Some(io) => io.explain(error),
+        None => error,
+    })?;
+    write_pid_file(pid_file.as_deref(), launched.pid)?;
+    launched.warnings = warnings;
+    Ok(launched)
+}
+
+fn make_cgroup(
+    runtime: &Runtime,
+    blueprint: &Blueprint,
+    warnings: &mut Vec<String>,
+) -> Result<Cgroup> {
+    let cgroup = Cgroup::create(&blueprint.cgroup_path, blueprint.resources.controllers())?;
+    let skipped = cgroup.apply(&blueprint.resources, runtime.controllers_policy())?;
+    warnings.extend(skipped.iter().map(left_out));
+    cgroup.attach_devices(&blueprint.device_program)?;
+    Ok(cgroup)
+}
+
+fn init_job(
+    dir: &StateDir,
+    spec: &Spec,
+    plan: LaunchPlan,
+    filter: Option<Filter>,
+    request: CreateRequest,
+    gated: bool,
+) -> Result<InitJob> {
+    let has_child_hooks = !plan.create_container.is_empty() || !plan.start_container.is_empty();
+    let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let agent = profile.and_then(|p| p.listener_path().as_deref());
+    let notify = match (&filter, agent) {
+        (Some(filter), Some(agent)) if filter.notify => Some(connect_to(agent)?),
+        _ => None,
+    };
+    let finish = FinishJob {
+        stdio: ChildStdio::new(request.stdio)?,
+        console: connect_console(request.console, plan.process.terminal)?,
+        gate: if gated { Some(dir.make_gate()?) } else { None },
+        filter,
+        notify,
+        preserve_fds: request.preserve_fds,
+        proc: None,
+    };
+    Ok(InitJob {
+        trees: HostTrees::open(&plan.rootfs, user_namespace)?,
+        joined: open_joins(&plan.namespaces, plan.time_offsets.as_deref())?,
+        hook_io: if has_child_hooks {
+            Some(ChildHookIo::new()?)
+        } else {
+            None
+        },
+        finish,
+        plan,
+    })
+}
+
+/// Writes a pid as text, the way clients of runc read it: complete or not there.
+pub(super) fn write_pid_file(file: Option<&Path>, pid: i32) -> Result<()> {
+    let Some(file) = file else { return Ok(()) };
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let draft = file.with_file_name(format!(".{name}"));
+    std::fs::write(&draft, pid.to_string()).map_err(Error::file("write", &draft))?;
+    std::fs::rename(&draft, file).map_err(Error::file("write", file))
+}

@@ -1,0 +1,230 @@
+//! From a created container to none: start, signals, freezing, deletion.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use oci_spec::runtime::LinuxResources;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::Runtime;
+use super::query::cgroup_of;
+use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, Skipped};
+use crate::error::{Error, Result};
+use crate::launch::run_hooks;
+use crate::state::{ContainerId, Record, StateDir, Status};
+use crate::sys::pidfd_send_signal;
+
+/// How long init may take to die of SIGKILL.
+const DEATH_DEADLINE: Timespec = Timespec {
+    tv_sec: 10,
+    tv_nsec: 0,
+};
+
+pub(super) fn start(runtime: &Runtime, id: &ContainerId) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    dir.lock()?;
+    let record = dir.record()?;
+    match dir.status(&record) {
+        Status::Created => {}
+        Status::Stopped => {
+            return Err(Error::Status(
+                "cannot start a container that has stopped: its init has exited".into(),
+            ));
+        }
+        Status::Running => {
+            return Err(Error::Status(
+                "cannot start an already running container".into(),
+            ));
+        }
+        status => {
+            return Err(Error::Status(format!(
+                "cannot start a container in the {status} state"
+            )));
+        }
+    }
+    dir.open_gate()?;
+    run_poststart(&record)
+}
+
+/// Runs the hooks that follow the start; when one fails the container does not live on.
+pub(super) fn run_poststart(record: &Record) -> Result<()> {
+    let done = run_hooks(
+        "poststart",
+        Some(&record.poststart),
+        &record.view(Status::Running),
+    );
+    if done.is_err() {
+        kill_all(record)?;
+    }
+    done
+}
+
+pub(super) fn kill(runtime: &Runtime, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+    let record = StateDir::open(&runtime.options.root, id)?.record()?;
+    if all {
+        return signal_all(&record, signal);
+    }
+    let Some(init) = init_of(&record)? else {
+        return Err(Error::NotRunning);
+    };
+    match pidfd_send_signal(init.as_fd(), signal) {
+        Ok(()) => Ok(()),
+        Err(Errno::SRCH) => Err(Error::NotRunning),
+        Err(errno) => Err(Error::os(format!("send signal {signal} to container {id}"))(errno)),
+    }
+}
+
+fn signal_all(record: &Record, signal: i32) -> Result<()> {
+    if signal == libc::SIGKILL {
+        return kill_all(record);
+    }
+    for pid in cgroup_of(record)?.pids(true)? {
+        let Some(pid) = Pid::from_raw(pid) else {
+            continue;
+        };
+        let sent = pidfd_open(pid, PidfdFlags::empty())
+            .and_then(|pidfd| pidfd_send_signal(pidfd.as_fd(), signal));
+        match sent {
+            // It has exited since the list was read.
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(errno) => return Err(Error::os(format!("send signal {signal}"))(errno)),
+        }
+    }
+    Ok(())
+}
+
+fn kill_all(record: &Record) -> Result<()> {
+    match existing_cgroup(&record.cgroup)? {
+        Some(cgroup) => Ok(cgroup.kill()?),
+        None => Ok(()),
+    }
+}
+
+/// The cgroup, unless it is gone.
+fn existing_cgroup(full: &Path) -> Result<Option<Cgroup>> {
+    if !full.exists() {
+        return Ok(None);
+    }
+    Ok(Some(Cgroup::open(&CgroupPath::from_full(full)?)?))
+}
+
+/// A pidfd of init that nobody else can have got the pid of; none when init is dead.
+pub(super) fn init_of(record: &Record) -> Result<Option<OwnedFd>> {
+    let Some(pid) = Pid::from_raw(record.pid) else {
+        return Ok(None);
+    };
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::SRCH) => return Ok(None),
+        Err(errno) => return Err(Error::os("pidfd_open")(errno)),
+    };
+    // Checked after opening: the pidfd cannot have changed hands since.
+    Ok(record.init_is_alive().then_some(pidfd))
+}
+
+pub(super) fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    dir.lock()?;
+    let Some(record) = dir.read()? else {
+        // Creation was killed before it had made anything but the directory.
+        return dir.remove();
+    };
+    match dir.status(&record) {
+        // Holding the lock, "creating" can only mean that the creator died.
+        Status::Stopped | Status::Created | Status::Creating => {}
+        _ if force => {}
+        status => {
+            return Err(Error::Status(format!(
+                "cannot delete container {id} that is not stopped: {status}"
+            )));
+        }
+    }
+    destroy(&dir, &record)
+}
+
+/// Kills and removes whatever there is, in an order that can be repeated from the start.
+pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
+    let init = init_of(record)?;
+    if let Some(init) = &init {
+        match pidfd_send_signal(init.as_fd(), libc::SIGKILL) {
+            Ok(()) | Err(Errno::SRCH) => {}
+            Err(errno) => return Err(Error::os("kill init")(errno)),
+        }
+    }
+    let cgroup = existing_cgroup(&record.cgroup)?;
+    if let Some(cgroup) = &cgroup {
+        cgroup.kill()?;
+    }
+    if let Some(init) = &init {
+        wait_for_death(init)?;
+    }
+    if let Some(cgroup) = &cgroup {
+        cgroup.remove()?;
+    }
+    let hooks = run_hooks(
+        "poststop",
+        Some(&record.poststop),
+        &record.view(Status::Stopped),
+    );
+    dir.remove()?;
+    hooks
+}
+
+fn wait_for_death(init: &OwnedFd) -> Result<()> {
+    let mut polled = [PollFd::new(init, PollFlags::IN)];
+    let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&DEATH_DEADLINE)))
+        .map_err(Error::os("wait for init"))?;
+    if ready == 0 {
+        return Err(Error::Status(
+            "container's init does not die of SIGKILL".into(),
+        ));
+    }
+    Ok(())
+}
+
+pub(super) fn pause(runtime: &Runtime, id: &ContainerId) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    let record = dir.record()?;
+    match dir.status(&record) {
+        Status::Running | Status::Created => Ok(cgroup_of(&record)?.freeze()?),
+        _ => Err(Error::Status("container not running or created".into())),
+    }
+}
+
+pub(super) fn resume(runtime: &Runtime, id: &ContainerId) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    let record = dir.record()?;
+    let cgroup = cgroup_of(&record)?;
+    if !record.init_is_alive() || !cgroup.is_frozen()? {
+        return Err(Error::Status("container not paused".into()));
+    }
+    Ok(cgroup.thaw()?)
+}
+
+pub(super) fn update(
+    runtime: &Runtime,
+    id: &ContainerId,
+    resources: &LinuxResources,
+) -> Result<Vec<String>> {
+    let record = StateDir::open(&runtime.options.root, id)?.record()?;
+    let plan = ResourcePlan::from_spec(resources)?;
+    let cgroup = cgroup_of(&record)?;
+    cgroup.enable(plan.controllers())?;
+    let skipped = cgroup.apply(&plan, runtime.controllers_policy())?;
+    if let Some(rules) = resources
+        .devices()
+        .as_ref()
+        .filter(|rules| !rules.is_empty())
+    {
+        cgroup.attach_devices(&crate::cgroup::devices::compile(rules)?)?;
+    }
+    Ok(skipped.iter().map(left_out).collect())
+}
+
+/// Words for a limit that this host cannot apply.
+pub(super) fn left_out(skipped: &Skipped) -> String {
+    let Skipped { field, controller } = skipped;
+    format!("{field} is ignored: cgroup controller {controller} is not available")
+}

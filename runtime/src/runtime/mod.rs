@@ -1,0 +1,134 @@
+//! The library's front: one method a lifecycle operation.
+
+mod create;
+mod exec;
+mod lifecycle;
+mod query;
+
+pub use query::read_process;
+
+use std::path::PathBuf;
+
+use oci_spec::runtime::{LinuxResources, Process};
+
+use crate::cgroup::{Cgroup, ControllersPolicy};
+use crate::error::Result;
+use crate::request::{CreateRequest, ExecRequest, Launched};
+use crate::state::{ContainerId, ContainerState};
+
+/// Where state lives and how strict the host is taken.
+#[derive(Clone, Debug)]
+pub struct RuntimeOptions {
+    /// Directory with one sub-directory a container; made when it is missing.
+    pub root: PathBuf,
+    /// Warn instead of fail when a limit needs a cgroup controller that the host lacks.
+    pub ignore_missing_controllers: bool,
+}
+
+impl Default for RuntimeOptions {
+    fn default() -> Self {
+        Self {
+            root: PathBuf::from("/run/xebec"),
+            ignore_missing_controllers: false,
+        }
+    }
+}
+
+/// All containers below one state root.
+///
+/// Launching joins namespaces for a moment and makes the process undumpable: a process with
+/// several threads should leave it to a single-threaded child of its own.
+#[derive(Debug)]
+pub struct Runtime {
+    options: RuntimeOptions,
+}
+
+impl Runtime {
+    /// Opens a state root; nothing is made there before the first container.
+    pub fn open(mut options: RuntimeOptions) -> Result<Self> {
+        options.root = std::path::absolute(&options.root)
+            .map_err(crate::Error::file("resolve", &options.root))?;
+        Ok(Self { options })
+    }
+
+    /// Creates a container: its init waits, ready to execute, for [`Runtime::start`].
+    pub fn create(&self, request: CreateRequest) -> Result<Launched> {
+        create::create(self, request, true)
+    }
+
+    /// Creates and starts in one: nobody has to let init go.
+    pub fn run(&self, request: CreateRequest) -> Result<Launched> {
+        create::run(self, request)
+    }
+
+    /// Lets a created container's init execute its program.
+    pub fn start(&self, id: &ContainerId) -> Result<()> {
+        lifecycle::start(self, id)
+    }
+
+    /// Starts a further process in a running container.
+    pub fn exec(&self, request: ExecRequest) -> Result<Launched> {
+        exec::exec(self, request)
+    }
+
+    /// What `state` prints.
+    pub fn state(&self, id: &ContainerId) -> Result<ContainerState> {
+        query::state(self, id)
+    }
+
+    /// The states of all containers below the root.
+    pub fn list(&self) -> Result<Vec<ContainerState>> {
+        crate::state::list(&self.options.root)
+    }
+
+    /// Sends a signal to init, or to every process of the container.
+    pub fn kill(&self, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
+        lifecycle::kill(self, id, signal, all)
+    }
+
+    /// Removes a stopped container; with `force` whatever is left of it, running or half made.
+    ///
+    /// Hooks that fail do not keep a container alive; they are the result's warnings.
+    pub fn delete(&self, id: &ContainerId, force: bool) -> Result<()> {
+        lifecycle::delete(self, id, force)
+    }
+
+    /// Pids of all processes of the container, in the caller's pid namespace.
+    pub fn pids(&self, id: &ContainerId) -> Result<Vec<i32>> {
+        query::pids(self, id)
+    }
+
+    /// Freezes every process of the container.
+    pub fn pause(&self, id: &ContainerId) -> Result<()> {
+        lifecycle::pause(self, id)
+    }
+
+    /// Thaws what [`Runtime::pause`] froze.
+    pub fn resume(&self, id: &ContainerId) -> Result<()> {
+        lifecycle::resume(self, id)
+    }
+
+    /// The container's cgroup.
+    pub fn cgroup(&self, id: &ContainerId) -> Result<Cgroup> {
+        query::cgroup(self, id)
+    }
+
+    /// Changes the limits of a container; returns what had to be left out.
+    pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<Vec<String>> {
+        lifecycle::update(self, id, resources)
+    }
+
+    /// The process that the container's bundle configures, to derive others from; with what was
+    /// ignored in it.
+    pub fn process_of(&self, id: &ContainerId) -> Result<(Process, Vec<String>)> {
+        query::process_of(self, id)
+    }
+
+    fn controllers_policy(&self) -> ControllersPolicy {
+        if self.options.ignore_missing_controllers {
+            ControllersPolicy::IgnoreMissing
+        } else {
+            ControllersPolicy::Require
+        }
+    }
+}

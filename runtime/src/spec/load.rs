@@ -1,0 +1,163 @@
+//! Reading a bundle and its documents.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use oci_spec::runtime::{Capability, Process, Spec};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::locate;
+use crate::error::{Error, Result};
+
+/// Name of the configuration inside a bundle.
+pub(crate) const CONFIG_FILE: &str = "config.json";
+
+/// A bundle as read from disk.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// Absolute path of its directory.
+    pub(crate) path: PathBuf,
+    /// Its configuration, parsed but not yet checked.
+    pub(crate) spec: Spec,
+    /// What was ignored in it, for the log.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Reads `config.json` of the bundle at `path`.
+pub(crate) fn load_bundle(path: &Path) -> Result<Bundle> {
+    let path = std::path::absolute(path).map_err(Error::file("resolve", path))?;
+    let file = path.join(CONFIG_FILE);
+    let text = match fs::read(&file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            let place = path.display();
+            return Err(Error::InvalidArgument(format!(
+                "JSON specification file {CONFIG_FILE} not found in bundle {place}"
+            )));
+        }
+        Err(e) => return Err(Error::file("open", file)(e)),
+    };
+    let (spec, warnings) = parse_document(&file, &text, &["process"])?;
+    Ok(Bundle {
+        path,
+        spec,
+        warnings,
+    })
+}
+
+/// Parses a stand-alone process document (`exec --process FILE`), with what was ignored in it.
+pub(crate) fn parse_process(file: &Path, text: &[u8]) -> Result<(Process, Vec<String>)> {
+    parse_document(file, text, &[])
+}
+
+/// Parses `text`; a capability that this version does not know is dropped with a warning, because
+/// a runtime must not refuse a configuration that a newer kernel's list was written into.
+fn parse_document<T: DeserializeOwned>(
+    file: &Path,
+    text: &[u8],
+    process_at: &[&str],
+) -> Result<(T, Vec<String>)> {
+    let first_error = match serde_json::from_slice(text) {
+        Ok(document) => return Ok((document, Vec::new())),
+        Err(e) => e,
+    };
+    if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
+        let warnings = drop_unknown_capabilities(&mut value, process_at);
+        if !warnings.is_empty() {
+            if let Ok(document) = serde_json::from_value(value) {
+                return Ok((document, warnings));
+            }
+        }
+    }
+    Err(Error::Spec {
+        file: file.display().to_string(),
+        field: locate::field_at(text, first_error.line(), first_error.column()),
+        reason: first_error.to_string(),
+    })
+}
+
+fn drop_unknown_capabilities(document: &mut Value, process_at: &[&str]) -> Vec<String> {
+    let process = process_at
+        .iter()
+        .fold(Some(document), |at, key| at?.get_mut(key));
+    let Some(Value::Object(sets)) = process.and_then(|p| p.get_mut("capabilities")) else {
+        return Vec::new();
+    };
+    let mut warnings = Vec::new();
+    for (set, names) in sets {
+        let Some(names) = names.as_array_mut() else {
+            continue;
+        };
+        names.retain(|name| {
+            let known = name.as_str().is_none_or(is_known_capability);
+            if !known {
+                warnings.push(format!("ignoring unknown capability {name} in {set} set"));
+            }
+            known
+        });
+    }
+    warnings
+}
+
+fn is_known_capability(name: &str) -> bool {
+    let upper = name.to_ascii_uppercase();
+    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
+    Capability::from_str(short).is_ok() || Capability::from_str(&format!("CAP_{short}")).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<(Spec, Vec<String>)> {
+        parse_document(Path::new("config.json"), text.as_bytes(), &["process"])
+    }
+
+    #[test]
+    fn a_wrong_type_is_reported_with_the_path_of_its_field() {
+        let text = r#"{"ociVersion":"1.0.2","process":{"user":{"uid":"root","gid":0},"cwd":"/"}}"#;
+        let error = parse(text).expect_err("uid is no number").to_string();
+        assert!(
+            error.starts_with("config.json: process.user.uid: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn broken_json_is_reported_with_its_place() {
+        let error = parse("{\"ociVersion\": \"1.0.2\",\n \"process\": {").expect_err("truncated");
+        assert!(error.to_string().contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_capability_is_dropped_with_a_warning() {
+        let text = r#"{"ociVersion":"1.0.2","process":{"user":{"uid":0,"gid":0},"cwd":"/",
+            "capabilities":{"bounding":["CAP_KILL","CAP_TO_COME","CAP_SYS_ADMIN"]}}}"#;
+        let (spec, warnings) = parse(text).expect("only a warning");
+        let process = spec.process().as_ref().expect("process");
+        let caps = process
+            .capabilities()
+            .as_ref()
+            .and_then(|c| c.bounding().as_ref());
+        assert_eq!(caps.map(std::collections::HashSet::len), Some(2));
+        assert_eq!(warnings.len(), 1);
+        assert!(warnings[0].contains("CAP_TO_COME"));
+    }
+
+    #[test]
+    fn every_capability_of_the_kernel_headers_is_known() {
+        for name in [
+            "CAP_CHOWN",
+            "cap_net_raw",
+            "SYSLOG",
+            "CAP_CHECKPOINT_RESTORE",
+            "CAP_BPF",
+        ] {
+            assert!(is_known_capability(name), "{name}");
+        }
+        assert!(!is_known_capability("CAP_NONE"));
+    }
+}

@@ -1,0 +1,84 @@
+//! What is kept about a container between two commands.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Hook;
+use serde::{Deserialize, Serialize};
+
+use super::process::ProcessFacts;
+use super::{ContainerId, ContainerState, Status};
+
+/// Content of `state.json`, written before anything of the container exists and once more when
+/// init does; so whatever a killed command leaves behind can be found from it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Record {
+    pub(crate) oci_version: String,
+    pub(crate) id: ContainerId,
+    pub(crate) bundle: PathBuf,
+    pub(crate) rootfs: PathBuf,
+    /// RFC 3339.
+    pub(crate) created: String,
+    /// User id of the creator.
+    pub(crate) owner: u32,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+    /// Full path of the cgroup's directory.
+    pub(crate) cgroup: PathBuf,
+    /// `CLONE_NEW*` bits of the namespaces that a further process has to enter.
+    pub(crate) namespaces: u64,
+    /// Init is in a session keyring of the container.
+    pub(crate) keyring: bool,
+    /// Pid of init, 0 until there is one.
+    pub(crate) pid: i32,
+    /// Start time of init, so that nobody else is taken for it.
+    pub(crate) start_time: u64,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststart: Vec<Hook>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) poststop: Vec<Hook>,
+}
+
+impl Record {
+    /// Whether init runs (a zombie does not).
+    pub(crate) fn init_is_alive(&self) -> bool {
+        self.pid > 0
+            && ProcessFacts::of(self.pid)
+                .is_some_and(|facts| !facts.dead && facts.start_time == self.start_time)
+    }
+
+    /// The document for `state`, `list` and hooks.
+    pub(crate) fn view(&self, status: Status) -> ContainerState {
+        ContainerState {
+            oci_version: self.oci_version.clone(),
+            id: self.id.to_string(),
+            pid: if status == Status::Stopped {
+                0
+            } else {
+                self.pid
+            },
+            status,
+            bundle: self.bundle.clone(),
+            rootfs: self.rootfs.clone(),
+            created: self.created.clone(),
+            annotations: self.annotations.clone(),
+            owner: user_name(self.owner),
+        }
+    }
+}
+
+/// Name of a user of the host, or the number when it has none.
+fn user_name(uid: u32) -> String {
+    if uid == 0 {
+        return "root".to_owned();
+    }
+    let wanted = uid.to_string();
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == wanted).then(|| name.to_owned())
+    });
+    name.unwrap_or(wanted)
+}
