@@ -226,3 +226,119 @@ fn a_delegated_cgroup_belongs_to_the_user_and_its_limits_do_not() {
         assert_eq!(owner(file), uid, "{file:?}");
     }
 }
+
+fn plan(json: &str) -> ResourcePlan {
+    let resources: LinuxResources = serde_json::from_str(json).expect("valid JSON");
+    ResourcePlan::from_spec(&resources).expect("plan")
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn limits_reach_their_files_or_name_their_controller() {
+    let scratch = Scratch::new("values");
+    let wanted = plan(
+        r#"{"memory":{"limit":67108864,"swap":100663296,"reservation":33554432},
+            "pids":{"limit":50},
+            "cpu":{"shares":512,"quota":50000,"period":100000,"burst":60000,"cpus":"0"}}"#,
+    );
+    let have = scratch.0.enable(Controllers::CPUSET).expect("enable");
+    let applied = scratch.0.apply(&wanted, ControllersPolicy::Require);
+    if !have.contains(wanted.controllers()) {
+        let error = applied.expect_err("not every controller is there");
+        assert!(
+            matches!(error, CgroupError::ControllerMissing { .. }),
+            "{error}"
+        );
+        return;
+    }
+    // A burst above the quota is refused whatever the order of the writes.
+    let error = applied.expect_err("burst > quota").to_string();
+    assert!(
+        error.contains("linux.resources.cpu.quota: write \"50000 100000\""),
+        "{error}"
+    );
+    let wanted = plan(
+        r#"{"memory":{"limit":67108864,"swap":100663296,"reservation":33554432},
+            "pids":{"limit":50},
+            "cpu":{"shares":512,"quota":50000,"period":100000,"burst":20000,"cpus":"0"}}"#,
+    );
+    assert!(
+        scratch
+            .0
+            .apply(&wanted, ControllersPolicy::Require)
+            .expect("apply")
+            .is_empty()
+    );
+    let table = [
+        ("memory.max", "67108864"),
+        ("memory.low", "33554432"),
+        ("memory.swap.max", "33554432"),
+        ("pids.max", "50"),
+        ("cpu.weight", "59"),
+        ("cpu.max", "50000 100000"),
+        ("cpu.max.burst", "20000"),
+        ("cpuset.cpus", "0"),
+    ];
+    for (file, value) in table {
+        let got = std::fs::read_to_string(scratch.0.full_path().join(file)).expect(file);
+        assert_eq!(got.trim(), value, "{file}");
+    }
+    // Lowering and raising quota and burst together works in either direction.
+    for (quota, burst) in [(10_000, 5_000), (90_000, 80_000)] {
+        let json = format!(r#"{{"cpu":{{"quota":{quota},"burst":{burst}}}}}"#);
+        scratch
+            .0
+            .apply(&plan(&json), ControllersPolicy::Require)
+            .expect(&json);
+    }
+}
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn an_oom_kill_is_counted() {
+    use std::os::unix::process::ExitStatusExt;
+    let scratch = Scratch::new("oom");
+    let limit = plan(r#"{"memory":{"limit":16777216,"swap":16777216}}"#);
+    let applied = scratch.0.apply(&limit, ControllersPolicy::Require);
+    if scratch.0.oom_events().expect("open").is_none() {
+        assert!(
+            matches!(applied, Err(CgroupError::ControllerMissing { .. })),
+            "{applied:?}"
+        );
+        return;
+    }
+    applied.expect("apply");
+    let script = format!(
+        "echo $$ > {}/cgroup.procs; exec tail /dev/zero",
+        scratch.0.full_path().display()
+    );
+    let status = Command::new("sh")
+        .arg("-c")
+        .arg(&script)
+        .status()
+        .expect("sh");
+    assert_eq!(status.signal(), Some(9), "{status}");
+    let events = scratch
+        .0
+        .memory_events()
+        .expect("read")
+        .expect("memory controller");
+    assert!(events.oom_kill >= 1, "{events:?}");
+    let memory = scratch
+        .0
+        .stats()
+        .expect("stats")
+        .memory
+        .expect("memory controller");
+    assert_eq!(memory.usage_limit, 16_777_216);
+    assert!(
+        memory.stat.contains_key("anon") && memory.max_usage.is_some(),
+        "{memory:?}"
+    );
+    let checked = plan(r#"{"memory":{"limit":1,"checkBeforeUpdate":true}}"#);
+    let refused = scratch.0.apply(&checked, ControllersPolicy::Require);
+    assert!(
+        matches!(refused, Err(CgroupError::LimitBelowUsage { .. })) || memory.usage == 0,
+        "{refused:?}"
+    );
+}

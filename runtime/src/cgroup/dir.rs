@@ -334,11 +334,16 @@ fn child_dirs(path: &Path) -> Result<Vec<PathBuf>> {
 }
 
 fn remove_tree(path: &Path, deadline: Instant) -> Result<()> {
+    let mut waited = false;
     loop {
         match unlinkat(CWD, path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => return Ok(()),
-            Err(Errno::BUSY | Errno::NOTEMPTY) => {}
+            Err(Errno::BUSY | Errno::NOTEMPTY) if Instant::now() < deadline => {}
             Err(errno) => return Err(io_error("remove cgroup", path, errno)),
+        }
+        if waited {
+            // Unpopulated and still busy: a child appeared after they were listed.
+            std::thread::sleep(Duration::from_millis(1));
         }
         for child in child_dirs(path)? {
             remove_tree(&child, deadline)?;
@@ -350,12 +355,6 @@ fn remove_tree(path: &Path, deadline: Instant) -> Result<()> {
                 seconds: REMOVE_DEADLINE.as_secs(),
             });
         }
-        if Instant::now() >= deadline {
-            return Err(io_error("remove cgroup", path, Errno::BUSY));
-        }
-        // Unpopulated and still busy: a child appeared between the listing and the rmdir.
-        if unlinkat(CWD, path, AtFlags::REMOVEDIR) == Err(Errno::BUSY) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        waited = true;
     }
 }
