@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{
@@ -22,6 +23,9 @@ use super::range;
 use super::reference::ImageRef;
 use super::registry::{Registry, Session, pull_scope, subject};
 
+/// The size of a layer is asked for before anything depends on it: containerd can still pull the
+/// whole image, so a registry that does not answer is given up sooner than in a read.
+const SIZE_LIMIT: Duration = Duration::from_secs(8);
 /// Pieces of a pulled blob that may wait for its reader.
 const QUEUE: usize = 32;
 
@@ -71,7 +75,8 @@ impl Registry {
         let (session, image, digest) = (Arc::clone(&self.session), image.clone(), *digest);
         let asked = self.block(async move {
             session
-                .attempt(
+                .attempt_within(
+                    session.config.deadline.min(SIZE_LIMIT),
                     &image,
                     Capability::Pull,
                     &format!("size of blob {digest}"),

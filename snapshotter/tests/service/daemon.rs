@@ -36,13 +36,21 @@ impl Daemon {
     }
 
     pub(crate) async fn start_in(dir: TempDir) -> Self {
+        Self::start_with(dir, &[]).await
+    }
+
+    pub(crate) async fn start_with(dir: TempDir, arguments: &[&str]) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(dir.path().join("log"))
             .unwrap();
         let started = Instant::now();
-        let child = command(dir.path()).stderr(log).spawn().unwrap();
+        let child = command(dir.path())
+            .args(arguments)
+            .stderr(log)
+            .spawn()
+            .unwrap();
         let mut daemon = Self {
             dir,
             child,
@@ -303,4 +311,38 @@ pub(crate) fn upper(mount: &Mount) -> PathBuf {
 /// The code of a refused request.
 pub(crate) fn code<T: std::fmt::Debug>(answer: Result<T, Status>) -> Code {
     answer.expect_err("must be refused").code()
+}
+
+/// The value of a mount's option.
+pub(crate) fn option<'a>(mount: &'a Mount, name: &str) -> &'a str {
+    let value = |option: &'a String| option.strip_prefix(name)?.strip_prefix('=');
+    mount
+        .options
+        .iter()
+        .find_map(value)
+        .unwrap_or_else(|| panic!("no {name} in {mount:?}"))
+}
+
+/// A mount made as containerd makes it; undone when this goes.
+pub(crate) struct Mounted(PathBuf);
+
+impl Mounted {
+    pub(crate) fn new(dir: &Path, mount: &Mount) -> Self {
+        let point = tempfile::tempdir_in(dir).unwrap().keep();
+        assert_eq!(mount.r#type, "overlay");
+        let data = std::ffi::CString::new(mount.options.join(",")).unwrap();
+        let flags = rustix::mount::MountFlags::empty();
+        rustix::mount::mount("overlay", &point, "overlay", flags, data.as_c_str()).unwrap();
+        Self(point)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
+    }
 }

@@ -1,5 +1,7 @@
 //! The real daemon, driven by the generated client as containerd drives it.
 
 mod daemon;
+mod lazy;
 mod life;
+mod registry;
 mod snapshots_api;

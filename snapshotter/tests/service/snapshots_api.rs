@@ -1,13 +1,11 @@
 //! The snapshots API as containerd drives it, against a real daemon: ordinary layers.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
-use crate::daemon::{Client, Daemon, code, labels, upper};
+use crate::daemon::{Client, Daemon, Mounted, code, labels, option, upper};
 use tonic::Code;
 use xebec_proto::prost_types::FieldMask;
 use xebec_proto::snapshots::{Info, Kind, UpdateSnapshotRequest};
-use xebec_proto::types::Mount;
 
 #[tokio::test]
 async fn an_image_is_unpacked_layer_by_layer_and_taken_apart_again() {
@@ -308,37 +306,4 @@ fn rw_bind() -> [String; 2] {
 
 fn ro_bind() -> [String; 2] {
     ["ro".into(), "rbind".into()]
-}
-
-fn option<'a>(mount: &'a Mount, name: &str) -> &'a str {
-    let value = |option: &'a String| option.strip_prefix(name)?.strip_prefix('=');
-    mount
-        .options
-        .iter()
-        .find_map(value)
-        .unwrap_or_else(|| panic!("no {name} in {mount:?}"))
-}
-
-/// A mount made as containerd makes it; undone when this goes.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn new(dir: &Path, mount: &Mount) -> Self {
-        let point = tempfile::tempdir_in(dir).unwrap().keep();
-        assert_eq!(mount.r#type, "overlay");
-        let data = std::ffi::CString::new(mount.options.join(",")).unwrap();
-        let flags = rustix::mount::MountFlags::empty();
-        rustix::mount::mount("overlay", &point, "overlay", flags, data.as_c_str()).unwrap();
-        Self(point)
-    }
-
-    fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, rustix::mount::UnmountFlags::DETACH);
-    }
 }
