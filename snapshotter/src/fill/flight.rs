@@ -66,13 +66,11 @@ impl Landing {
     pub(super) fn wait(&self) -> Shared<()> {
         let mut outcome = lock(&self.outcome);
         loop {
-            match &*outcome {
-                Some(outcome) => return outcome.clone(),
-                None => {
-                    let waited = self.landed.wait(outcome);
-                    outcome = waited.unwrap_or_else(PoisonError::into_inner);
-                }
+            if let Some(outcome) = &*outcome {
+                return outcome.clone();
             }
+            let waited = self.landed.wait(outcome);
+            outcome = waited.unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

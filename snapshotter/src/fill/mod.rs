@@ -178,8 +178,9 @@ impl Filler {
                     "fetching failed; reads of these bytes get EIO"
                 );
                 let error = Arc::new(error);
-                run.into_iter()
-                    .for_each(|claim| claim.land(Err(Arc::clone(&error))));
+                for claim in run {
+                    claim.land(Err(Arc::clone(&error)));
+                }
                 return Err(error);
             }
         };

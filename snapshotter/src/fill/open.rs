@@ -14,7 +14,7 @@ const TAIL: u64 = 320 << 10;
 #[derive(Debug)]
 pub enum Opened {
     /// A lazy format; its index, with the TOC's digest checked if one was given.
-    Lazy(LayerIndex),
+    Lazy(Box<LayerIndex>),
     /// None of the formats that this crate reads.
     Ordinary,
     /// A lazy format whose TOC nobody vouches for.
@@ -59,6 +59,6 @@ pub fn open_layer(
         expected.expect(actual, &format!("TOC of layer {layer}"))?;
     }
     estargz::index(&json, layer, actual, size, footer.toc_offset)
-        .map(Opened::Lazy)
+        .map(|index| Opened::Lazy(Box::new(index)))
         .map_err(flaw)
 }

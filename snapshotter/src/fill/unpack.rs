@@ -56,7 +56,7 @@ mod tests {
             assert!(unpack(codec, b"no such thing", 4).is_err());
             assert!(unpack(codec, b"", 4).is_err());
         }
-        let mut cut = gzip(&[7; 100_000]);
+        let mut cut = gzip(&vec![7; 100_000]);
         cut.truncate(40);
         assert!(unpack(Codec::Gzip, &cut, 100_000).is_err());
     }

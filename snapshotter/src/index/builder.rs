@@ -70,7 +70,7 @@ enum Target {
 
 struct Name {
     parent: u32,
-    name: u32,
+    text: u32,
     len: u16,
     flags: u16,
     target: Target,
@@ -383,7 +383,7 @@ impl LayerBuilder {
     }
 
     fn name_of(&self, entry: &Name) -> &[u8] {
-        &self.strings[entry.name as usize..][..usize::from(entry.len)]
+        &self.strings[entry.text as usize..][..usize::from(entry.len)]
     }
 
     /// Adds a name that is not there yet.
@@ -402,7 +402,7 @@ impl LayerBuilder {
         let next = self.by_hash.insert(self.hash(parent, name.as_bytes()), at);
         let entry = Name {
             parent,
-            name: self.string(name.as_bytes(), path)?,
+            text: self.string(name.as_bytes(), path)?,
             len: name.len() as u16,
             flags,
             target,
@@ -506,7 +506,7 @@ impl LayerBuilder {
             }
             parent.data_count += 1;
             let dirent = Dirent {
-                name: entry.name,
+                name: entry.text,
                 name_len: entry.len,
                 flags: entry.flags,
                 inode,

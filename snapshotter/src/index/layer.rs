@@ -218,7 +218,7 @@ impl LayerIndex {
     }
 
     /// The entries of a directory, sorted by name.
-    pub(super) fn dirents(&self, directory: &Inode) -> Range<u32> {
+    pub(super) fn dirents(directory: &Inode) -> Range<u32> {
         directory.data_first..directory.data_first + directory.data_count
     }
 

@@ -54,140 +54,142 @@ fn listing(tree: &Tree) -> Vec<String> {
     out
 }
 
+/// What is checked, the layers from the bottom up, and each path with its layer and link count.
+type Case = (
+    &'static str,
+    &'static [&'static [&'static str]],
+    &'static [&'static str],
+);
+const CASES: &[Case] = &[
+    (
+        "one layer",
+        &[&["a/", "a/x", "b"]],
+        &["a/ 0 2", "a/x 0 1", "b 0 1"],
+    ),
+    ("upper file wins", &[&["a"], &["a"]], &["a 1 1"]),
+    (
+        "directories merge, the upper one's attributes win",
+        &[&["d/", "d/x", "d/y"], &["d/", "d/y", "d/z"]],
+        &["d/ 1 2", "d/x 0 1", "d/y 1 1", "d/z 1 1"],
+    ),
+    (
+        "a directory that is only implied keeps the lower one's attributes",
+        &[&["d/", "d/x"], &["d/y"]],
+        &["d/ 0 2", "d/x 0 1", "d/y 1 1"],
+    ),
+    (
+        "a whiteout hides a file",
+        &[&["a", "b"], &[".wh.a"]],
+        &["b 0 1"],
+    ),
+    (
+        "a whiteout hides a tree",
+        &[&["d/", "d/e/", "d/e/f"], &[".wh.d"]],
+        &[],
+    ),
+    (
+        "a whiteout of nothing",
+        &[&["a"], &[".wh.zzz", ".wh.0"]],
+        &["a 0 1"],
+    ),
+    (
+        "a whiteout hides nothing above it",
+        &[&["a"], &[".wh.a"], &["a"]],
+        &["a 2 1"],
+    ),
+    (
+        "a whiteout beside a new directory of the same name",
+        &[&["d/", "d/old"], &[".wh.d", "d/", "d/new"]],
+        &["d/ 1 2", "d/new 1 1"],
+    ),
+    (
+        "the whiteout may come after",
+        &[&["d/", "d/old"], &["d/", "d/new", ".wh.d"]],
+        &["d/ 1 2", "d/new 1 1"],
+    ),
+    (
+        "an opaque directory hides what is below",
+        &[
+            &["d/", "d/old", "d/s/", "d/s/t"],
+            &["d/", "d/.wh..wh..opq", "d/new"],
+        ],
+        &["d/ 1 2", "d/new 1 1"],
+    ),
+    (
+        "an opaque directory hides nothing of its own or above",
+        &[&["d/", "d/a"], &["d/", "d/.wh..wh..opq", "d/b"], &["d/c"]],
+        &["d/ 1 2", "d/b 1 1", "d/c 2 1"],
+    ),
+    (
+        "an opaque root",
+        &[&["a", "b"], &[".wh..wh..opq", "c"]],
+        &["c 1 1"],
+    ),
+    (
+        "a whiteout in an opaque directory",
+        &[&["d/", "d/a"], &["d/", "d/.wh..wh..opq", "d/.wh.a"]],
+        &["d/ 1 2"],
+    ),
+    (
+        "a directory over a file",
+        &[&["a"], &["a/", "a/x"]],
+        &["a/ 1 2", "a/x 1 1"],
+    ),
+    (
+        "a file over a directory",
+        &[&["a/", "a/x"], &["a"]],
+        &["a 1 1"],
+    ),
+    (
+        "a directory over a file over a directory",
+        &[&["a/", "a/x"], &["a"], &["a/", "a/y"]],
+        &["a/ 2 2", "a/y 2 1"],
+    ),
+    (
+        "a link over a directory",
+        &[&["a/", "a/x"], &["a -> b"]],
+        &["a 1 1"],
+    ),
+    (
+        "AUFS leftovers are no files",
+        &[&[".wh..wh.plnk/", ".wh..wh.aufs", "a"]],
+        &["a 0 1"],
+    ),
+    (
+        "hard links are one node",
+        &[&["a", "d/", "d/b => a", "c => d/b"]],
+        &["a 0 3", "c 0 3", "d/ 0 2", "d/b 0 3"],
+    ),
+    (
+        "a hard link may come before its file",
+        &[&["b => z", "z"]],
+        &["b 0 2", "z 0 2"],
+    ),
+    (
+        "a hidden name no longer counts",
+        &[&["a", "b => a", "c => a"], &[".wh.a"]],
+        &["b 0 2", "c 0 2"],
+    ),
+    (
+        "a replaced name leaves the others alone",
+        &[&["a", "b => a"], &["a"]],
+        &["a 1 1", "b 0 1"],
+    ),
+    (
+        "subdirectories count as links",
+        &[&["d/", "d/a/", "d/b/"], &["d/c/", "d/.wh.a"]],
+        &["d/ 0 4", "d/b/ 0 2", "d/c/ 1 2"],
+    ),
+    (
+        "names sort as bytes",
+        &[&["a.b", "a/", "a/x"], &["a-b", "Z"]],
+        &["Z 1 1", "a/ 0 2", "a/x 0 1", "a-b 1 1", "a.b 0 1"],
+    ),
+];
+
 #[test]
 fn merging_follows_the_oci_rules() {
-    type Case = (
-        &'static str,
-        &'static [&'static [&'static str]],
-        &'static [&'static str],
-    );
-    let cases: &[Case] = &[
-        (
-            "one layer",
-            &[&["a/", "a/x", "b"]],
-            &["a/ 0 2", "a/x 0 1", "b 0 1"],
-        ),
-        ("upper file wins", &[&["a"], &["a"]], &["a 1 1"]),
-        (
-            "directories merge, the upper one's attributes win",
-            &[&["d/", "d/x", "d/y"], &["d/", "d/y", "d/z"]],
-            &["d/ 1 2", "d/x 0 1", "d/y 1 1", "d/z 1 1"],
-        ),
-        (
-            "a directory that is only implied keeps the lower one's attributes",
-            &[&["d/", "d/x"], &["d/y"]],
-            &["d/ 0 2", "d/x 0 1", "d/y 1 1"],
-        ),
-        (
-            "a whiteout hides a file",
-            &[&["a", "b"], &[".wh.a"]],
-            &["b 0 1"],
-        ),
-        (
-            "a whiteout hides a tree",
-            &[&["d/", "d/e/", "d/e/f"], &[".wh.d"]],
-            &[],
-        ),
-        (
-            "a whiteout of nothing",
-            &[&["a"], &[".wh.zzz", ".wh.0"]],
-            &["a 0 1"],
-        ),
-        (
-            "a whiteout hides nothing above it",
-            &[&["a"], &[".wh.a"], &["a"]],
-            &["a 2 1"],
-        ),
-        (
-            "a whiteout beside a new directory of the same name",
-            &[&["d/", "d/old"], &[".wh.d", "d/", "d/new"]],
-            &["d/ 1 2", "d/new 1 1"],
-        ),
-        (
-            "the whiteout may come after",
-            &[&["d/", "d/old"], &["d/", "d/new", ".wh.d"]],
-            &["d/ 1 2", "d/new 1 1"],
-        ),
-        (
-            "an opaque directory hides what is below",
-            &[
-                &["d/", "d/old", "d/s/", "d/s/t"],
-                &["d/", "d/.wh..wh..opq", "d/new"],
-            ],
-            &["d/ 1 2", "d/new 1 1"],
-        ),
-        (
-            "an opaque directory hides nothing of its own or above",
-            &[&["d/", "d/a"], &["d/", "d/.wh..wh..opq", "d/b"], &["d/c"]],
-            &["d/ 1 2", "d/b 1 1", "d/c 2 1"],
-        ),
-        (
-            "an opaque root",
-            &[&["a", "b"], &[".wh..wh..opq", "c"]],
-            &["c 1 1"],
-        ),
-        (
-            "a whiteout in an opaque directory",
-            &[&["d/", "d/a"], &["d/", "d/.wh..wh..opq", "d/.wh.a"]],
-            &["d/ 1 2"],
-        ),
-        (
-            "a directory over a file",
-            &[&["a"], &["a/", "a/x"]],
-            &["a/ 1 2", "a/x 1 1"],
-        ),
-        (
-            "a file over a directory",
-            &[&["a/", "a/x"], &["a"]],
-            &["a 1 1"],
-        ),
-        (
-            "a directory over a file over a directory",
-            &[&["a/", "a/x"], &["a"], &["a/", "a/y"]],
-            &["a/ 2 2", "a/y 2 1"],
-        ),
-        (
-            "a link over a directory",
-            &[&["a/", "a/x"], &["a -> b"]],
-            &["a 1 1"],
-        ),
-        (
-            "AUFS leftovers are no files",
-            &[&[".wh..wh.plnk/", ".wh..wh.aufs", "a"]],
-            &["a 0 1"],
-        ),
-        (
-            "hard links are one node",
-            &[&["a", "d/", "d/b => a", "c => d/b"]],
-            &["a 0 3", "c 0 3", "d/ 0 2", "d/b 0 3"],
-        ),
-        (
-            "a hard link may come before its file",
-            &[&["b => z", "z"]],
-            &["b 0 2", "z 0 2"],
-        ),
-        (
-            "a hidden name no longer counts",
-            &[&["a", "b => a", "c => a"], &[".wh.a"]],
-            &["b 0 2", "c 0 2"],
-        ),
-        (
-            "a replaced name leaves the others alone",
-            &[&["a", "b => a"], &["a"]],
-            &["a 1 1", "b 0 1"],
-        ),
-        (
-            "subdirectories count as links",
-            &[&["d/", "d/a/", "d/b/"], &["d/c/", "d/.wh.a"]],
-            &["d/ 0 4", "d/b/ 0 2", "d/c/ 1 2"],
-        ),
-        (
-            "names sort as bytes",
-            &[&["a.b", "a/", "a/x"], &["a-b", "Z"]],
-            &["Z 1 1", "a/ 0 2", "a/x 0 1", "a-b 1 1", "a.b 0 1"],
-        ),
-    ];
-    for (what, layers, expected) in cases {
+    for (what, layers, expected) in CASES {
         assert_eq!(listing(&merge(layers)), *expected, "{what}");
     }
 }
@@ -226,24 +228,20 @@ fn unpack(layers: &[Vec<String>]) -> Vec<String> {
         for line in lines {
             let path = line.trim_end_matches('/');
             let (parent, name) = name::split(path);
-            match name::role(name) {
-                name::Role::Whiteout(hidden) => {
-                    let hidden = if parent.is_empty() {
-                        hidden.to_owned()
-                    } else {
-                        format!("{parent}/{hidden}")
-                    };
-                    remove(&mut files, &hidden, number);
-                }
-                _ => {
-                    let directory = line.ends_with('/');
-                    let old = files.get(path).copied();
-                    if old.is_some_and(|(_, was)| !was || !directory) {
-                        remove(&mut files, path, usize::MAX);
-                    }
-                    files.insert(path.to_owned(), (number, directory));
-                }
+            if let name::Role::Whiteout(hidden) = name::role(name) {
+                let hidden = match parent {
+                    "" => hidden.to_owned(),
+                    parent => format!("{parent}/{hidden}"),
+                };
+                remove(&mut files, &hidden, number);
+                continue;
             }
+            let directory = line.ends_with('/');
+            let old = files.get(path).copied();
+            if old.is_some_and(|(_, was)| !was || !directory) {
+                remove(&mut files, path, usize::MAX);
+            }
+            files.insert(path.to_owned(), (number, directory));
         }
     }
     let slash = |directory| if directory { "/" } else { "" };

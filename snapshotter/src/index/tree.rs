@@ -229,7 +229,7 @@ impl Merge {
             .iter()
             .map(|&(layer, id)| {
                 let index = &self.tree.layers[usize::from(layer)];
-                (layer, index.dirents(&index.inode(id)))
+                (layer, LayerIndex::dirents(&index.inode(id)))
             })
             .collect();
         let first = self.tree.children.len() as u32;

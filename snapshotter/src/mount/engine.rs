@@ -105,9 +105,9 @@ impl Lazy {
         })?;
         let inodes = tree.len();
         if self.config.background_fill {
-            fillers
-                .iter()
-                .for_each(|filler| filler.fill_in_background());
+            for filler in &fillers {
+                filler.fill_in_background();
+            }
         }
         let passthrough = self.config.passthrough;
         let fs = TreeFs::new(tree, fillers, Arc::clone(&self.pool), passthrough);

@@ -110,7 +110,8 @@ fn after_a_power_failure_only_what_was_synced_counts() {
     let (_, blob) = place.create();
     blob.write_chunk(0, b"hello").unwrap();
     blob.sync().unwrap();
-    blob.write_chunk(1, &[1; OBJECT_MIN as usize / 2]).unwrap();
+    blob.write_chunk(1, &vec![1; OBJECT_MIN as usize / 2])
+        .unwrap();
     drop(blob);
     assert_eq!(place.present(NEXT_BOOT), [0]);
     assert_eq!(
@@ -191,8 +192,10 @@ fn usage_counts_what_is_allocated_and_removal_leaves_nothing() {
     let (store, blob) = place.create();
     let before = store.disk_usage(&place.layer()).unwrap();
     assert!(before < OBJECT_MIN, "sparse files take no room: {before}");
-    blob.write_chunk(1, &[1; OBJECT_MIN as usize / 2]).unwrap();
-    blob.write_chunk(2, &[1; OBJECT_MIN as usize / 2]).unwrap();
+    blob.write_chunk(1, &vec![1; OBJECT_MIN as usize / 2])
+        .unwrap();
+    blob.write_chunk(2, &vec![1; OBJECT_MIN as usize / 2])
+        .unwrap();
     blob.sync().unwrap();
     let after = store.disk_usage(&place.layer()).unwrap();
     assert!(after >= before + OBJECT_MIN, "{before} then {after}");

@@ -94,184 +94,185 @@ fn an_index_survives_its_image() {
 /// Changes one honest TOC in a way that must be refused, and a word that the refusal must hold.
 type Forgery = (&'static str, fn(&mut Sample), &'static str);
 
+const FORGERIES: &[Forgery] = &[
+    (
+        "parent",
+        |s| s.toc.entries[1].name = "etc/../../x".into(),
+        "etc/../../x",
+    ),
+    (
+        "absolute",
+        |s| s.toc.entries[1].name = "/etc/passwd".into(),
+        "/etc/passwd",
+    ),
+    (
+        "empty",
+        |s| s.toc.entries[1].name = String::new(),
+        "entry \"\"",
+    ),
+    ("NUL", |s| s.toc.entries[1].name = "a\0b".into(), "NUL"),
+    (
+        "duplicate",
+        |s| s.file("etc/passwd", b"x", 1),
+        "\"etc/passwd\": the name is there",
+    ),
+    (
+        "file as directory",
+        |s| s.file("etc/passwd/x", b"x", 1),
+        "not a directory",
+    ),
+    (
+        "link to nothing",
+        |s| {
+            s.link(EntryType::Hardlink, "l", "nowhere");
+        },
+        "nowhere",
+    ),
+    (
+        "link to a directory",
+        |s| {
+            s.link(EntryType::Hardlink, "l", "etc");
+        },
+        "a directory",
+    ),
+    (
+        "link out",
+        |s| {
+            s.link(EntryType::Hardlink, "l", "../x");
+        },
+        "no valid target",
+    ),
+    (
+        "link cycle",
+        |s| {
+            s.link(EntryType::Hardlink, "a", "b");
+            s.link(EntryType::Hardlink, "b", "a");
+        },
+        "cycle",
+    ),
+    (
+        "link to itself",
+        |s| {
+            s.link(EntryType::Hardlink, "a", "a");
+        },
+        "cycle",
+    ),
+    (
+        "symlink to nothing",
+        |s| {
+            s.link(EntryType::Symlink, "s", "");
+        },
+        "no valid target",
+    ),
+    (
+        "huge file",
+        |s| s.toc.entries[1].size = 1 << 63,
+        "in the file",
+    ),
+    (
+        "huge chunk",
+        |s| s.toc.entries[1].chunk_size = 1 << 63,
+        "9223372036854775808",
+    ),
+    (
+        "huge file in one chunk",
+        |s| {
+            s.toc.entries[1].size = u64::MAX;
+            s.toc.entries[1].chunk_size = 0;
+        },
+        "18446744073709551615",
+    ),
+    (
+        "outside the blob",
+        |s| s.toc.entries[1].offset = 1 << 40,
+        "of a blob of",
+    ),
+    (
+        "deep inside",
+        |s| s.toc.entries[1].inner_offset = 1 << 40,
+        "into what is unpacked",
+    ),
+    (
+        "gap",
+        |s| s.toc.entries[2].chunk_offset += 1,
+        "covered up to",
+    ),
+    (
+        "overlap",
+        |s| s.toc.entries[2].chunk_offset -= 1,
+        "covered up to",
+    ),
+    (
+        "missing chunk",
+        |s| drop(s.toc.entries.remove(2)),
+        "in the file",
+    ),
+    (
+        "behind the end",
+        |s| s.toc.entries[2].chunk_offset = 99,
+        "behind the end",
+    ),
+    (
+        "foreign chunk",
+        |s| s.toc.entries[2].name = "other".into(),
+        "follow its file",
+    ),
+    (
+        "no digest",
+        |s| {
+            s.toc.entries[1].chunk_digest = String::new();
+        },
+        "without a valid digest",
+    ),
+    (
+        "bad digest",
+        |s| s.toc.entries[1].chunk_digest = "md5:0".into(),
+        "valid digest",
+    ),
+    (
+        "bad time",
+        |s| s.toc.entries[1].mod_time = "yesterday".into(),
+        "yesterday",
+    ),
+    ("bad owner", |s| s.toc.entries[1].uid = 1 << 32, "bad owner"),
+    (
+        "bad device",
+        |s| s.entry(EntryType::Char, "d").dev_major = 1 << 32,
+        "device number",
+    ),
+    (
+        "whiteout of nothing",
+        |s| s.file("etc/.wh.", b"", 1),
+        "no valid name",
+    ),
+    (
+        "whiteout of ..",
+        |s| s.file("etc/.wh...", b"", 1),
+        "no valid name",
+    ),
+    (
+        "root is a file",
+        |s| s.file("./", b"", 1),
+        "root is not a directory",
+    ),
+    (
+        "long name",
+        |s| s.file(&"n".repeat(256), b"", 1),
+        "longer than 255",
+    ),
+    (
+        "long xattr",
+        |s| {
+            s.dir("x/");
+            s.xattr("user.x", &vec![0; 70_000]);
+        },
+        "attribute",
+    ),
+];
+
 #[test]
 fn forged_tocs_are_refused_by_the_entrys_name() {
-    let forgeries: &[Forgery] = &[
-        (
-            "parent",
-            |s| s.toc.entries[1].name = "etc/../../x".into(),
-            "etc/../../x",
-        ),
-        (
-            "absolute",
-            |s| s.toc.entries[1].name = "/etc/passwd".into(),
-            "/etc/passwd",
-        ),
-        (
-            "empty",
-            |s| s.toc.entries[1].name = String::new(),
-            "entry \"\"",
-        ),
-        ("NUL", |s| s.toc.entries[1].name = "a\0b".into(), "NUL"),
-        (
-            "duplicate",
-            |s| s.file("etc/passwd", b"x", 1),
-            "\"etc/passwd\": the name is there",
-        ),
-        (
-            "file as directory",
-            |s| s.file("etc/passwd/x", b"x", 1),
-            "not a directory",
-        ),
-        (
-            "link to nothing",
-            |s| {
-                s.link(EntryType::Hardlink, "l", "nowhere");
-            },
-            "nowhere",
-        ),
-        (
-            "link to a directory",
-            |s| {
-                s.link(EntryType::Hardlink, "l", "etc");
-            },
-            "a directory",
-        ),
-        (
-            "link out",
-            |s| {
-                s.link(EntryType::Hardlink, "l", "../x");
-            },
-            "no valid target",
-        ),
-        (
-            "link cycle",
-            |s| {
-                s.link(EntryType::Hardlink, "a", "b");
-                s.link(EntryType::Hardlink, "b", "a");
-            },
-            "cycle",
-        ),
-        (
-            "link to itself",
-            |s| {
-                s.link(EntryType::Hardlink, "a", "a");
-            },
-            "cycle",
-        ),
-        (
-            "symlink to nothing",
-            |s| {
-                s.link(EntryType::Symlink, "s", "");
-            },
-            "no valid target",
-        ),
-        (
-            "huge file",
-            |s| s.toc.entries[1].size = 1 << 63,
-            "in the file",
-        ),
-        (
-            "huge chunk",
-            |s| s.toc.entries[1].chunk_size = 1 << 63,
-            "9223372036854775808",
-        ),
-        (
-            "huge file in one chunk",
-            |s| {
-                s.toc.entries[1].size = u64::MAX;
-                s.toc.entries[1].chunk_size = 0;
-            },
-            "18446744073709551615",
-        ),
-        (
-            "outside the blob",
-            |s| s.toc.entries[1].offset = 1 << 40,
-            "of a blob of",
-        ),
-        (
-            "deep inside",
-            |s| s.toc.entries[1].inner_offset = 1 << 40,
-            "into what is unpacked",
-        ),
-        (
-            "gap",
-            |s| s.toc.entries[2].chunk_offset += 1,
-            "covered up to",
-        ),
-        (
-            "overlap",
-            |s| s.toc.entries[2].chunk_offset -= 1,
-            "covered up to",
-        ),
-        (
-            "missing chunk",
-            |s| drop(s.toc.entries.remove(2)),
-            "in the file",
-        ),
-        (
-            "behind the end",
-            |s| s.toc.entries[2].chunk_offset = 99,
-            "behind the end",
-        ),
-        (
-            "foreign chunk",
-            |s| s.toc.entries[2].name = "other".into(),
-            "follow its file",
-        ),
-        (
-            "no digest",
-            |s| {
-                s.toc.entries[1].chunk_digest = String::new();
-            },
-            "without a valid digest",
-        ),
-        (
-            "bad digest",
-            |s| s.toc.entries[1].chunk_digest = "md5:0".into(),
-            "valid digest",
-        ),
-        (
-            "bad time",
-            |s| s.toc.entries[1].mod_time = "yesterday".into(),
-            "yesterday",
-        ),
-        ("bad owner", |s| s.toc.entries[1].uid = 1 << 32, "bad owner"),
-        (
-            "bad device",
-            |s| s.entry(EntryType::Char, "d").dev_major = 1 << 32,
-            "device number",
-        ),
-        (
-            "whiteout of nothing",
-            |s| s.file("etc/.wh.", b"", 1),
-            "no valid name",
-        ),
-        (
-            "whiteout of ..",
-            |s| s.file("etc/.wh...", b"", 1),
-            "no valid name",
-        ),
-        (
-            "root is a file",
-            |s| s.file("./", b"", 1),
-            "root is not a directory",
-        ),
-        (
-            "long name",
-            |s| s.file(&"n".repeat(256), b"", 1),
-            "longer than 255",
-        ),
-        (
-            "long xattr",
-            |s| {
-                s.dir("x/");
-                s.xattr("user.x", &[0; 70_000]);
-            },
-            "attribute",
-        ),
-    ];
-    for (what, forge, word) in forgeries {
+    for (what, forge, word) in FORGERIES {
         let mut sample = Sample::default();
         sample.dir("etc/");
         sample.file("etc/passwd", b"root:x:0:0", 5);

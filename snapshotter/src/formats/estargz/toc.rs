@@ -118,6 +118,7 @@ pub struct TocEntry {
     pub chunk_digest: String,
 }
 
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(value: &u64) -> bool {
     *value == 0
 }
