@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
+use crate::mount::LazyConfig;
 
 /// Where the configuration file is when none is named; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
@@ -23,6 +24,8 @@ pub struct Config {
     pub async_remove: bool,
     /// Least severe level that is logged, or a filter as `tracing` understands it.
     pub log: String,
+    /// How lazy layers are read.
+    pub lazy: LazySection,
     /// Registries, as [`crate::fetch`] understands them.
     pub registry: RegistrySection,
 }
@@ -37,6 +40,60 @@ pub enum MountMode {
     Fuse,
     /// No lazy mounts at all: every image is pulled and unpacked.
     Off,
+}
+
+/// The `[lazy]` table; its keys and defaults are those of [`LazyConfig`].
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct LazySection {
+    /// Accept layers whose manifest does not state the digest of their table of contents.
+    pub allow_unverified_toc: bool,
+    /// Threads that serve each mounted tree.
+    pub fuse_threads: usize,
+    /// Hand complete large files to the kernel.
+    pub passthrough: bool,
+    /// Most bytes of a layer's blob that are fetched ahead because of its landmark.
+    pub prefetch_limit: u64,
+    /// Fetch the rest of a mounted layer when nothing else is to be fetched.
+    pub background_fill: bool,
+}
+
+impl Default for LazySection {
+    fn default() -> Self {
+        let LazyConfig {
+            allow_unverified_toc,
+            fuse_threads,
+            passthrough,
+            prefetch_limit,
+            background_fill,
+        } = LazyConfig::default();
+        Self {
+            allow_unverified_toc,
+            fuse_threads,
+            passthrough,
+            prefetch_limit,
+            background_fill,
+        }
+    }
+}
+
+impl From<&LazySection> for LazyConfig {
+    fn from(section: &LazySection) -> Self {
+        let LazySection {
+            allow_unverified_toc,
+            fuse_threads,
+            passthrough,
+            prefetch_limit,
+            background_fill,
+        } = *section;
+        Self {
+            allow_unverified_toc,
+            fuse_threads,
+            passthrough,
+            prefetch_limit,
+            background_fill,
+        }
+    }
 }
 
 /// The `[registry]` table.
@@ -61,6 +118,7 @@ impl Default for Config {
             mount: MountMode::Auto,
             async_remove: true,
             log: "info".into(),
+            lazy: LazySection::default(),
             registry: RegistrySection::default(),
         }
     }
@@ -118,6 +176,7 @@ mod tests {
         for (text, key) in [
             ("rooot = \"/r\"", "rooot"),
             ("[registry]\nmirror = 1", "mirror"),
+            ("[lazy]\nfast = 1", "fast"),
         ] {
             let error = parse(text).unwrap_err().to_string();
             assert!(

@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::config::Config;
 use crate::daemon::status::{Report, socket_path};
 use crate::error::{Error, Result};
+use crate::service::LayerState;
 
 /// The daemon answers from memory and its database; longer means that it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -94,11 +95,17 @@ fn render(report: &Report) -> String {
     }
     let _ = writeln!(out, "\nlazy layers: {}", layers.len());
     for layer in layers {
-        let mib = layer.local_bytes as f64 / f64::from(1 << 20);
+        let LayerState {
+            local_bytes,
+            data_bytes,
+            inodes,
+            ..
+        } = layer.state;
+        let (here, all) = (mib(local_bytes), mib(data_bytes));
         let _ = writeln!(
             out,
-            "  {}  {mib:.1} MiB here, {} inodes",
-            layer.digest, layer.inodes
+            "  {}  {here:.1} of {all:.1} MiB here, {inodes} inodes",
+            layer.digest
         );
     }
     let _ = writeln!(out, "\nlazy mounts: {}", mounts.len());
@@ -109,6 +116,10 @@ fn render(report: &Report) -> String {
         }
     }
     out
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 #[cfg(test)]
@@ -135,8 +146,12 @@ mod tests {
             }],
             layers: vec![LayerLine {
                 digest: "sha256:blob".into(),
-                local_bytes: 3 << 20,
-                inodes: 12,
+                state: LayerState {
+                    local_bytes: 3 << 20,
+                    data_bytes: 5 << 20,
+                    blob_bytes: 2 << 20,
+                    inodes: 12,
+                },
             }],
             mounts: vec![MountLine {
                 path: "/r/m".into(),
@@ -147,7 +162,7 @@ mod tests {
         for part in [
             "pid 7",
             "1 of them lazy",
-            "3.0 MiB here, 12 inodes",
+            "3.0 of 5.0 MiB here, 12 inodes",
             "/r/m\n    default/1/c",
         ] {
             assert!(text.contains(part), "{part} is not in {text}");

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::config::{Config, MountMode};
 use crate::error::{Error, Result};
 use crate::fetch::{Registry, RegistryConfig};
-use crate::mount::{Lazy, LazyConfig};
+use crate::mount::Lazy;
 
 const FUSE: &str = "/dev/fuse";
 
@@ -28,7 +28,7 @@ pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
         (MountMode::Auto | MountMode::Fuse, Ok(_)) => {
             tracing::info!("lazy layers are mounted by FUSE");
             let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
-            let lazy = Lazy::open(&config.root.join("lazy"), blobs, LazyConfig::default())?;
+            let lazy = Lazy::open(&config.root.join("lazy"), blobs, (&config.lazy).into())?;
             Ok(Some(Arc::new(lazy)))
         }
     }

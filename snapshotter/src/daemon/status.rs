@@ -11,7 +11,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::service::Snapshotter;
+use crate::service::{LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
 
 /// A client that does not read is dropped after this long.
@@ -54,10 +54,9 @@ pub struct SnapshotLine {
 pub struct LayerLine {
     /// Digest of its blob.
     pub digest: String,
-    /// Bytes that are on this node's disk.
-    pub local_bytes: u64,
-    /// Files, directories and other inodes.
-    pub inodes: u64,
+    /// How much of it is on this node.
+    #[serde(flatten)]
+    pub state: LayerState,
 }
 
 /// One mounted tree.
@@ -126,17 +125,8 @@ impl Reporter {
                 mounts.entry(tree).or_default().push(name.clone());
             }
             if let Some(layer) = record.layer {
-                let usage = self.snapshotter.usage(&name)?;
-                let (local_bytes, inodes) = (usage.bytes, usage.inodes);
-                let digest = layer.to_string();
-                layers.insert(
-                    layer,
-                    LayerLine {
-                        digest,
-                        local_bytes,
-                        inodes,
-                    },
-                );
+                let (digest, state) = (layer.to_string(), self.snapshotter.layer(layer)?);
+                layers.insert(layer, LayerLine { digest, state });
             }
             snapshots.push(SnapshotLine {
                 name,

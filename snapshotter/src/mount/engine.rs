@@ -139,6 +139,13 @@ impl Lazy {
         self.layers.usage(layer)
     }
 
+    /// Sizes in bytes of a whole layer: of its blob, and of the data of its files.
+    pub fn sizes(&self, layer: LayerId) -> Result<(u64, u64)> {
+        let filler = self.layers.get(layer)?;
+        let index = filler.blob().index();
+        Ok((index.blob_size(), index.data_size()))
+    }
+
     /// Every layer that is in the store, mounted or not.
     pub fn layers(&self) -> Result<Vec<LayerId>> {
         self.layers.all()

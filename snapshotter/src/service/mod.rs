@@ -7,4 +7,4 @@ mod lowers;
 mod snapshotter;
 
 pub use grpc::{MAX_PREPARING, Service};
-pub use snapshotter::{Prepared, Snapshotter};
+pub use snapshotter::{LayerState, Prepared, Snapshotter};

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
+
 use super::labels::{self, Request};
 use super::locks::KeyedLocks;
 use super::lowers::{HeldTree, Lowers};
@@ -46,6 +48,19 @@ pub enum Prepared {
     Mounts(Vec<Mount>),
     /// The layer is there already, under the name it was wanted under.
     Present(String),
+}
+
+/// How much of a lazy layer is here; all zero when lazy mounts are switched off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerState {
+    /// Bytes that it takes on this node's disk, its index included.
+    pub local_bytes: u64,
+    /// Bytes of the data of its files, when all of it is here.
+    pub data_bytes: u64,
+    /// Bytes of its blob in the registry.
+    pub blob_bytes: u64,
+    /// Files, directories and other inodes.
+    pub inodes: u64,
 }
 
 /// A snapshot's new place among the others.
@@ -234,6 +249,21 @@ impl Snapshotter {
                 ((name, record), tree)
             })
             .collect())
+    }
+
+    /// What there is of a lazy layer on this node.
+    pub fn layer(&self, layer: LayerId) -> Result<LayerState> {
+        let Some(lazy) = &self.lazy else {
+            return Ok(LayerState::default());
+        };
+        let (local_bytes, inodes) = lazy.usage(layer)?;
+        let (blob_bytes, data_bytes) = lazy.sizes(layer)?;
+        Ok(LayerState {
+            local_bytes,
+            data_bytes,
+            blob_bytes,
+            inodes,
+        })
     }
 
     /// Records the layer that `labels` name as a lazy snapshot, if it can be read lazily.
