@@ -81,7 +81,7 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Setup {
-    /// The disk of the VM host too
+    /// What all tests need: the VM host, every image of the corpus, cargo-nextest
     #[arg(long)]
     vm: bool,
     /// Build only this image of the corpus; may be repeated

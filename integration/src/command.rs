@@ -12,6 +12,9 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::error::{Error, Result};
 
+/// Subcommands of our own program that lead to another command, for reasons of no interest.
+const WRAPPERS: [&str; 2] = ["enter", "leash"];
+
 /// How long a command may take where nothing else is said.
 pub const DEADLINE: Duration = Duration::from_mins(2);
 
@@ -152,7 +155,9 @@ pub fn show(command: &Command) -> String {
         .map(|word| word.to_string_lossy())
         .collect();
     match words.iter().position(|word| word == "--") {
-        Some(end) if words.get(1).is_some_and(|word| word == "enter") => words[end + 1..].join(" "),
+        Some(end) if words.get(1).is_some_and(|word| WRAPPERS.contains(&&**word)) => {
+            words[end + 1..].join(" ")
+        }
         _ => words.join(" "),
     }
 }
@@ -212,6 +217,16 @@ mod tests {
             Duration::from_millis(300),
         );
         assert!(matches!(error, Err(Error::Deadline { output, .. }) if output == "begun\n"));
+    }
+
+    #[test]
+    fn a_command_is_shown_without_the_way_to_it() {
+        let mut command = Command::new("/t/integration");
+        command.args(["enter", "12", "/root", "--", "ctr", "version"]);
+        assert_eq!(show(&command), "ctr version");
+        let mut command = Command::new("cargo");
+        command.args(["run", "--", "x"]);
+        assert_eq!(show(&command), "cargo run -- x");
     }
 
     #[test]

@@ -73,6 +73,9 @@ pub enum Error {
         /// The subcommand that makes it.
         remedy: &'static str,
     },
+    /// Hosts are made of namespaces, mounts and devices.
+    #[error("test hosts and their set-up need root")]
+    NotRoot,
     /// Something that was read makes no sense.
     #[error("{what}: {reason}")]
     Invalid {

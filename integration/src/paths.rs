@@ -61,6 +61,15 @@ impl Paths {
     }
 }
 
+/// An error unless this process is root's.
+pub fn require_root() -> Result<()> {
+    if rustix::process::geteuid().is_root() {
+        Ok(())
+    } else {
+        Err(Error::NotRoot)
+    }
+}
+
 /// The path itself if it exists.
 pub fn existing(path: PathBuf, remedy: &'static str) -> Result<PathBuf> {
     if path.exists() {

@@ -13,7 +13,7 @@ mod tree;
 use std::path::PathBuf;
 
 pub use build::build;
-pub use recipes::{ALL, DEFAULT, Recipe};
+pub use recipes::{ALL, DEFAULT, FIRST, Recipe};
 
 use crate::error::{Error, Result};
 use crate::paths::{Paths, existing};

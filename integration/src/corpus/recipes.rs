@@ -117,7 +117,10 @@ pub const ALL: [Recipe; 10] = [
     },
 ];
 
-/// What `integration setup` builds if no image is named: all but the one that is large on purpose.
+/// What the demo and a first look need.
+pub const FIRST: [&str; 3] = ["busybox", "pause", "python3-numpy"];
+
+/// What tests need: all but the one that is large on purpose.
 pub const DEFAULT: [&str; 9] = [
     "busybox",
     "pause",
@@ -149,6 +152,11 @@ mod tests {
         for (at, recipe) in ALL.iter().enumerate() {
             assert_eq!(ALL.iter().position(|it| it.name == recipe.name), Some(at));
         }
-        assert!(DEFAULT.iter().all(|name| find(name).is_some()));
+        assert!(
+            DEFAULT
+                .iter()
+                .chain(&FIRST)
+                .all(|name| find(name).is_some())
+        );
     }
 }

@@ -24,7 +24,7 @@ use super::scratch::Scratch;
 use super::vm::machine::MachinePlan;
 use crate::command::exit_code;
 use crate::error::{Error, Result};
-use crate::paths::Paths;
+use crate::paths::{self, Paths};
 use crate::sys;
 
 /// The hidden subcommand that [`keep`] is.
@@ -70,9 +70,10 @@ pub(crate) struct Keeper {
 
 impl Keeper {
     /// Starts a keeper and, through it, the host.
-    pub(crate) fn start(paths: &Paths, host: &'static str, payload: Payload) -> Result<Self> {
+    pub(crate) fn start(places: &Paths, host: &'static str, payload: Payload) -> Result<Self> {
         let failed = |reason: String| Error::Host { host, reason };
-        let program = crate::paths::existing(paths.program.clone(), "setup")?;
+        paths::require_root()?;
+        let program = paths::existing(places.program.clone(), "setup")?;
         // Its own process group keeps the terminal's Ctrl-C away from it.
         let mut process = Command::new(&program)
             .arg(KEEP)
@@ -85,7 +86,7 @@ impl Keeper {
             return Err(failed("its keeper has no pipes".into()));
         };
         let plan = Plan {
-            hosts: paths.hosts(),
+            hosts: places.hosts(),
             payload,
         };
         let mut line = serde_json::to_vec(&plan).map_err(|error| failed(error.to_string()))?;

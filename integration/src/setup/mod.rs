@@ -9,14 +9,14 @@ pub mod rootfs;
 
 use crate::corpus;
 use crate::error::Result;
-use crate::paths::Paths;
+use crate::paths::{Paths, require_root};
 
 /// What `integration setup` is to make.
 #[derive(Debug, Clone, Default)]
 pub struct SetupOptions {
-    /// The disk of the VM host too.
+    /// What all tests need: the VM host, every image but the large one, cargo-nextest.
     pub vm: bool,
-    /// Images of the corpus; none named means all that tests and the demo use.
+    /// Only these images of the corpus; none named means the first few, or with `vm` all.
     pub images: Vec<String>,
     /// Leave the product's binaries as they are.
     pub skip_build: bool,
@@ -24,16 +24,17 @@ pub struct SetupOptions {
 
 /// Makes whatever is missing. Two runs at once do not make anything twice.
 pub fn run(options: &SetupOptions) -> Result<()> {
+    require_root()?;
     let paths = Paths::find()?;
     packages::install(options.vm)?;
     rootfs::build(&paths)?;
     if options.vm {
         disk::build(&paths)?;
     }
-    let images = if options.images.is_empty() {
-        corpus::DEFAULT.map(str::to_owned).to_vec()
-    } else {
-        options.images.clone()
+    let images = match (options.images.as_slice(), options.vm) {
+        ([], true) => corpus::DEFAULT.map(str::to_owned).to_vec(),
+        ([], false) => corpus::FIRST.map(str::to_owned).to_vec(),
+        (named, _) => named.to_vec(),
     };
     corpus::build(&paths, &images)?;
     if !options.skip_build {

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use crate::command;
 use crate::error::Result;
 use crate::progress::Step;
-use std::time::Duration;
 
 /// (a file that shows that it is there, the package that has it)
 const NATIVE: [(&str, &str); 1] = [("/usr/bin/mmdebstrap", "mmdebstrap")];
@@ -25,7 +25,7 @@ const fn qemu() -> (&'static str, &'static str) {
     }
 }
 
-/// Installs what is missing for the native host and, on demand, for the VM; and cargo-nextest.
+/// Installs what is missing for the native host; with `vm`, for the VM host and tests too.
 pub fn install(vm: bool) -> Result<()> {
     let wanted = NATIVE.iter().chain(vm.then_some(&VM).into_iter().flatten());
     let missing: Vec<_> = wanted
@@ -42,19 +42,25 @@ pub fn install(vm: bool) -> Result<()> {
         .concat())?;
         step.done("");
     }
-    let nextest = ["nextest", "--version"];
-    let there = command::output(Command::new("cargo").args(nextest), command::DEADLINE)?;
-    if !there.success() {
-        let step = Step::begin("build cargo-nextest");
-        command::check(
-            // The workspace's configuration must not reach into another crate's build.
-            Command::new("cargo")
-                .args(["install", "--locked", "cargo-nextest"])
-                .current_dir("/"),
-            DEADLINE,
-        )?;
-        step.done("");
+    if vm { install_nextest() } else { Ok(()) }
+}
+
+fn install_nextest() -> Result<()> {
+    let version = ["nextest", "--version"];
+    if command::output(Command::new("cargo").args(version), command::DEADLINE)?.success() {
+        return Ok(());
     }
+    let step = Step::begin("build cargo-nextest");
+    let mut cargo = Command::new("cargo");
+    cargo.args(["install", "--locked", "cargo-nextest"]);
+    // A quick build matters more than a quick program; and the workspace's own configuration
+    // must not reach into it, hence the directory.
+    cargo.args(["--config", "profile.release.lto=false"]);
+    cargo
+        .args(["--config", "profile.release.opt-level=1"])
+        .current_dir("/");
+    command::check(&mut cargo, DEADLINE)?;
+    step.done("");
     Ok(())
 }
 

@@ -161,3 +161,36 @@ fn tree_size(directory: &Path) -> Result<u64> {
     }
     Ok(size)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_disk_is_never_written_and_the_newest_kernel_boots() {
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("boot")).unwrap();
+        for name in ["vmlinuz-7.1", "vmlinuz-7.2", "config-7.9"] {
+            fs::write(rootfs.path().join("boot").join(name), "").unwrap();
+        }
+        let plan = MachinePlan {
+            program: "/p".into(),
+            rootfs: rootfs.path().into(),
+            disk: "/cache/disk.img".into(),
+            content: Vec::new(),
+            job: Job {
+                argv: Vec::new(),
+                services: Vec::new(),
+            },
+        };
+        let argv = plan.argv(Path::new("/s"), Path::new("/s/job.img")).unwrap();
+        let line = argv
+            .iter()
+            .map(|word| word.to_string_lossy())
+            .collect::<Vec<_>>()
+            .join(" ");
+        assert!(line.contains("snapshot=on,file=/cache/disk.img"), "{line}");
+        assert!(line.contains("readonly=on,file=/s/job.img"), "{line}");
+        assert!(line.contains("boot/vmlinuz-7.2 "), "{line}");
+    }
+}
