@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use xebec_shim::args::{self, Action};
 use xebec_shim::error::Result;
-use xebec_shim::{bootstrap, delete, info};
+use xebec_shim::{bootstrap, delete, info, sys};
 
 fn main() -> ExitCode {
     match run() {
@@ -17,6 +17,8 @@ fn main() -> ExitCode {
 }
 
 fn run() -> Result<()> {
+    // What the caller left open by mistake must not live as long as the daemon.
+    sys::close_from(3);
     let args = args::parse(std::env::args().skip(1))?;
     match args.action {
         Action::Start => bootstrap::start(args),

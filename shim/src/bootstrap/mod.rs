@@ -86,6 +86,9 @@ fn become_daemon(
             log::enable_debug();
         }
         protect(containerd);
+        if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
+            sys::share_no_core().context(|| "create a core scheduling cookie".into())?;
+        }
         if !options.shim_cgroup.is_empty() {
             join_cgroup(&options.shim_cgroup)?;
         }

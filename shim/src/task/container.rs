@@ -120,6 +120,7 @@ impl Container {
     ) -> Result<Launched> {
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let rootfs = request.rootfs.clone();
+        // Until it is claimed, the new process looks like an orphan.
         let launching = shim.reaper.launching();
         let launched = shim
             .blocking(move || {
@@ -248,9 +249,7 @@ impl Container {
 
     async fn start_init(&self, shim: &Shim) -> Result<()> {
         let (engine, id) = (self.engine.clone(), self.id.clone());
-        let launching = shim.reaper.launching();
         shim.blocking(move || engine.start(&id)).await?;
-        drop(launching);
         self.init.set_state(State::Running);
         let event = events::TaskStart {
             container_id: self.id.clone(),
@@ -270,6 +269,7 @@ impl Container {
         let (mut io, streams) = Io::open(&process.names, &self.setting).await?;
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let (exec_id, document) = (process.exec_id.clone(), process.document.clone());
+        // Until it is claimed, the new process looks like an orphan.
         let launching = shim.reaper.launching();
         let launched = shim
             .blocking(move || engine.exec(&id, &bundle, &exec_id, &document, &streams))
@@ -454,15 +454,11 @@ impl Container {
     /// Removes what the runtime holds and unmounts the rootfs.
     async fn remove(&self, shim: &Shim, force: bool) -> Result<()> {
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
-        let launching = shim.reaper.launching();
-        let result = shim
-            .blocking(move || {
-                engine.delete(&id, force)?;
-                mounts::unmount_rootfs(&bundle.join("rootfs"))
-            })
-            .await;
-        drop(launching);
-        result
+        shim.blocking(move || {
+            engine.delete(&id, force)?;
+            mounts::unmount_rootfs(&bundle.join("rootfs"))
+        })
+        .await
     }
 }
 

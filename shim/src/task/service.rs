@@ -49,11 +49,13 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Runs `work` on one of the few blocking threads.
+    /// Runs `work` on one of the few blocking threads. What it starts and waits for itself is
+    /// not mistaken for an orphan meanwhile.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let _launching = self.reaper.launching();
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::Io {
