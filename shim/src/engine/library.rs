@@ -7,6 +7,7 @@ use std::sync::Arc;
 use xebec_runtime::{ContainerId, Error, Runtime, RuntimeOptions};
 
 use super::{Console, Launched, Streams};
+use crate::log;
 use crate::options::Options;
 use crate::spawner::{Launch, Request, Spawner};
 
@@ -88,12 +89,10 @@ impl Library {
     pub(super) fn update(&self, id: &str, resources: &[u8]) -> Outcome<()> {
         let resources: oci_spec::runtime::LinuxResources =
             serde_json::from_slice(resources).map_err(|error| format!("resources: {error}"))?;
-        let _ = (id, resources);
-        Err("update is not there yet".into())
-    }
-
-    pub(super) fn features(&self) -> Outcome<Vec<u8>> {
-        serde_json::to_vec(&xebec_runtime::features()).map_err(|error| error.to_string())
+        for skipped in self.with(id, |runtime, id| runtime.update(id, &resources))? {
+            log::warn(format_args!("update of {id}: {skipped}"));
+        }
+        Ok(())
     }
 
     fn with<T>(
@@ -140,4 +139,9 @@ impl Library {
         let fds: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().collect();
         spawner.launch(&request, document, &fds)
     }
+}
+
+/// The JSON of what the library supports.
+pub(super) fn features() -> Outcome<Vec<u8>> {
+    serde_json::to_vec(&xebec_runtime::features()).map_err(|error| error.to_string())
 }

@@ -130,7 +130,11 @@ impl Engine {
 
     /// The JSON of the runtime's OCI features.
     pub fn features(&self) -> Result<Vec<u8>> {
-        either!(self, engine => engine.features()).map_err(failed("features"))
+        match self {
+            Engine::Library(_) => library::features(),
+            Engine::Program(program) => program.features(),
+        }
+        .map_err(failed("features"))
     }
 
     /// True if the runtime has state of this container.

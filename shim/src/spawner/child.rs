@@ -30,8 +30,12 @@ fn serve(socket: UnixStream) -> std::io::Result<()> {
     sys::restore_sigpipe();
     rustix::thread::set_name(c"xebec-spawner")?;
     while let Some(message) = wire::receive::<Request>(&socket)? {
+        let id = message.head.id.clone();
         match launch(message) {
             Ok(launched) => {
+                for warning in &launched.warnings {
+                    log::warn(format_args!("container {id}: {warning}"));
+                }
                 let reply = Reply::Launched { pid: launched.pid };
                 wire::send(&socket, &reply, &[], &[launched.pidfd.as_fd()])?;
             }
