@@ -27,6 +27,15 @@ pub(crate) struct StateDir {
     fd: OwnedFd,
 }
 
+impl Drop for StateDir {
+    /// Gives a lock back: an init that waits for its start still holds a copy of the descriptor,
+    /// and with it the lock, however long this process or its end may be away.
+    fn drop(&mut self) {
+        // Fails only on a bad descriptor.
+        let _ = flock(&self.fd, FlockOperation::Unlock);
+    }
+}
+
 impl StateDir {
     /// Makes the directory of a new container, and locks it.
     pub(crate) fn create(root: &Path, id: &ContainerId) -> Result<Self> {
