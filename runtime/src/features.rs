@@ -55,7 +55,6 @@ const CAPABILITIES: &[&str] = &[
 
 /// Mount options that are understood as flags; everything else goes to the file system.
 const MOUNT_OPTIONS: &[&str] = &[
-    "acl",
     "async",
     "atime",
     "bind",
@@ -68,7 +67,6 @@ const MOUNT_OPTIONS: &[&str] = &[
     "lazytime",
     "loud",
     "mand",
-    "noacl",
     "noatime",
     "nodev",
     "nodiratime",
@@ -115,7 +113,6 @@ const MOUNT_OPTIONS: &[&str] = &[
     "suid",
     "symfollow",
     "sync",
-    "tmpcopyup",
     "unbindable",
 ];
 
@@ -205,6 +202,14 @@ mod tests {
             seccomp.archs().as_ref().map(Vec::len),
             Some(Architecture::ALL.len())
         );
+    }
+
+    #[test]
+    fn every_mount_option_is_understood() {
+        for word in MOUNT_OPTIONS {
+            let options = crate::plan::options::parse(&[(*word).to_owned()]);
+            assert!(options.data.is_empty(), "{word} goes to the file system");
+        }
     }
 
     #[test]

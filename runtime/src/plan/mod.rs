@@ -7,7 +7,7 @@ mod capabilities;
 mod hooks;
 mod idmaps;
 mod mounts;
-mod options;
+pub(crate) mod options;
 mod process;
 mod rootfs;
 
