@@ -33,6 +33,14 @@ pub enum Error {
     /// The request or the command line is not well-formed.
     #[error("{0}: invalid argument")]
     InvalidArgument(String),
+    /// A local setting (credential helper, certificate, hosts.toml) stands in the way.
+    #[error("{what}: {reason}")]
+    Unusable {
+        /// What was attempted.
+        what: String,
+        /// The setting, and what is wrong with it.
+        reason: String,
+    },
     /// A configuration file cannot be used; the text names the file and the key.
     #[error("{path}: {reason}", path = path.display())]
     Config {
@@ -110,7 +118,7 @@ impl Error {
         match self {
             Self::NotFound(_) => Code::NotFound,
             Self::AlreadyExists(_) => Code::AlreadyExists,
-            Self::FailedPrecondition(_) => Code::FailedPrecondition,
+            Self::FailedPrecondition(_) | Self::Unusable { .. } => Code::FailedPrecondition,
             Self::InvalidArgument(_) | Self::Config { .. } => Code::InvalidArgument,
             Self::Unauthorized { .. } => Code::PermissionDenied,
             Self::Unavailable { .. } | Self::RootInUse(_) => Code::Unavailable,

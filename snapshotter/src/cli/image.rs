@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
@@ -13,6 +14,9 @@ use crate::convert::{self, LayerReport, Observer, Options, Place, Report};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Platform, Registry, RegistryConfig};
+
+/// Limit for one registry request with its retries.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Arguments of `image`.
 #[derive(Debug, clap::Args)]
@@ -133,6 +137,8 @@ impl RegistryArgs {
     fn config(&self, places: &[&Place]) -> Result<RegistryConfig> {
         let file = Config::load(self.config.as_deref())?;
         let mut config = RegistryConfig::from(&file.registry);
+        // Someone is waiting in front of a terminal.
+        config.deadline = PATIENCE;
         if let Some(dir) = &self.hosts_dir {
             config.hosts_dir = Some(dir.clone());
         }

@@ -21,12 +21,13 @@ use super::spool::spool;
 const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 /// Media type of a gzip layer in docker images.
 const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
-/// Annotations of other lazy formats, which no longer hold once a layer is rewritten.
-const FOREIGN_ANNOTATIONS: [&str; 4] = [
+/// Annotations of other formats and tools, which no longer hold once a layer is rewritten.
+const FOREIGN_ANNOTATIONS: [&str; 5] = [
     "io.containers.zstd-chunked.",
     "io.github.containers.zstd-chunked.",
     "containerd.io/snapshot/nydus-",
     "com.amazon.soci.",
+    "ci.umo.uncompressed_blob_size",
 ];
 
 /// What became of a layer.

@@ -41,7 +41,7 @@ pub(super) fn spool(mut blob: impl Read, dir: &Path, what: &str) -> Result<Spool
         io::copy(&mut blob, &mut io::sink())?;
         Ok(done)
     });
-    let (sink, entries) = outcome.map_err(|error| stream_error(error, what))?;
+    let (sink, entries) = outcome.map_err(|error| root_cause(error, blob, what))?;
     let file = sink
         .into_inner()
         .map_err(|error| Error::io("write temporary file in", dir)(error.into_error()))?;
@@ -90,6 +90,19 @@ impl<R: Read> Read for Tee<R> {
         let count = self.stream.read(buffer)?;
         self.sink.write_all(&buffer[..count])?;
         Ok(count)
+    }
+}
+
+/// Bytes that do not decompress are often bytes that were damaged on their way: then the rest of
+/// the blob says so, which is the better error.
+fn root_cause(error: ReadError, mut blob: impl Read, what: &str) -> Error {
+    let error = stream_error(error, what);
+    if !matches!(error, Error::Malformed { .. }) {
+        return error;
+    }
+    match io::copy(&mut blob, &mut io::sink()) {
+        Ok(_) => error,
+        Err(transfer) => stream_error(transfer.into(), what),
     }
 }
 

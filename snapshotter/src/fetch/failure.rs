@@ -63,7 +63,7 @@ impl Failure {
                 expected,
                 actual,
             },
-            Self::Configuration(reason) => Error::InvalidArgument(format!("{what}: {reason}")),
+            Self::Configuration(reason) => Error::Unusable { what, reason },
         }
     }
 }
@@ -82,11 +82,26 @@ impl From<reqwest::Error> for Failure {
             }
             source = cause.source();
         }
-        if error.is_builder() {
+        if error.is_builder() || is_certificate(&error) {
             Self::Configuration(text)
         } else {
             Self::Unreachable(text)
         }
+    }
+}
+
+/// Whether TLS failed for a reason that no retry will change: an untrusted or wrong certificate.
+fn is_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    if let Some(error) = error.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // An I/O error's source is that of the error inside it, not the error inside it.
+    let inside = error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref);
+    match inside {
+        Some(inside) => is_certificate(inside),
+        None => error.source().is_some_and(is_certificate),
     }
 }
 
@@ -113,5 +128,15 @@ mod tests {
         ] {
             assert_eq!(failure.is_transient(), transient, "{failure}");
         }
+    }
+
+    #[test]
+    fn a_wrong_certificate_is_found_however_deep_it_lies() {
+        use std::io::Error as IoError;
+        let of = |error: rustls::Error| IoError::other(IoError::other(error));
+        let wrong = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        assert!(is_certificate(&of(wrong)));
+        assert!(!is_certificate(&of(rustls::Error::HandshakeNotComplete)));
+        assert!(!is_certificate(&IoError::from_raw_os_error(111)));
     }
 }

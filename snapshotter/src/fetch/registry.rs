@@ -150,8 +150,9 @@ impl Session {
     }
 
     /// Runs `operation` against the endpoints of `image`'s registry that offer `capability`, in
-    /// their order, until one succeeds; again after a pause while a failure may be passing; all of
-    /// it within the deadline. `action` says what is attempted, in the error.
+    /// their order, until one succeeds; again after a pause while the failure of the last one, the
+    /// registry itself, may be passing; all of it within the deadline. `action` says what is
+    /// attempted, in the error.
     pub(super) async fn attempt<T, F, Fut>(
         self: &Arc<Self>,
         image: &ImageRef,
@@ -209,7 +210,6 @@ impl Session {
     {
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut again = false;
             let mut offered = false;
             for endpoint in self.endpoints(image.host()).await?.iter() {
                 if !endpoint.can(capability) {
@@ -219,7 +219,6 @@ impl Session {
                 match operation(Arc::clone(self), Arc::clone(endpoint)).await {
                     Ok(value) => return Ok(value),
                     Err(failure) => {
-                        again |= failure.is_transient();
                         tracing::debug!(host = endpoint.host(), %failure, "registry request failed");
                         *last = (endpoint.host(), failure);
                     }
@@ -229,7 +228,7 @@ impl Session {
                 let reason = format!("no host of {} offers {capability:?}", image.host());
                 return Err(Failure::Configuration(reason));
             }
-            if !again {
+            if !last.1.is_transient() {
                 return Err(last.1.clone());
             }
             sleep(pause).await;
@@ -271,12 +270,13 @@ impl Session {
         if host == "docker.io" {
             secure = Endpoint::new("https", "registry-1.docker.io")?;
         }
-        secure.tls.skip_verify = listed(&self.config.skip_verify);
-        if !hosts::is_loopback(host) || secure.tls.skip_verify || secure.base.port().is_none() {
+        let unverified = listed(&self.config.skip_verify) || hosts::is_loopback(host);
+        if !unverified || secure.base.port().is_none() {
+            secure.tls.skip_verify = listed(&self.config.skip_verify);
             return Ok((vec![secure], true));
         }
         // As containerd does, a registry on this machine may speak either, and its certificate is
-        // not checked: nobody is between.
+        // not checked: nobody is between. The same goes for one that is declared insecure.
         let plain = Endpoint::new("http", host)?;
         secure.tls.skip_verify = true;
         Ok(match self.speaks_tls(&plain.base).await {

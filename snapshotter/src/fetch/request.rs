@@ -101,7 +101,16 @@ impl Session {
         let authorization = timeout(self.config.stall_timeout, renewal)
             .await
             .map_err(|_| Failure::Unreachable("the token server does not answer".into()))??;
-        send(prepare(Some(authorization)), patience).await
+        let response = send(prepare(Some(authorization)), patience).await?;
+        if response.status().as_u16() == 401 {
+            return Err(match self.refusal(response).await {
+                Failure::Unauthorized(reason) => {
+                    Failure::Unauthorized(format!("the credentials are refused ({reason})"))
+                }
+                other => other,
+            });
+        }
+        Ok(response)
     }
 
     /// Sends to a host that a redirect named: it gets no credentials.
