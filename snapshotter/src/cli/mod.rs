@@ -23,7 +23,7 @@ enum Command {
     /// Serve containerd's snapshots API on a unix socket
     Serve(serve::Args),
     /// Convert images into lazily readable ones
-    Image(image::Args),
+    Image(Box<image::Args>),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
 }
@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args),
-        Command::Image(args) => image::run(args),
+        Command::Image(args) => image::run(*args),
         Command::Status(args) => status::run(&args),
     }
 }

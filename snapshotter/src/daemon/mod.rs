@@ -10,6 +10,7 @@ pub mod status;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -33,6 +34,7 @@ const MAX_MESSAGE: usize = 16 << 20;
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
+    raise_file_limit();
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root)?;
     let lazy = engine::open(config)?;
@@ -56,6 +58,19 @@ pub fn run(config: &Config) -> Result<()> {
         lazy.shutdown();
     }
     outcome
+}
+
+/// Every mounted tree and every large file that is read needs descriptors; a snapshotter without
+/// any left stops containerd's garbage collection too.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, limit = ?limit.current, "the limit of open files stays low");
+    }
 }
 
 async fn serve(config: &Config, snapshotter: Arc<Snapshotter>) -> Result<()> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{DirBuilderExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use rustix::mount::{UnmountFlags, unmount};
@@ -24,7 +24,12 @@ pub struct LayerDirs {
 impl LayerDirs {
     /// Opens the directory `root`, or creates it for its owner alone.
     pub fn open(root: PathBuf) -> Result<Self> {
-        make_dir(&root, 0o700, true)?;
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .mode(0o700)
+            .recursive(true)
+            .create(&root)
+            .map_err(Error::io("create", &root))?;
         Ok(Self { root })
     }
 
@@ -51,11 +56,11 @@ impl LayerDirs {
     }
 
     fn fill(&self, path: &Path, id: SnapshotId, kind: Kind, owner: Option<Owner>) -> Result<()> {
-        make_dir(path, 0o700, false)?;
+        make_dir(path, 0o700)?;
         let upper = self.upper(id);
-        make_dir(&upper, 0o755, false)?;
+        make_dir(&upper, 0o755)?;
         if kind == Kind::Active {
-            make_dir(&self.work(id), 0o711, false)?;
+            make_dir(&self.work(id), 0o711)?;
         }
         if let Some((uid, gid)) = owner {
             lchown(&upper, Some(uid), Some(gid)).map_err(Error::io("chown", &upper))?;
@@ -84,12 +89,10 @@ impl LayerDirs {
     }
 }
 
-fn make_dir(path: &Path, mode: u32, parents: bool) -> Result<()> {
-    fs::DirBuilder::new()
-        .mode(mode)
-        .recursive(parents)
-        .create(path)
-        .map_err(Error::io("create", path))
+/// Makes one directory with exactly this mode, whatever the umask: it may become a container's `/`.
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    fs::create_dir(path).map_err(Error::io("create", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(Error::io("chmod", path))
 }
 
 /// Deletes a tree; one that is not there is deleted already.

@@ -151,8 +151,14 @@ pub(crate) fn socket(dir: &Path) -> PathBuf {
 
 /// The command that serves `dir`.
 pub(crate) fn command(dir: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_xebec-snapshotter"));
+    let mut command = Command::new("/bin/sh");
+    // A strict umask must not show in what containers get.
     command
+        .args([
+            "-c",
+            "umask 077 && exec \"$0\" \"$@\"",
+            env!("CARGO_BIN_EXE_xebec-snapshotter"),
+        ])
         .args(["serve", "--log", "debug", "--root"])
         .arg(root(dir))
         .arg("--address")

@@ -1,6 +1,7 @@
 //! The snapshots API as containerd drives it, against a real daemon: ordinary layers.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 
 use crate::daemon::{Client, Daemon, Mounted, code, labels, option, upper};
 use tonic::Code;
@@ -16,6 +17,15 @@ async fn an_image_is_unpacked_layer_by_layer_and_taken_apart_again() {
     assert_eq!(
         (mounts[0].r#type.as_str(), &mounts[0].options[..]),
         ("bind", &rw_bind()[..])
+    );
+    let mode = fs::metadata(upper(&mounts[0]))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(
+        mode & 0o7777,
+        0o755,
+        "what becomes a container's / is open to its users"
     );
     fs::write(upper(&mounts[0]).join("file"), vec![1; 10_000]).unwrap();
     fs::hard_link(
