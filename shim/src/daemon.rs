@@ -14,7 +14,7 @@ use tokio::task::{LocalSet, spawn_local};
 use crate::error::{Context, Result};
 use crate::events::{Publisher, oom};
 use crate::spawner::Spawner;
-use crate::task::exits::Reaper;
+use crate::task::exits::{self, Reaper};
 use crate::task::{Shim, TaskService};
 use crate::ttrpc::Server;
 use crate::{log, sys};
@@ -75,7 +75,6 @@ async fn serve(
     let listener = tokio::net::UnixListener::from_std(daemon.listener)
         .context(|| format!("serve {}", daemon.socket.display()))?;
     let reaper = Rc::new(Reaper::default());
-    reaper.claim(spawner.pid());
     let publisher = Publisher::start(&daemon.namespace, daemon.containerd);
     let shim = Rc::new(Shim {
         namespace: daemon.namespace,
@@ -86,6 +85,7 @@ async fn serve(
         oom: oom::Watch::start().context(|| "watch for OOM kills".into())?,
         shutdown: Notify::new(),
     });
+    spawn_local(keep_spawner(Arc::clone(&shim.spawner), Rc::clone(&reaper)));
     spawn_local(async move {
         if let Err(error) = reaper.watch(&signals).await {
             log::error(format_args!("collect orphans: {error}"));
@@ -100,4 +100,27 @@ async fn serve(
     server.drain(FAREWELL).await;
     publisher.flush(FAREWELL).await;
     Ok(())
+}
+
+/// Replaces the spawner if it dies, so that a request that killed it does not take the other
+/// containers of the pod along.
+async fn keep_spawner(spawner: Arc<Spawner>, reaper: Rc<Reaper>) {
+    loop {
+        let pid = spawner.pid();
+        reaper.claim(pid);
+        match exits::open(pid) {
+            Ok(pidfd) => {
+                let status = exits::wait(&pidfd).await.status;
+                log::error(format_args!("the spawner ended with status {status}"));
+            }
+            Err(error) => return log::error(format_args!("watch the spawner: {error}")),
+        }
+        reaper.release(pid);
+        spawner.give_up();
+        // Forking needs the blocking threads gone; they leave soon when idle.
+        while let Err(error) = spawner.fork_again() {
+            log::debug(format_args!("no new spawner yet: {error}"));
+            tokio::time::sleep(THREAD_IDLE).await;
+        }
+    }
 }

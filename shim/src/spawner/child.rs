@@ -27,7 +27,7 @@ fn serve(socket: UnixStream) -> std::io::Result<()> {
     // Only the standard streams and the socket stay: the daemon's listener above all must not
     // outlive the daemon in here.
     let socket = keep_only(socket)?;
-    sys::restore_sigpipe();
+    sys::restore_signals()?;
     rustix::thread::set_name(c"xebec-spawner")?;
     while let Some(message) = wire::receive::<Request>(&socket)? {
         let id = message.head.id.clone();

@@ -8,9 +8,10 @@ mod child;
 pub(crate) mod wire;
 
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::{Context, Error, Result};
 use crate::sys::{self, Fork};
@@ -20,7 +21,15 @@ use wire::{Message, Reply};
 /// The daemon's end.
 #[derive(Debug)]
 pub struct Spawner {
-    socket: Mutex<UnixStream>,
+    /// Held for one request and its answer.
+    exchange: Mutex<()>,
+    current: Mutex<Arc<Current>>,
+}
+
+/// A running spawner process.
+#[derive(Debug)]
+struct Current {
+    socket: UnixStream,
     pid: i32,
 }
 
@@ -36,22 +45,34 @@ pub struct Launched {
 impl Spawner {
     /// Forks the spawner. Must be called while the process has a single thread.
     pub fn fork() -> Result<Spawner> {
-        let (ours, theirs) = UnixStream::pair().context(|| "make the spawner's socket".into())?;
-        match sys::fork().context(|| "fork the spawner".into())? {
-            Fork::Child => {
-                drop(ours);
-                child::run(theirs)
-            }
-            Fork::Parent(pid) => Ok(Spawner {
-                socket: Mutex::new(ours),
-                pid,
-            }),
-        }
+        Ok(Spawner {
+            exchange: Mutex::new(()),
+            current: Mutex::new(Arc::new(fork()?)),
+        })
+    }
+
+    /// Forks a successor of a spawner that has died. Fails while there are several threads.
+    pub fn fork_again(&self) -> Result<()> {
+        let successor = Arc::new(fork()?);
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = successor;
+        Ok(())
     }
 
     /// Pid of the spawner process.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.current().pid
+    }
+
+    /// Ends the wait for an answer that will not come. The end of the connection alone does not
+    /// tell: containers that wait for their start hold a copy of the other side.
+    pub fn give_up(&self) {
+        // Not connected is what is wanted.
+        let _ = self.current().socket.shutdown(Shutdown::Both);
+    }
+
+    fn current(&self) -> Arc<Current> {
+        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&current)
     }
 
     /// Starts a process; blocks until it is there. The error is the runtime's own text.
@@ -61,10 +82,11 @@ impl Spawner {
         document: &[u8],
         fds: &[BorrowedFd<'_>],
     ) -> std::result::Result<Launched, String> {
-        let socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.current();
         let exchange = || -> io::Result<Option<Message<Reply>>> {
-            wire::send(&socket, request, document, fds)?;
-            wire::receive(&socket)
+            wire::send(&current.socket, request, document, fds)?;
+            wire::receive(&current.socket)
         };
         match exchange() {
             Ok(Some(Message {
@@ -82,6 +104,17 @@ impl Spawner {
             Ok(None) => Err("the spawner process is gone".to_owned()),
             Err(error) => Err(format!("talk to the spawner: {error}")),
         }
+    }
+}
+
+fn fork() -> Result<Current> {
+    let (ours, theirs) = UnixStream::pair().context(|| "make the spawner's socket".into())?;
+    match sys::fork().context(|| "fork the spawner".into())? {
+        Fork::Child => {
+            drop(ours);
+            child::run(theirs)
+        }
+        Fork::Parent(pid) => Ok(Current { socket: ours, pid }),
     }
 }
 

@@ -127,11 +127,19 @@ pub fn share_no_core() -> io::Result<()> {
     }
 }
 
-/// Gives SIGPIPE its default action back; Rust programs start with it ignored, and an ignored
-/// signal would be inherited by containers.
-pub fn restore_sigpipe() {
-    // SAFETY: installs SIG_DFL, which runs no code of ours.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// Gives SIGPIPE its default action back and blocks no signal: Rust programs start with SIGPIPE
+/// ignored, the daemon blocks SIGCHLD, and containers would inherit both.
+pub fn restore_signals() -> io::Result<()> {
+    // SAFETY: installs SIG_DFL, which runs no code of ours, and passes an initialised set.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut none = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut none);
+        if libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
 }
 
 /// Moves `fd` to the number `place`, replacing what is open there.
