@@ -1,6 +1,6 @@
 //! What parent and child tell each other: small packets over one socket pair.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -62,6 +62,11 @@ pub(crate) fn pair() -> Result<(ParentEnd, ChildEnd)> {
 }
 
 impl ChildEnd {
+    /// Its number, to be kept when others are closed.
+    pub(super) fn raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
     /// Sends a report; a parent that is gone is none the worse for missing it.
     pub(super) fn send(&self, report: Report<'_>) {
         let mut packet = [0u8; HEAD + DETAIL_MAX];

@@ -1,6 +1,6 @@
 //! What init and every later process have in common: from a ready tree to `execve`.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -47,8 +47,12 @@ pub(super) fn finish<'p>(
     };
     let gated = job.gate.is_some();
     if let Some(gate) = job.gate.take() {
+        if let Err(failure) = let_go(job, &gate, channel, hooks.1) {
+            return failure;
+        }
+        // A parent that died meanwhile cannot be told: the write ends this process then.
         channel.send(Report::Ready);
-        if let Err(failure) = wait_at(gate) {
+        if let Err(failure) = wait_at(&gate) {
             return failure;
         }
     }
@@ -132,12 +136,33 @@ fn install_filter(job: &mut FinishJob) -> Result<(), Failure<'static>> {
     Ok(())
 }
 
+/// Closes what the wait for `start` does not need: for as long as it may last, nothing of the
+/// parent's (its lock on the state among it) is held on to.
+fn let_go(
+    job: &FinishJob,
+    gate: &OwnedFd,
+    channel: &ChildEnd,
+    hook_io: Option<&ChildHookIo>,
+) -> Result<(), Failure<'static>> {
+    let mut keep = [0; 6];
+    let hook_fds = hook_io.map_or([None; 3], |io| io.raw_fds().map(Some));
+    let own = [
+        Some(gate.as_raw_fd()),
+        Some(channel.raw_fd()),
+        job.notify.as_ref().map(|f| f.as_raw_fd()),
+    ];
+    for (place, fd) in keep.iter_mut().zip(own.into_iter().chain(hook_fds)) {
+        *place = fd.map_or(0, |fd| fd as u32);
+    }
+    sys::close_all_but(3 + job.preserve_fds, &mut keep).at(Step::Stdio, b"close_range")
+}
+
 /// Waits until `start` writes to the fifo.
-fn wait_at(gate: OwnedFd) -> Result<(), Failure<'static>> {
-    let mut polled = [PollFd::new(&gate, PollFlags::IN)];
+fn wait_at(gate: &OwnedFd) -> Result<(), Failure<'static>> {
+    let mut polled = [PollFd::new(gate, PollFlags::IN)];
     rustix::io::retry_on_intr(|| poll(&mut polled, None)).at(Step::Sync, b"start fifo")?;
     let mut word = [0];
-    rustix::io::read(&gate, &mut word).at(Step::Sync, b"start fifo")?;
+    rustix::io::read(gate, &mut word).at(Step::Sync, b"start fifo")?;
     Ok(())
 }
 

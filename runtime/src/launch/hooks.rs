@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -163,6 +163,11 @@ impl ChildHookIo {
             starting: copy(&self.starting)?,
             errors: copy(&self.errors)?,
         })
+    }
+
+    /// Their numbers, to be kept when others are closed.
+    pub(super) fn raw_fds(&self) -> [RawFd; 3] {
+        [&self.creating, &self.starting, &self.errors].map(AsRawFd::as_raw_fd)
     }
 
     /// Puts the states in place, once the pid is known.

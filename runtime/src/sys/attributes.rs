@@ -20,6 +20,27 @@ pub(crate) fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     .map(drop)
 }
 
+/// Closes every descriptor from `first` on but those in `keep` (which gets sorted).
+///
+/// Only for a process made by [`super::clone3`]: owners of what is closed must never be dropped,
+/// and there they never are, because such a process ends by `execve` or `_exit`.
+pub(crate) fn close_all_but(first: u32, keep: &mut [u32]) -> Result<(), Errno> {
+    keep.sort_unstable();
+    let mut from = first;
+    for kept in keep.iter().filter(|kept| **kept >= first) {
+        if *kept > from {
+            close_range(from, kept - 1)?;
+        }
+        from = kept + 1;
+    }
+    close_range(from, u32::MAX)
+}
+
+fn close_range(from: u32, to: u32) -> Result<(), Errno> {
+    // SAFETY: as the caller promises, nobody uses or drops what is closed here.
+    super::check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)
+}
+
 /// Joins a new session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).
 pub(crate) fn join_session_keyring(name: &CStr) -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;

@@ -13,8 +13,8 @@ pub(crate) mod seccomp;
 mod signal;
 
 pub(crate) use attributes::{
-    SchedAttr, close_on_exec_from, install_seccomp, join_session_keyring, set_io_priority,
-    set_personality, set_scheduler, unshare, working_directory,
+    SchedAttr, close_all_but, close_on_exec_from, install_seccomp, join_session_keyring,
+    set_io_priority, set_personality, set_scheduler, unshare, working_directory,
 };
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve};
