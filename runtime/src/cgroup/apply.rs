@@ -26,12 +26,17 @@ impl Cgroup {
         if plan.is_empty() {
             return Ok(skipped);
         }
-        let have = self.enable(plan.controllers())?;
+        let needed = plan.controllers();
+        let have = if needed.is_empty() {
+            needed
+        } else {
+            self.enable(needed)?
+        };
         let mut entries = Vec::with_capacity(plan.entries().len());
         for entry in plan.entries() {
-            if is_available(entry, have) {
+            if is_worth_a_try(entry, have) {
                 entries.push(entry);
-            } else if entry.on_refusal != OnRefusal::IgnoreAbsent {
+            } else {
                 skip(entry, policy, &mut skipped)?;
             }
         }
@@ -110,8 +115,10 @@ impl Cgroup {
     }
 }
 
-fn is_available(entry: &Entry, have: Controllers) -> bool {
-    Controllers::by_name(&entry.controller).is_none_or(|controller| have.contains(controller))
+/// Everything but a binding limit whose controller is known to be missing.
+fn is_worth_a_try(entry: &Entry, have: Controllers) -> bool {
+    entry.on_refusal == OnRefusal::IgnoreAbsent
+        || Controllers::by_name(&entry.controller).is_none_or(|needed| have.contains(needed))
 }
 
 fn skip(entry: &Entry, policy: ControllersPolicy, skipped: &mut Vec<Skipped>) -> Result<()> {

@@ -16,14 +16,19 @@ pub(super) fn write(dir: BorrowedFd<'_>, name: &str, value: &str) -> rustix::io:
     rustix::io::retry_on_intr(|| rustix::io::write(&fd, value.as_bytes())).map(|_| ())
 }
 
-/// Reads a whole file.
+/// Reads a whole file. Most are a few words long, which the first read(2) gives and whose end
+/// a short answer shows, because cgroup files are written out in one go up to a page.
 pub(super) fn read(dir: BorrowedFd<'_>, name: &str) -> rustix::io::Result<String> {
     let fd = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    let mut text = String::new();
-    File::from(fd)
-        .read_to_string(&mut text)
-        .map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::IO))?;
-    Ok(text)
+    let mut text = vec![0; 512];
+    let len = rustix::io::retry_on_intr(|| rustix::io::read(&fd, &mut text[..]))?;
+    text.truncate(len);
+    if len >= 256 {
+        File::from(fd)
+            .read_to_end(&mut text)
+            .map_err(|err| Errno::from_io_error(&err).unwrap_or(Errno::IO))?;
+    }
+    String::from_utf8(text).map_err(|_| Errno::ILSEQ)
 }
 
 /// Reads a whole file that older kernels, or hosts without its controller, do not have.

@@ -168,7 +168,9 @@ impl Exec {
         }
         let mut sets = process.capabilities().clone().unwrap_or_default();
         for name in &self.cap {
-            let cap = name.parse().map_err(|_| {
+            // The crate's names lack the prefix that everyone writes.
+            let bare = name.strip_prefix("CAP_").unwrap_or(name);
+            let cap = bare.parse().map_err(|_| {
                 Error::InvalidArgument(format!("--cap: unknown capability {name:?}"))
             })?;
             let with = |set: &Option<oci_spec::runtime::Capabilities>| {

@@ -107,7 +107,7 @@ fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
         return Ok(None);
     };
     Ok(Some(
-        Cache::open(root.join(SECCOMP_CACHE))?.get_or_compile(profile)?,
+        Cache::open(root.join(SECCOMP_CACHE)).get_or_compile(profile)?,
     ))
 }
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use oci_spec::runtime::LinuxSeccomp;
 use sha2::{Digest, Sha256};
 
-use super::error::{Result, SeccompError};
+use super::error::Result;
 use super::{Architecture, Filter, compile, policy};
 
 /// Changes whenever the same profile compiles to another program.
@@ -22,18 +22,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache in `dir`, which is made (mode 0700) if it does not exist.
-    pub fn open(dir: impl Into<PathBuf>) -> Result<Self> {
-        let dir = dir.into();
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&dir)
-            .map_err(|source| SeccompError::Cache {
-                path: dir.clone(),
-                source,
-            })?;
-        Ok(Self { dir })
+    /// The cache in `dir`, which is made (mode 0700) when the first filter is put there.
+    pub fn open(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
     }
 
     /// The filter of a profile, from the cache or compiled and put there.
@@ -59,12 +50,25 @@ impl Cache {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary = self.dir.join(format!(".{}.{count}", std::process::id()));
-        let written = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)
+        let create = || {
+            OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)
+        };
+        let written = create()
+            .or_else(|error| {
+                if error.kind() != io::ErrorKind::NotFound {
+                    return Err(error);
+                }
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&self.dir)?;
+                create()
+            })
             .and_then(|mut file| file.write_all(bytes))
             .and_then(|()| fs::rename(&temporary, path));
         if written.is_err() {
@@ -121,7 +125,7 @@ mod tests {
     #[test]
     fn the_second_time_a_filter_comes_from_the_cache() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path().join("seccomp")).unwrap();
+        let cache = Cache::open(dir.path().join("a/seccomp"));
         let first = cache.get_or_compile(&profile()).unwrap();
         let [entry] = entries(&cache.dir)
             .try_into()
@@ -139,7 +143,7 @@ mod tests {
     #[test]
     fn a_damaged_entry_is_compiled_again_and_replaced() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path()).unwrap();
+        let cache = Cache::open(dir.path());
         let good = cache.get_or_compile(&profile()).unwrap().to_bytes();
         let [entry] = entries(dir.path()).try_into().unwrap();
         let mut flipped = good.clone();
@@ -160,8 +164,8 @@ mod tests {
     #[test]
     fn a_cache_that_cannot_be_written_still_answers() {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::open(dir.path().join("gone")).unwrap();
-        fs::remove_dir(&cache.dir).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        let cache = Cache::open(dir.path().join("file/below"));
         assert!(!cache.get_or_compile(&profile()).unwrap().insns.is_empty());
     }
 

@@ -1,12 +1,9 @@
-//! What can be wrong with a seccomp profile or its cache.
-
-use std::io;
-use std::path::PathBuf;
+//! What can be wrong with a seccomp profile.
 
 /// Result of every operation in [`crate::seccomp`].
 pub type Result<T> = std::result::Result<T, SeccompError>;
 
-/// An error of a seccomp profile or of the filter cache.
+/// An error of a seccomp profile.
 #[derive(Debug, thiserror::Error)]
 pub enum SeccompError {
     /// A field of the profile has a value that means nothing.
@@ -24,13 +21,5 @@ pub enum SeccompError {
         needed: usize,
         /// `BPF_MAXINSNS`
         limit: usize,
-    },
-    /// The cache directory cannot be made.
-    #[error("create seccomp cache {path}: {source}", path = path.display())]
-    Cache {
-        /// The directory.
-        path: PathBuf,
-        /// The kernel's answer.
-        source: io::Error,
     },
 }
