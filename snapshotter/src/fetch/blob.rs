@@ -1,8 +1,10 @@
 //! A layer blob in a registry, read by ranges: the way of every cold read of a lazy file.
 
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, Url};
 
@@ -20,8 +22,6 @@ use super::source::{BlobSource, check_range};
 /// How long a redirect's target is used directly. Signed URLs live for minutes; a target that
 /// stops answering before is asked for again at once.
 const REMEMBER: Duration = Duration::from_secs(120);
-/// Memory set aside for an answer at once; chunks are smaller, whole small layers may be larger.
-const FIRST_ALLOCATION: u64 = 16 << 20;
 
 /// One blob of one repository, readable by ranges from any thread.
 #[derive(Clone)]
@@ -86,18 +86,66 @@ impl BlobSource for RemoteBlob {
     fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         self.0.session.block(Arc::clone(&self.0).read(offset, len))
     }
+
+    fn read_parts(&self, offset: u64, len: u64, part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let (parts, arrived) = Parts::new();
+        let (sender, outcome) = mpsc::sync_channel(1);
+        let blob = Arc::clone(&self.0);
+        self.0.session.handle.spawn(async move {
+            // The receiver waits until this has happened.
+            let _ = sender.send(blob.stream(offset, len, parts).await);
+        });
+        // Ends when the task has dropped its end of the channel.
+        for bytes in arrived {
+            part(&bytes);
+        }
+        outcome
+            .recv()
+            .unwrap_or_else(|_| Err(Error::Internal("the registry client has shut down".into())))
+    }
+}
+
+/// Where the bytes of an answer go. An attempt after a failed one asks for the rest only.
+struct Parts {
+    sender: mpsc::Sender<Bytes>,
+    arrived: AtomicU64,
+}
+
+impl Parts {
+    fn new() -> (Arc<Self>, mpsc::Receiver<Bytes>) {
+        let (sender, receiver) = mpsc::channel();
+        let arrived = AtomicU64::new(0);
+        (Arc::new(Self { sender, arrived }), receiver)
+    }
+
+    fn arrived(&self) -> u64 {
+        self.arrived.load(Ordering::Relaxed)
+    }
+
+    fn push(&self, bytes: Bytes) {
+        let len = bytes.len() as u64;
+        self.arrived.fetch_add(len, Ordering::Relaxed);
+        // Nobody listens any more when the reader has gone; the answer is then of no use.
+        let _ = self.sender.send(bytes);
+    }
 }
 
 impl Blob {
     async fn read(self: Arc<Self>, offset: u64, len: u64) -> Result<Vec<u8>> {
+        let (parts, arrived) = Parts::new();
+        self.stream(offset, len, parts).await?;
+        Ok(arrived.try_iter().collect::<Vec<Bytes>>().concat())
+    }
+
+    async fn stream(self: Arc<Self>, offset: u64, len: u64, parts: Arc<Parts>) -> Result<()> {
         check_range(&format!("blob {}", self.digest), self.size, offset, len)?;
         if len == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let action = format!("read of {len} bytes at {offset} of blob {}", self.digest);
         self.session
             .attempt(&self.image, Capability::Pull, &action, |_, endpoint| {
-                Arc::clone(&self).read_from(endpoint, offset, len)
+                Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts))
             })
             .await
     }
@@ -107,7 +155,9 @@ impl Blob {
         endpoint: Arc<Endpoint>,
         offset: u64,
         len: u64,
-    ) -> Result<Vec<u8>, Failure> {
+        parts: Arc<Parts>,
+    ) -> Result<(), Failure> {
+        let (offset, len) = (offset + parts.arrived(), len - parts.arrived());
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_str(&range::request(offset, len))
             .map_err(|error| Failure::Protocol(error.to_string()))?;
@@ -120,7 +170,7 @@ impl Blob {
                 .send_foreign(&target, self.session.config.stall_timeout, make)
                 .await?;
             if !response.status().is_client_error() && !response.status().is_redirection() {
-                return self.receive(response, offset, len).await;
+                return self.receive(response, offset, len, &parts).await;
             }
             // The signed URL has expired.
             self.remember(&endpoint, None);
@@ -131,9 +181,9 @@ impl Blob {
             .session
             .get(&endpoint, subject, request, &headers)
             .await?;
-        let data = self.receive(response, offset, len).await?;
+        self.receive(response, offset, len, &parts).await?;
         self.remember(&endpoint, target);
-        Ok(data)
+        Ok(())
     }
 
     async fn receive(
@@ -141,7 +191,8 @@ impl Blob {
         mut response: Response,
         offset: u64,
         len: u64,
-    ) -> Result<Vec<u8>, Failure> {
+        parts: &Parts,
+    ) -> Result<(), Failure> {
         let status = response.status();
         if !status.is_success() && status.as_u16() != 416 {
             return Err(self.session.refusal(response).await);
@@ -151,23 +202,22 @@ impl Blob {
             .get(CONTENT_RANGE)
             .and_then(|value| value.to_str().ok());
         range::check(status.as_u16(), header, offset, len, self.size)?;
-        // The manifest's size is not to be trusted with memory before bytes have come.
-        let mut data = Vec::with_capacity(len.min(FIRST_ALLOCATION) as usize);
+        let mut got = 0;
         while let Some(chunk) = self.session.chunk(&mut response).await? {
-            data.extend_from_slice(&chunk);
-            if data.len() as u64 > len {
+            got += chunk.len() as u64;
+            if got > len {
                 return Err(Failure::Protocol(format!(
                     "more than the {len} bytes asked for"
                 )));
             }
+            parts.push(chunk);
         }
-        if (data.len() as u64) < len {
-            let got = data.len();
+        if got < len {
             return Err(Failure::Unreachable(format!(
                 "answer ends after {got} of {len} bytes"
             )));
         }
-        Ok(data)
+        Ok(())
     }
 
     fn target(&self, endpoint: &Endpoint) -> Option<Url> {

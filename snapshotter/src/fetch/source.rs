@@ -13,6 +13,13 @@ pub trait BlobSource: Send + Sync {
 
     /// Reads exactly `len` bytes at `offset`, or fails; never fewer. Blocks until they are there.
     fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>>;
+
+    /// The same, but gives the bytes to `part` as they arrive, in order and without gap, so that
+    /// the first of them need not wait for the last. Some may have been given when it fails.
+    fn read_parts(&self, offset: u64, len: u64, part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        part(&self.read_range(offset, len)?);
+        Ok(())
+    }
 }
 
 /// A blob in a local file, such as a layer of an OCI layout.

@@ -19,8 +19,8 @@ pub(super) struct Landing {
 }
 
 /// The duty to fetch a unit. Dropping it without [`Claim::land`] is a failure for all who wait.
-pub(super) struct Claim<'a> {
-    flights: &'a Flights,
+pub(super) struct Claim {
+    flights: Arc<Flights>,
     unit: u32,
     landing: Arc<Landing>,
     done: bool,
@@ -31,10 +31,10 @@ impl Flights {
     /// those that are under way. Local is checked under the lock: a unit that lands in between is
     /// seen as one or the other.
     pub(super) fn claim(
-        &self,
+        self: &Arc<Self>,
         units: impl Iterator<Item = u32>,
         is_local: impl Fn(u32) -> bool,
-    ) -> (Vec<Claim<'_>>, Vec<Arc<Landing>>) {
+    ) -> (Vec<Claim>, Vec<Arc<Landing>>) {
         let mut flying = lock(&self.0);
         let (mut mine, mut theirs) = (Vec::new(), Vec::new());
         for unit in units {
@@ -44,7 +44,7 @@ impl Flights {
                 Entry::Vacant(vacant) => {
                     let landing = Arc::clone(vacant.insert(Arc::default()));
                     mine.push(Claim {
-                        flights: self,
+                        flights: Arc::clone(self),
                         unit,
                         landing,
                         done: false,
@@ -75,9 +75,14 @@ impl Landing {
     }
 }
 
-impl Claim<'_> {
+impl Claim {
     pub(super) fn unit(&self) -> u32 {
         self.unit
+    }
+
+    /// The flight, to be awaited like one of somebody else's.
+    pub(super) fn landing(&self) -> Arc<Landing> {
+        Arc::clone(&self.landing)
     }
 
     /// Tells everyone who waits how it ended.
@@ -94,7 +99,7 @@ impl Claim<'_> {
     }
 }
 
-impl Drop for Claim<'_> {
+impl Drop for Claim {
     fn drop(&mut self) {
         if !self.done {
             let error = Error::Internal("a fetch was given up".to_owned());
@@ -113,7 +118,7 @@ mod tests {
 
     #[test]
     fn a_unit_is_claimed_once_and_its_outcome_reaches_everyone() {
-        let flights = Flights::default();
+        let flights = Arc::new(Flights::default());
         let (mut mine, none) = flights.claim([1, 2].into_iter(), |unit| unit == 2);
         assert_eq!((mine.len(), none.len()), (1, 0));
         let (nothing, theirs) = flights.claim([1].into_iter(), |_| false);
@@ -128,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_claim_that_is_dropped_fails_those_who_wait_and_frees_the_unit() {
-        let flights = Flights::default();
+        let flights = Arc::new(Flights::default());
         let (mine, _) = flights.claim([7].into_iter(), |_| false);
         let (_, theirs) = flights.claim([7].into_iter(), |_| false);
         drop(mine);

@@ -1,8 +1,8 @@
 //! The cold read: from an absent range of a file to verified bytes on disk.
 //!
 //! [`Filler::read`] is the whole story: find the chunks, claim their units so that each is fetched
-//! once however many wait for it, fetch neighbours in one range request, unpack, verify, write,
-//! set the bits, wake those who wait. [`ahead`] decides what else is worth fetching while the line
+//! once however many wait for it, fetch neighbours in one range request, and as each unit's bytes
+//! arrive unpack, verify, write, set the bits, wake those who wait. [`ahead`] decides what else is worth fetching while the line
 //! is in use, [`prefetch`] what to fetch before anyone asks, [`pool`] who goes first. Threads
 //! block; there is no async here, because each of these threads waits for one answer at a time.
 //!
@@ -45,7 +45,7 @@ pub struct Filler {
     blob: Arc<Blob>,
     source: Arc<dyn BlobSource>,
     pool: Arc<Pool>,
-    flights: Flights,
+    flights: Arc<Flights>,
     ahead: Ahead,
     fetched: AtomicU64,
 }
@@ -58,7 +58,7 @@ impl Filler {
             blob,
             source,
             pool,
-            flights: Flights::default(),
+            flights: Arc::default(),
             fetched: AtomicU64::new(0),
         })
     }
@@ -109,23 +109,36 @@ impl Filler {
 
     /// Returns when all `units` are local, whoever fetches them.
     fn ensure(self: &Arc<Self>, units: &[u32]) -> Shared<()> {
-        let Some(&last) = units.last() else {
-            return Ok(());
-        };
-        let (mine, theirs) = self.claim(units.iter().copied());
+        let (mine, mut flights) = self.claim(units.iter().copied());
         if !mine.is_empty() {
-            self.start_ahead(last);
+            flights.extend(mine.iter().map(Claim::landing));
+            self.start(mine);
         }
-        let mut landed = self.fetch(mine);
-        for flight in theirs {
-            landed = landed.and(flight.wait());
-        }
-        landed
+        flights
+            .iter()
+            .fold(Ok(()), |landed, flight| landed.and(flight.wait()))
     }
 
     /// Claims those units that are neither local nor claimed; the others' flights can be awaited.
-    fn claim(&self, units: impl Iterator<Item = u32>) -> (Vec<Claim<'_>>, Vec<Arc<Landing>>) {
+    fn claim(&self, units: impl Iterator<Item = u32>) -> (Vec<Claim>, Vec<Arc<Landing>>) {
         self.flights.claim(units, |unit| self.is_unit_local(unit))
+    }
+
+    /// Fetches what a reader waits for, and in the same request what will probably be asked for
+    /// next: units land one by one as their bytes arrive, so the reader does not wait for the
+    /// rest, and whoever comes for the rest finds it under way. When the line is busy enough, the
+    /// reader's thread fetches what is needed and nothing else.
+    fn start(self: &Arc<Self>, mut mine: Vec<Claim>) {
+        let last = mine[mine.len() - 1].unit();
+        let window = self.ahead.window(self.index().unit(last).offset);
+        let absent = |unit| !self.is_unit_local(unit) && !self.flights.is_claimed(unit);
+        let along = ahead::neighbours(self.index(), last, window, absent);
+        let Some(slot) = self.pool.slot(Class::Ahead) else {
+            return self.fetch(mine);
+        };
+        mine.extend(self.claim(along.into_iter()).0);
+        let filler = Arc::clone(self);
+        slot.run(move || filler.fetch(mine));
     }
 
     fn is_unit_local(&self, unit: u32) -> bool {
@@ -134,73 +147,60 @@ impl Filler {
         chunks.all(|chunk| self.blob.has(chunk))
     }
 
-    /// Fetches what will probably be asked for next, beside the request that is needed now: so the
-    /// reader waits for its own bytes only. When the line is busy enough, nothing happens.
-    fn start_ahead(self: &Arc<Self>, after: u32) {
-        let window = self.ahead.window(self.index().unit(after).offset);
-        let absent = |unit| !self.is_unit_local(unit) && !self.flights.is_claimed(unit);
-        let units = ahead::neighbours(self.index(), after, window, absent);
-        if units.is_empty() {
-            return;
-        }
-        let filler = Arc::clone(self);
-        self.pool.run_if_free(Class::Ahead, move || {
-            let (mine, _) = filler.claim(units.into_iter());
-            // Logged where it failed; nobody asked for it.
-            let _ = filler.fetch(mine);
-        });
-    }
-
-    /// Fetches claimed units, neighbours together; the first failure is returned, but every unit
-    /// is tried.
-    fn fetch(&self, mut claims: Vec<Claim<'_>>) -> Shared<()> {
-        claims.sort_unstable_by_key(Claim::unit);
-        let mut landed = Ok(());
-        while !claims.is_empty() {
+    /// Fetches claimed units, neighbours together. The outcome reaches whoever waits for a unit.
+    fn fetch(&self, mut claims: Vec<Claim>) {
+        // Readers' units come first in the list, and the run that holds the first one comes first.
+        while let Some(first) = claims.first().map(Claim::unit) {
+            claims.sort_unstable_by_key(|claim| (claim.unit() < first, claim.unit()));
             let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
             let ranges = units.map(|unit| unit.offset..unit.end());
             let rest = claims.split_off(run_length(ranges));
-            landed = landed.and(self.fetch_run(claims));
+            self.fetch_run(claims);
             claims = rest;
         }
-        landed
     }
 
-    /// One range request, and all that is made of its answer.
-    fn fetch_run(&self, run: Vec<Claim<'_>>) -> Shared<()> {
+    /// One range request; each unit lands as soon as its bytes are there.
+    fn fetch_run(&self, run: Vec<Claim>) {
         let start = self.index().unit(run[0].unit()).offset;
-        let end = self.index().unit(run[run.len() - 1].unit()).end();
-        let packed = match self.source.read_range(start, end - start) {
-            Ok(packed) => packed,
-            Err(error) => {
-                tracing::error!(
-                    layer = %self.layer(), offset = start, len = end - start, %error,
-                    "fetching failed; reads of these bytes get EIO"
-                );
-                let error = Arc::new(error);
-                for claim in run {
-                    claim.land(Err(Arc::clone(&error)));
-                }
-                return Err(error);
+        let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
+        let mut packed = Vec::with_capacity(len as usize);
+        let mut run = run.into_iter().peekable();
+        let read = self.source.read_parts(start, len, &mut |part| {
+            packed.extend_from_slice(part);
+            let has_arrived = |claim: &Claim| {
+                self.index().unit(claim.unit()).end() - start <= packed.len() as u64
+            };
+            while let Some(claim) = run.next_if(has_arrived) {
+                self.arrive(claim, start, &packed);
             }
-        };
-        self.fetched.fetch_add(end - start, Ordering::Relaxed);
-        let mut landed = Ok(());
-        for claim in run {
-            let unit = self.index().unit(claim.unit());
-            let from = (unit.offset - start) as usize;
-            let stored = self.store(&unit, &packed[from..from + unit.len as usize]);
-            let stored = stored.map_err(|error| {
-                tracing::error!(
-                    layer = %self.layer(), offset = unit.offset, %error,
-                    "fetched bytes are not usable; reads of them get EIO"
-                );
-                Arc::new(error)
-            });
-            claim.land(stored.clone());
-            landed = landed.and(stored);
+        });
+        self.fetched
+            .fetch_add(packed.len() as u64, Ordering::Relaxed);
+        if let Err(error) = read {
+            tracing::error!(
+                layer = %self.layer(), offset = start, len, %error,
+                "fetching failed; reads of these bytes get EIO"
+            );
+            let error = Arc::new(error);
+            for claim in run {
+                claim.land(Err(Arc::clone(&error)));
+            }
         }
-        landed
+    }
+
+    /// Makes a unit local whose bytes are in `packed`, which begins at `start` of the blob.
+    fn arrive(&self, claim: Claim, start: u64, packed: &[u8]) {
+        let unit = self.index().unit(claim.unit());
+        let from = (unit.offset - start) as usize;
+        let stored = self.store(&unit, &packed[from..from + unit.len as usize]);
+        claim.land(stored.map_err(|error| {
+            tracing::error!(
+                layer = %self.layer(), offset = unit.offset, %error,
+                "fetched bytes are not usable; reads of them get EIO"
+            );
+            Arc::new(error)
+        }));
     }
 
     /// Unpacks a unit, and verifies and writes each chunk in it that is absent.
@@ -244,7 +244,8 @@ fn run_length(mut ranges: impl Iterator<Item = Range<u64>>) -> usize {
         return 0;
     };
     let joins = |range: &Range<u64>| {
-        let joins = range.start <= run.end + MAX_GAP && range.end - run.start <= MAX_RUN;
+        let follows = range.start >= run.end && range.start - run.end <= MAX_GAP;
+        let joins = follows && range.end - run.start <= MAX_RUN;
         run.end = range.end;
         joins
     };

@@ -81,6 +81,38 @@ impl State {
     }
 }
 
+/// See [`Pool::slot`].
+pub struct Slot {
+    pool: Arc<Pool>,
+    class: Class,
+    used: bool,
+}
+
+impl Slot {
+    /// Runs `job` on a thread of the pool.
+    pub fn run(mut self, job: impl FnOnce() + Send + 'static) {
+        let pool = Arc::clone(&self.pool);
+        let mut state = pool.lock();
+        if !state.closed {
+            // Under one lock with giving the slot back: nobody else can take it in between.
+            state.running[self.class as usize] -= 1;
+            self.used = true;
+            state.queues[self.class as usize].push_back(Box::new(job));
+            pool.wake(&mut state);
+            return;
+        }
+        drop(state);
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.used {
+            self.pool.lock().running[self.class as usize] -= 1;
+        }
+    }
+}
+
 impl Pool {
     /// Runs `job` when its turn comes; after [`Pool::close`] it is dropped.
     pub fn run(self: &Arc<Self>, class: Class, job: impl FnOnce() + Send + 'static) {
@@ -92,15 +124,18 @@ impl Pool {
         self.wake(&mut state);
     }
 
-    /// Runs `job` now if its class has a thread free, else drops it.
-    pub fn run_if_free(self: &Arc<Self>, class: Class, job: impl FnOnce() + Send + 'static) {
+    /// A right to run one job of `class` at once, if that class has a thread free.
+    pub fn slot(self: &Arc<Self>, class: Class) -> Option<Slot> {
         let mut state = self.lock();
-        let waiting = state.queues[class as usize].len();
-        if state.closed || !state.allows(class) || waiting > 0 {
-            return;
-        }
-        state.queues[class as usize].push_back(Box::new(job));
-        self.wake(&mut state);
+        let free = !state.closed && state.allows(class) && state.queues[class as usize].is_empty();
+        free.then(|| {
+            state.running[class as usize] += 1;
+            Slot {
+                pool: Arc::clone(self),
+                class,
+                used: false,
+            }
+        })
     }
 
     /// Drops what has not begun and lets the threads end; running jobs run to their end.
@@ -218,23 +253,28 @@ mod tests {
     }
 
     #[test]
-    fn what_may_not_run_at_once_is_not_kept() {
+    fn there_are_as_many_slots_as_jobs_may_run() {
         let pool = Arc::new(Pool::default());
-        let (release, blocked) = mpsc::channel::<()>();
-        let blocked = Arc::new(Mutex::new(blocked));
-        for _ in 0..LIMITS[Class::Ahead as usize] {
-            let blocked = Arc::clone(&blocked);
-            pool.run(Class::Ahead, move || {
-                blocked.lock().unwrap().recv().unwrap_err();
-            });
-        }
-        while pool.lock().running[Class::Ahead as usize] < LIMITS[Class::Ahead as usize] {
-            std::thread::yield_now();
-        }
+        let limit = LIMITS[Class::Ahead as usize];
+        let mut slots: Vec<Slot> = (0..limit).filter_map(|_| pool.slot(Class::Ahead)).collect();
+        assert_eq!(slots.len(), limit);
+        assert!(pool.slot(Class::Ahead).is_none());
+        drop(slots.pop());
+        slots.extend(pool.slot(Class::Ahead));
         let (sender, receiver) = mpsc::channel();
-        pool.run_if_free(Class::Ahead, move || sender.send(()).unwrap());
-        assert!(receiver.recv().is_err(), "the job was dropped");
-        drop(release);
+        for slot in slots {
+            let sender = sender.clone();
+            slot.run(move || sender.send(()).unwrap());
+        }
+        assert_eq!(
+            (0..limit).filter(|_| receiver.recv().is_ok()).count(),
+            limit
+        );
+        let last = pool.slot(Class::Ahead);
         pool.close();
+        if let Some(slot) = last {
+            slot.run(move || sender.send(()).unwrap());
+        }
+        assert!(receiver.recv().is_err(), "a closed pool drops the job");
     }
 }
