@@ -174,7 +174,14 @@ impl fmt::Display for ChildFailure {
                     "error mounting to rootfs at \"/{detail}\": {words}: {reason}"
                 )
             }
-            step if step.is_hook() => write!(f, "error running {} {detail}", step.words()),
+            step if step.is_hook() => {
+                let reason = match self.errno {
+                    libc::ECANCELED => "failed",
+                    libc::ETIMEDOUT => "timed out",
+                    _ => &reason,
+                };
+                write!(f, "error running {}: {reason}: {detail}", step.words())
+            }
             Step::CwdOutside => write!(f, "{}: possible container breakout", step.words()),
             _ if detail.is_empty() => write!(f, "{}: {reason}", step.words()),
             _ => write!(f, "{} {detail:?}: {reason}", step.words()),

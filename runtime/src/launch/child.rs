@@ -13,7 +13,7 @@ use rustix::system::{setdomainname, sethostname};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::channel::{ChildEnd, Report};
-use super::finish::{FinishJob, apply_limits, finish, take_terminal};
+use super::finish::{FinishJob, apply_early, finish, take_terminal};
 use super::hooks::{ChildHookIo, run_child_hooks};
 use super::namespaces::Joined;
 use crate::error::{At as _, Failure, Step};
@@ -65,8 +65,8 @@ fn prepare<'p>(
     if plan.id_maps.is_some() {
         // The parent writes the maps, and with the host's privileges limits and OOM score.
         channel.wait_for_word().at(Step::Sync, b"")?;
-    } else {
-        apply_limits(None, &plan.process)?;
+    } else if !joined.needs_intermediate() {
+        apply_early(&plan.process, rest)?;
     }
     joined.enter()?;
     rootfs::make_private()?;

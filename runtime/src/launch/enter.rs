@@ -8,7 +8,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::channel::{ChildEnd, Report};
 use super::child::{become_root, join_keyring};
-use super::finish::{FinishJob, apply_limits, finish, take_terminal};
+use super::finish::{FinishJob, apply_early, finish, take_terminal};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::ProcessPlan;
 use crate::rootfs;
@@ -52,7 +52,7 @@ fn prepare<'p>(
 ) -> Result<(), Failure<'p>> {
     sys::default_dispositions();
     sys::unblock_all();
-    apply_limits(None, process)?;
+    apply_early(process, rest)?;
     // The pid namespace is the parent's affair; all others are entered in one call.
     let own =
         ThreadNameSpaceType::from_bits_retain(namespaces as u32) - ThreadNameSpaceType::PROCESS_ID;

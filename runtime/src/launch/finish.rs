@@ -29,6 +29,9 @@ pub(crate) struct FinishJob {
     /// Connected to the agent of `SCMP_ACT_NOTIFY`.
     pub(crate) notify: Option<OwnedFd>,
     pub(crate) preserve_fds: u32,
+    /// Resource limits are set last, so that they cannot hinder the launch itself; not so with a
+    /// user namespace, where the privilege to raise them is gone by then.
+    pub(crate) late_rlimits: bool,
     /// A proc file system that can be trusted, once there is one.
     pub(crate) proc: Option<OwnedFd>,
 }
@@ -90,6 +93,12 @@ fn settle<'p>(
     if let (Some(label), Some(proc)) = (&plan.label, &job.proc) {
         write_label(proc.as_fd(), &label.file, &label.value).at(Step::Label, &label.value)?;
     }
+    if plan.needs_home {
+        program::set_home(plan);
+    }
+    if job.late_rlimits {
+        apply_rlimits(None, plan)?;
+    }
     let entered = program::enter_cwd(&plan.cwd);
     identity::take(plan)?;
     if plan.no_new_privileges {
@@ -100,11 +109,7 @@ fn settle<'p>(
         program::enter_cwd(&plan.cwd).at(Step::Chdir, plan.cwd.to_bytes())?;
     }
     program::check_cwd()?;
-    let path = program::find(plan)?;
-    if plan.needs_home {
-        program::set_home(plan);
-    }
-    Ok(path)
+    program::find(plan)
 }
 
 /// The last privileges go: filter and capabilities, in the order that the kernel demands.
@@ -166,13 +171,13 @@ fn wait_at(gate: &OwnedFd) -> Result<(), Failure<'static>> {
     Ok(())
 }
 
-/// Resource limits and OOM score of the child (`pid`) or of the caller itself; while the host's
-/// privileges and its proc are still at hand.
-pub(super) fn apply_limits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), Failure<'_>> {
-    for (resource, limit) in &plan.rlimits {
-        prlimit(pid, *resource, limit.clone()).at(Step::Rlimit, b"")?;
+/// What needs the host's privileges or its proc, while they are at hand: the OOM score, and the
+/// resource limits of a process that is about to enter a user namespace.
+pub(super) fn apply_early<'p>(plan: &'p ProcessPlan, job: &FinishJob) -> Result<(), Failure<'p>> {
+    if !job.late_rlimits {
+        apply_rlimits(None, plan)?;
     }
-    let (None, Some(score)) = (pid, &plan.oom_score_adj) else {
+    let Some(score) = &plan.oom_score_adj else {
         return Ok(());
     };
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
@@ -181,6 +186,14 @@ pub(super) fn apply_limits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), F
     rustix::io::write(&file, score.as_bytes())
         .at(Step::OomScore, score.as_bytes())
         .map(drop)
+}
+
+/// Resource limits of a process, or of the caller itself.
+pub(super) fn apply_rlimits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), Failure<'_>> {
+    for (resource, limit) in &plan.rlimits {
+        prlimit(pid, *resource, limit.clone()).at(Step::Rlimit, b"")?;
+    }
+    Ok(())
 }
 
 /// Opens the terminal that the process asks for, and hands the master over.

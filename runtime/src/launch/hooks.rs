@@ -182,7 +182,10 @@ impl ChildHookIo {
     pub(crate) fn explain(&self, error: Error) -> Error {
         match error {
             Error::Init(mut failure) if failure.step.is_hook() => {
-                failure.detail = format!("{}: {}", failure.detail, self.error_output());
+                let output = self.error_output();
+                if !output.is_empty() {
+                    failure.detail = format!("{}, stderr: {output}", failure.detail);
+                }
                 Error::Init(failure)
             }
             other => other,
@@ -247,6 +250,7 @@ fn run_child_hook(
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
     match status.and_then(|s| s.exit_status()) {
         Some(0) => Ok(()),
+        // No errno of execve or of the clone: the hook ran, and refused.
         _ => Err(Errno::CANCELED),
     }
 }

@@ -94,8 +94,12 @@ impl Joined {
 
     /// The child's part: enters each namespace, makes those that belong inside.
     pub(super) fn enter(&self) -> std::result::Result<(), Failure<'static>> {
+        if self.needs_intermediate() {
+            // The intermediate process was inside already when it made this one.
+            return Ok(());
+        }
         self.enter_existing()?;
-        if self.unshare != 0 && !self.needs_intermediate() {
+        if self.unshare != 0 {
             crate::sys::unshare(self.unshare).at(Step::Unshare, b"")?;
         }
         Ok(())

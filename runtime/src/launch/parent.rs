@@ -10,7 +10,7 @@ use rustix::process::{
 use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::child::{InitJob, init_main};
 use super::enter::{ExecJob, exec_main};
-use super::finish::apply_limits;
+use super::finish::{apply_early, apply_rlimits};
 use super::namespaces::ChildrenPointed;
 use super::userns::write_maps;
 use crate::error::{ChildFailure, Error, Failure, Result, Step};
@@ -118,18 +118,22 @@ fn clone_through_intermediate(
     let outer = request(0, launch.reparent, Some(launch.cgroup));
     let (_, first) = clone3(&outer, || {
         let flags = job.joined.inner_flags();
-        let made = job.joined.enter_existing().and_then(|()| {
-            clone3(&request(flags, true, None), || init_main(job, &child)).map_err(|errno| {
-                Failure {
-                    step: Step::Unshare,
-                    errno,
-                    detail: b"",
-                }
-            })
-        });
-        match made {
+        let entered =
+            apply_early(&job.plan.process, &job.finish).and_then(|()| job.joined.enter_existing());
+        if let Err(failure) = entered {
+            child.send(Report::Failed(failure));
+            return 1;
+        }
+        match clone3(&request(flags, true, None), || init_main(job, &child)) {
             Ok((pid, _)) => child.send(Report::Forked(pid)),
-            Err(failure) => child.send(Report::Failed(failure)),
+            Err(errno) => {
+                let (step, detail) = (Step::Unshare, &b""[..]);
+                child.send(Report::Failed(Failure {
+                    step,
+                    errno,
+                    detail,
+                }));
+            }
         }
         0
     })
@@ -173,7 +177,7 @@ fn see_init_off(
 /// What needs the host's privileges once the child is in a user namespace of its own.
 fn prepare_mapped(plan: &LaunchPlan, maps: &IdMaps, pid: i32) -> Result<()> {
     write_maps(pid, maps)?;
-    apply_limits(Pid::from_raw(pid), &plan.process).map_err(|failure| {
+    apply_rlimits(Pid::from_raw(pid), &plan.process).map_err(|failure| {
         Error::Init(ChildFailure {
             step: failure.step,
             errno: failure.errno.raw_os_error(),

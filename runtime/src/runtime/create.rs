@@ -231,6 +231,7 @@ fn init_job(
         filter,
         notify,
         preserve_fds: request.preserve_fds,
+        late_rlimits: !plan.namespaces.has(libc::CLONE_NEWUSER as u64),
         proc: None,
     };
     Ok(InitJob {

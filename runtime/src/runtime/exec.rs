@@ -48,6 +48,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
             filter: filter(&dir)?,
             notify: None,
             preserve_fds: request.preserve_fds,
+            late_rlimits: record.namespaces & libc::CLONE_NEWUSER as u64 == 0,
             proc: None,
         },
         process,
