@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use integration::hosts::{VmHost, VmOptions};
 
-/// A container with 64 MiB that wants much more, between two ends of an event log. `tail` of
-/// /dev/zero keeps what it reads in memory.
+/// A container with 64 MiB that wants much more, while events are recorded: `tail` looks for the
+/// last lines of /dev/zero, which has none, and keeps what it has read.
 const OUT_OF_MEMORY: &str = r#"
 set -e
 skopeo copy -q --dest-tls-verify=false oci:/srv/corpus/redis:redis docker://127.0.0.1:5000/redis:v1
@@ -23,7 +23,7 @@ ctr tasks rm -f limited >/dev/null; ctr containers rm limited
 ctr events > /tmp/events & events=$!
 sleep 2
 set +e
-$run --rm --memory-limit 67108864 $image greedy sh -c 'exec tail -c 1000000000 /dev/zero'
+$run --rm --memory-limit 67108864 $image greedy sh -c 'exec tail /dev/zero'
 echo "status $?"
 set -e
 sleep 2
