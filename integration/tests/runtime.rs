@@ -54,7 +54,8 @@ fn a_container_is_created_started_entered_killed_and_deleted() {
     let before = settled(&host, &warm);
 
     // `create` returns while init waits, so its descriptors must not be the test's pipes.
-    let create = "xebec create --bundle /tmp/web --pid-file /tmp/web.pid web </dev/null >/dev/null";
+    let create =
+        "xebec create --bundle /tmp/web --pid-file /tmp/web.pid web </dev/null >/dev/null 2>&1";
     host.check_sh(create).unwrap();
     let created = state(&host, "web");
     assert_eq!(created["status"], "created");
@@ -136,15 +137,6 @@ fn run_passes_output_and_exit_status_on_and_delete_force_ends_a_live_container()
         (42, "out\n", "err\n")
     );
 
-    bundle.config["process"]["args"] = json!(["sh", "-c", "kill -9 $$"]);
-    bundle.write().unwrap();
-    assert_eq!(
-        xebec(&host, &["run", "--bundle", "/tmp/b", "shot"])
-            .unwrap()
-            .status,
-        137
-    );
-
     bundle.config["process"]["args"] = json!(["sleep", "1000"]);
     bundle.write().unwrap();
     host.check_sh("xebec run --detach --bundle /tmp/b long </dev/null >/dev/null 2>&1")
@@ -154,6 +146,10 @@ fn run_passes_output_and_exit_status_on_and_delete_force_ends_a_live_container()
     ok(&host, &["resume", "long"]);
     assert_eq!(state(&host, "long")["status"], "running");
     ok(&host, &["delete", "--force", "long"]);
+
+    let killed = "xebec run --bundle /tmp/b shot & \
+                  until xebec kill shot KILL 2>/dev/null; do sleep 0.05; done; wait $!";
+    assert_eq!(host.sh(killed).unwrap().status, 137);
     assert_eq!(ok(&host, &["list", "--quiet"]).trim(), "");
     assert_restored(&host, &before);
 }
@@ -252,7 +248,7 @@ fn a_terminal_is_handed_over_the_console_socket() {
     bundle.write().unwrap();
     let listener = UnixListener::bind(host.path("/tmp/console.sock")).unwrap();
     host.check_sh(
-        "xebec run --detach --bundle /tmp/b --console-socket /tmp/console.sock t </dev/null >/dev/null",
+        "xebec run --detach --bundle /tmp/b --console-socket /tmp/console.sock t </dev/null >/dev/null 2>&1",
     )
     .unwrap();
     let (connection, _) = listener.accept().unwrap();
@@ -390,12 +386,13 @@ fn a_bad_bundle_gives_one_clear_error_and_leaves_nothing() {
 fn an_exec_of_what_cannot_be_run_fails_as_in_runc() {
     let host = host();
     Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
+    host.check_sh("echo x > /tmp/b/rootfs/etc/plain").unwrap();
     host.check_sh("xebec run --detach --bundle /tmp/b c </dev/null >/dev/null 2>&1")
         .unwrap();
     for (command, says) in [
         ("nothere", "executable file not found in $PATH"),
         ("/nothere", "no such file or directory"),
-        ("/etc", "permission denied"),
+        ("/etc/plain", "permission denied"),
     ] {
         let output = xebec(&host, &["exec", "c", command]).unwrap();
         assert!(
