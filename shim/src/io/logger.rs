@@ -77,13 +77,19 @@ impl Logger {
         tokio::pin!(exited);
         for (limit, signal) in [(patience, libc::SIGTERM), (TERM, libc::SIGKILL)] {
             if tokio::time::timeout(limit, &mut exited).await.is_ok() {
-                return self.reaper.release(self.pid);
+                return;
             }
             if let Err(error) = sys::send_signal(&self.pidfd, signal) {
                 log::debug(format_args!("signal logger {}: {error}", self.pid));
             }
         }
         exited.await;
+    }
+}
+
+impl Drop for Logger {
+    /// Nobody waits for it any more: if it still runs it is collected as an orphan.
+    fn drop(&mut self) {
         self.reaper.release(self.pid);
     }
 }
