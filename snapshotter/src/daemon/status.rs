@@ -125,7 +125,12 @@ impl Reporter {
                 mounts.entry(tree).or_default().push(name.clone());
             }
             if let Some(layer) = record.layer {
-                let (digest, state) = (layer.to_string(), self.snapshotter.layer(layer)?);
+                let digest = layer.to_string();
+                let state = self.snapshotter.layer(layer).unwrap_or_else(|error| {
+                    // One unreadable layer must not hide all the others.
+                    tracing::warn!(%layer, %error, "report a layer");
+                    LayerState::default()
+                });
                 layers.insert(layer, LayerLine { digest, state });
             }
             snapshots.push(SnapshotLine {

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status};
 use xebec_proto::prost_types;
@@ -17,6 +17,7 @@ use xebec_proto::snapshots::{
 };
 use xebec_proto::types;
 
+use super::labels::SNAPSHOT_REF;
 use super::snapshotter::{Prepared, Snapshotter};
 use crate::error::{Error, Result};
 use crate::snapshots::mounts::Mount;
@@ -41,6 +42,11 @@ impl Service {
             snapshotter,
             preparing: Semaphore::new(MAX_PREPARING),
         }
+    }
+
+    async fn permit(&self) -> Result<SemaphorePermit<'_>, Status> {
+        let permit = self.preparing.acquire().await;
+        permit.map_err(|closed| Status::unavailable(closed.to_string()))
     }
 
     /// Runs `work` on a thread that may block; `what` and `key` are for the log.
@@ -84,11 +90,12 @@ impl Snapshots for Service {
             labels,
             ..
         } = request.into_inner();
-        let _permit = self
-            .preparing
-            .acquire()
-            .await
-            .map_err(|e| Status::internal(e.to_string()))?;
+        // Only a layer of an image can make us wait for a registry; a container never does.
+        let _permit = if labels.contains_key(SNAPSHOT_REF) {
+            Some(self.permit().await?)
+        } else {
+            None
+        };
         let prepared = self
             .run("prepare", key, move |snapshotter, key| {
                 match snapshotter.prepare(key, optional(&parent), sorted(labels))? {
