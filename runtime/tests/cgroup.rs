@@ -342,3 +342,32 @@ fn an_oom_kill_is_counted() {
         "{refused:?}"
     );
 }
+
+#[test]
+#[ignore = "needs root and cgroup2: test host only"]
+fn a_parent_with_processes_is_named_and_nothing_is_left() {
+    let parent = Scratch::new("inner");
+    let offered = parent.0.enable(Controllers::NONE).expect("enable");
+    let mut child = parent.sleeper();
+    let path = parent.0.path().below("a/b").expect("a path below");
+    let created = Cgroup::create(&path, Controllers::MEMORY);
+    if offered.contains(Controllers::MEMORY) {
+        let error = created.expect_err("memory cannot be enabled beside a process");
+        assert!(
+            matches!(error, CgroupError::InternalProcesses { .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("memory"), "{error}");
+        assert!(
+            !parent.0.full_path().join("a").exists(),
+            "the directories are to be removed"
+        );
+    } else {
+        created
+            .expect("nothing to enable")
+            .remove()
+            .expect("remove");
+    }
+    parent.0.kill().expect("kill");
+    child.wait().expect("wait");
+}

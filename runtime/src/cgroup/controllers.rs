@@ -28,6 +28,8 @@ impl Controllers {
     pub const HUGETLB: Self = Self(1 << 5);
     /// `rdma`
     pub const RDMA: Self = Self(1 << 6);
+    /// Controllers that can tell the threads of a process apart.
+    pub(super) const THREADED: Self = Self(Self::CPU.0 | Self::CPUSET.0 | Self::PIDS.0);
     /// Controllers every container gets where the host has them: metrics and OOM events need
     /// them even when no limit is set.
     pub const ACCOUNTING: Self = Self(Self::CPU.0 | Self::MEMORY.0 | Self::IO.0 | Self::PIDS.0);

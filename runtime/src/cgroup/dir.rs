@@ -18,6 +18,9 @@ use super::{CgroupPath, Controllers};
 /// How long [`Cgroup::remove`] waits for killed processes to leave.
 const REMOVE_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Names the controllers that the children of a cgroup have.
+const SUBTREE_CONTROL: &str = "cgroup.subtree_control";
+
 /// An existing cgroup, held open.
 #[derive(Debug)]
 pub struct Cgroup {
@@ -136,11 +139,7 @@ impl Cgroup {
 
     /// A threaded cgroup takes only threaded controllers, and a "domain invalid" one nothing.
     fn refuse_if_threaded(&self, needed: Controllers) -> Result<()> {
-        let domain = needed.difference(
-            Controllers::CPU
-                .union(Controllers::PIDS)
-                .union(Controllers::CPUSET),
-        );
+        let domain = needed.difference(Controllers::THREADED);
         let Some(mode) = files::read_optional(self.fd(), &self.full, "cgroup.type")? else {
             return Ok(());
         };
@@ -247,38 +246,60 @@ fn enable_level(
     missing: Controllers,
     needed: Controllers,
 ) -> Result<()> {
-    const FILE: &str = "cgroup.subtree_control";
-    let enabled = read_controllers(dir, path, FILE)?;
+    let enabled = read_controllers(dir, path, SUBTREE_CONTROL)?;
     let offered = read_controllers(dir, path, "cgroup.controllers")?;
     let todo = missing.intersection(offered).difference(enabled);
     if todo.is_empty() {
         return Ok(());
     }
-    let Err(mut errno) = files::write(dir, FILE, &todo.enable_text()) else {
+    let Err(refused) = write_subtree_control(dir, todo) else {
         return Ok(());
     };
-    let mut failed = Controllers::NONE;
-    for name in todo.names() {
-        if let Err(one) = files::write(dir, FILE, &format!("+{name}")) {
-            failed = failed.union(Controllers::by_name(name).unwrap_or_default());
-            errno = one;
+    let controllers = todo.intersection(needed);
+    if refused == Errno::BUSY {
+        let path = path.to_owned();
+        return if controllers.is_empty() {
+            Ok(())
+        } else {
+            Err(CgroupError::InternalProcesses { controllers, path })
+        };
+    }
+    enable_one_by_one(dir, path, todo, needed)
+}
+
+/// Enables controllers for the children, all or none.
+///
+/// The kernel refuses domain controllers beside processes with EBUSY. Threaded controllers alone
+/// it would take, but that makes the cgroup the root of a threaded subtree, whose new children
+/// can hold nothing: refused here in the same way.
+fn write_subtree_control(dir: BorrowedFd<'_>, controllers: Controllers) -> rustix::io::Result<()> {
+    if Controllers::THREADED.contains(controllers)
+        // Only the root cgroup has no type.
+        && files::read(dir, "cgroup.type").is_ok()
+        && !files::read(dir, "cgroup.procs")?.is_empty()
+    {
+        return Err(Errno::BUSY);
+    }
+    files::write(dir, SUBTREE_CONTROL, &controllers.enable_text())
+}
+
+/// The way for a kernel that knows a controller's name and cannot enable it.
+fn enable_one_by_one(
+    dir: BorrowedFd<'_>,
+    path: &Path,
+    todo: Controllers,
+    needed: Controllers,
+) -> Result<()> {
+    for one in todo.names().filter_map(Controllers::by_name) {
+        match write_subtree_control(dir, one) {
+            Err(errno) if needed.contains(one) => {
+                let path = path.join(SUBTREE_CONTROL);
+                return Err(io_error(&format!("enable {one} in"), &path, errno));
+            }
+            _ => {}
         }
     }
-    let controllers = failed.intersection(needed);
-    if controllers.is_empty() {
-        return Ok(());
-    }
-    if errno == Errno::BUSY {
-        return Err(CgroupError::InternalProcesses {
-            controllers,
-            path: path.to_owned(),
-        });
-    }
-    Err(io_error(
-        &format!("enable {controllers} in"),
-        &path.join(FILE),
-        errno,
-    ))
+    Ok(())
 }
 
 fn collect_pids(
