@@ -21,7 +21,7 @@ use super::source::{BlobSource, check_range};
 
 /// How long a redirect's target is used directly. Signed URLs live for minutes; a target that
 /// stops answering before is asked for again at once.
-const REMEMBER: Duration = Duration::from_secs(120);
+const REMEMBER: Duration = Duration::from_mins(2);
 
 /// One blob of one repository, readable by ranges from any thread.
 #[derive(Clone)]

@@ -114,9 +114,7 @@ impl Filler {
             flights.extend(mine.iter().map(Claim::landing));
             self.start(mine);
         }
-        flights
-            .iter()
-            .fold(Ok(()), |landed, flight| landed.and(flight.wait()))
+        flights.iter().try_for_each(|flight| flight.wait())
     }
 
     /// Claims those units that are neither local nor claimed; the others' flights can be awaited.

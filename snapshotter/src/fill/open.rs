@@ -6,9 +6,11 @@ use crate::fetch::BlobSource;
 use crate::formats::{Flaw, estargz};
 use crate::index::LayerIndex;
 
-/// Bytes of the blob's end fetched at once: footer and TOC of some 4000 files, so that most layers
-/// cost one round trip.
-const TAIL: u64 = 320 << 10;
+/// Bytes of the blob's end fetched at once, so that most layers cost one round trip: layers of
+/// distributions have TOCs of 0.6 to 0.8 % of their size.
+fn tail_len(blob_size: u64) -> u64 {
+    (blob_size / 100).clamp(128 << 10, 1 << 20).min(blob_size)
+}
 
 /// What a blob turned out to be.
 #[derive(Debug)]
@@ -32,7 +34,7 @@ pub fn open_layer(
     allow_unverified: bool,
 ) -> Result<Opened> {
     let size = source.size();
-    let tail_start = size.saturating_sub(TAIL);
+    let tail_start = size - tail_len(size);
     let mut tail = source.read_range(tail_start, size - tail_start)?;
     let flaw = |flaw: Flaw| flaw.of(layer);
     let Some(footer) = estargz::footer::parse(&tail, size).map_err(flaw)? else {

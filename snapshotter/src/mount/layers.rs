@@ -10,6 +10,7 @@ use crate::fetch::ImageRef;
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, Opened, open_layer};
 use crate::store::{Origin, Store};
+use crate::sys;
 
 /// Opens layers, once each, and keeps them as long as they are of use.
 pub(super) struct Layers {
@@ -65,8 +66,24 @@ impl Layers {
                 );
                 Ok(None)
             }
-            _ => Ok(Some(filler)),
+            _ => {
+                self.note_origin(source)?;
+                Ok(Some(filler))
+            }
         }
+    }
+
+    /// Remembers the image that was asked for last: an older one may be gone from its registry, or
+    /// its credentials from this node, when the layer is opened again.
+    fn note_origin(&self, source: &LayerSource) -> Result<()> {
+        let known = self.store.origin(&source.layer)?;
+        let image = source.image.to_string();
+        if known.image == image {
+            return Ok(());
+        }
+        let size = known.size;
+        self.store
+            .set_origin(&source.layer, &Origin { image, size })
     }
 
     fn add_new(
@@ -140,7 +157,7 @@ impl Layers {
         Ok(layers.into_iter().map(LayerId::from).collect())
     }
 
-    /// Makes what was fetched survive a power failure, and closes what nobody uses.
+    /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
     pub(super) fn tidy(&self) {
         let open: Vec<_> = lock(&self.open).values().cloned().collect();
         for filler in open {
@@ -149,6 +166,7 @@ impl Layers {
             }
         }
         lock(&self.open).retain(|_, filler| Arc::strong_count(filler) > 1);
+        sys::give_back();
     }
 }
 
