@@ -150,7 +150,6 @@ impl<'a> Planner<'a> {
         self.toc.push(TocEntry {
             name: name.to_owned(),
             size: LANDMARK_CONTENT.len() as u64,
-            mod_time: "1970-01-01T00:00:00Z".to_owned(),
             ..TocEntry::default()
         });
         self.plan.chunk = LANDMARK_CONTENT.len() as u64;
