@@ -10,7 +10,9 @@ use clap::{Subcommand, ValueEnum};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::config::Config;
-use crate::convert::{self, LayerReport, Observer, Options, Place, Report};
+use crate::convert::{
+    self, Inspection, LayerFormat, LayerReport, Observer, Options, Place, Report,
+};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::{Platform, Registry, RegistryConfig};
@@ -29,6 +31,8 @@ pub(super) struct Args {
 enum Command {
     /// Convert an image so that containers start before it is there
     Convert(ConvertArgs),
+    /// Show an image's layers, their sizes and which can be read lazily
+    Inspect(InspectArgs),
 }
 
 /// Format to convert to.
@@ -102,8 +106,24 @@ struct ConvertArgs {
     registry: RegistryArgs,
 }
 
+#[derive(Debug, clap::Args)]
+struct InspectArgs {
+    /// Image to look at: HOST/NAME:TAG, or oci:DIR[:NAME] for an OCI layout
+    #[arg(value_name = "REF")]
+    image: Place,
+    /// Look at the image for this platform (OS/ARCH[/VARIANT]) [default: this machine's]
+    #[arg(long, value_name = "PLATFORM")]
+    platform: Option<Platform>,
+    /// Format of the result on standard output
+    #[arg(long, value_enum, default_value = "text")]
+    format: Output,
+    #[command(flatten)]
+    registry: RegistryArgs,
+}
+
 pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
+        Command::Inspect(args) => run_inspect(&args),
         Command::Convert(args) => run_convert(args),
     }
 }
@@ -133,6 +153,52 @@ fn run_convert(args: ConvertArgs) -> Result<()> {
     print(&report, args.format)
 }
 
+fn run_inspect(args: &InspectArgs) -> Result<()> {
+    let registry = Registry::new(args.registry.config(&[&args.image])?)?;
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let inspection = convert::inspect(&registry, &args.image, &platform)?;
+    let text = match args.format {
+        Output::Text => describe(&inspection),
+        Output::Json => to_json(&inspection)?,
+    };
+    println!("{text}");
+    Ok(())
+}
+
+/// The image and a line a layer.
+fn describe(inspection: &Inspection) -> String {
+    let layers = inspection.layers.iter().map(|layer| {
+        let format = match layer.format {
+            LayerFormat::Estargz => "eStargz (lazy)",
+            LayerFormat::ZstdChunked => "zstd:chunked",
+            LayerFormat::Gzip => "gzip",
+            LayerFormat::Zstd => "zstd",
+            LayerFormat::Tar => "tar",
+            LayerFormat::Other => "other",
+        };
+        format!(
+            "{}  {:>11}  {format}",
+            layer.digest,
+            HumanBytes(layer.size).to_string()
+        )
+    });
+    let head = format!(
+        "{}@{}  {}",
+        inspection.image,
+        inspection.digest,
+        HumanBytes(inspection.size)
+    );
+    std::iter::once(head)
+        .chain(layers)
+        .collect::<Vec<_>>()
+        .join("\n")
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<String> {
+    serde_json::to_string_pretty(value)
+        .map_err(|error| Error::Internal(format!("result as JSON: {error}")))
+}
+
 impl RegistryArgs {
     fn config(&self, places: &[&Place]) -> Result<RegistryConfig> {
         let file = Config::load(self.config.as_deref())?;
@@ -159,8 +225,7 @@ impl RegistryArgs {
 fn print(report: &Report, format: Output) -> Result<()> {
     let text = match format {
         Output::Text => format!("{}@{}", report.destination, report.digest),
-        Output::Json => serde_json::to_string_pretty(report)
-            .map_err(|error| Error::Internal(format!("report as JSON: {error}")))?,
+        Output::Json => to_json(report)?,
     };
     println!("{text}");
     Ok(())

@@ -1,12 +1,13 @@
 //! The command line: one file a command.
 
+mod generate;
 mod image;
 mod serve;
 mod status;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::error::Result;
 
@@ -26,6 +27,12 @@ enum Command {
     Image(Box<image::Args>),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
+    /// Write shell completions
+    #[command(hide = true)]
+    Completions(generate::CompletionsArgs),
+    /// Write man pages
+    #[command(hide = true)]
+    Man(generate::ManArgs),
 }
 
 /// Parses the process's arguments, runs the command and prints its error, if any, once.
@@ -44,13 +51,14 @@ fn run(cli: Cli) -> Result<()> {
         Command::Serve(args) => serve::run(args),
         Command::Image(args) => image::run(*args),
         Command::Status(args) => status::run(&args),
+        Command::Completions(args) => generate::completions(&args, Cli::command()),
+        Command::Man(args) => generate::man(&args, Cli::command()),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_consistent() {

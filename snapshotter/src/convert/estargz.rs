@@ -441,7 +441,7 @@ mod tests {
             let uid = entry.header().uid().unwrap();
             let link = entry
                 .link_name_bytes()
-                .map(|link| link.into_owned())
+                .map(std::borrow::Cow::into_owned)
                 .unwrap_or_default();
             let mut content = Vec::new();
             entry.read_to_end(&mut content).unwrap();

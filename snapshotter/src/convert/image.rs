@@ -174,20 +174,17 @@ fn plan(
             check_platform(&image, platform, &what)?;
             (None, vec![image])
         }
-        Document::Index(index) => match platform {
-            Some(platform) => {
+        Document::Index(index) => {
+            if let Some(platform) = platform {
                 let chosen = index.select(platform, &what)?.clone();
                 (None, vec![load_descriptor(source, chosen)?])
-            }
-            None => {
+            } else {
                 let images = load_all(source, &index, observer)?;
-                let media_type = index
-                    .media_type
-                    .clone()
-                    .unwrap_or_else(|| OCI_INDEX.to_owned());
+                let media_type = index.media_type.clone();
+                let media_type = media_type.unwrap_or_else(|| OCI_INDEX.to_owned());
                 (Some((index, media_type)), images)
             }
-        },
+        }
     };
     if images.is_empty() {
         return Err(Error::NotFound(format!(

@@ -8,6 +8,7 @@
 mod entry;
 mod estargz;
 mod image;
+mod inspect;
 mod layer;
 mod layout;
 mod member;
@@ -21,6 +22,7 @@ mod tar;
 pub use image::{
     DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, ImageReport, Options, Report, convert, default_temp_dir,
 };
+pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
 pub use layer::LayerReport;
 pub use layout::Layout;
 pub use order::parse_list;

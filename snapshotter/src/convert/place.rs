@@ -26,13 +26,11 @@ impl FromStr for Place {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        match text.strip_prefix("oci:") {
-            Some(rest) => Layout::parse(rest).map(Self::Layout),
-            None => {
-                let reference = text.strip_prefix("docker://").unwrap_or(text);
-                ImageRef::parse(reference).map(Self::Registry)
-            }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            return Layout::parse(rest).map(Self::Layout);
         }
+        let reference = text.strip_prefix("docker://").unwrap_or(text);
+        ImageRef::parse(reference).map(Self::Registry)
     }
 }
 

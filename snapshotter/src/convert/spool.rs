@@ -137,12 +137,11 @@ fn keep(entries: Vec<TarEntry>) -> Vec<TarEntry> {
         if entry.kind == EntryType::Reg && added.contains(&entry.name.as_str()) {
             continue;
         }
-        match places.get(&entry.name) {
-            Some(place) => kept[*place] = entry,
-            None => {
-                places.insert(entry.name.clone(), kept.len());
-                kept.push(entry);
-            }
+        if let Some(place) = places.get(&entry.name) {
+            kept[*place] = entry;
+        } else {
+            places.insert(entry.name.clone(), kept.len());
+            kept.push(entry);
         }
     }
     kept

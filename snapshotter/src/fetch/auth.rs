@@ -21,7 +21,7 @@ use super::hosts::{Endpoint, TlsPolicy, is_loopback};
 /// A token is not used in its last seconds: the request must still arrive.
 const MARGIN: Duration = Duration::from_secs(10);
 /// What the specification says when the server names no lifetime.
-const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
+const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 /// Tokens are a few KiB; anything larger is not one.
 const TOKEN_LIMIT: u64 = 1 << 20;
 

@@ -29,14 +29,14 @@ pub(super) fn parse(header: &str) -> Vec<Challenge> {
         if scheme.eq_ignore_ascii_case("basic") {
             challenges.push(Challenge::Basic);
         } else if scheme.eq_ignore_ascii_case("bearer") {
-            challenges.extend(bearer(parameters));
+            challenges.extend(bearer(&parameters));
         }
         rest = after.trim_start_matches([' ', ',', '\t']);
     }
     challenges
 }
 
-fn bearer(parameters: Vec<(String, String)>) -> Option<Challenge> {
+fn bearer(parameters: &[(String, String)]) -> Option<Challenge> {
     let take = |name: &str| {
         parameters
             .iter()
@@ -64,12 +64,11 @@ fn parameters(text: &str) -> (Vec<(String, String)>, &str) {
         if key.is_empty() || key.contains([' ', ',', '\t']) {
             return (pairs, rest);
         }
-        let (value, after) = match value.strip_prefix('"') {
-            Some(quoted) => unquote(quoted),
-            None => {
-                let end = value.find([',', ' ', '\t']).unwrap_or(value.len());
-                (value[..end].to_owned(), &value[end..])
-            }
+        let (value, after) = if let Some(quoted) = value.strip_prefix('"') {
+            unquote(quoted)
+        } else {
+            let end = value.find([',', ' ', '\t']).unwrap_or(value.len());
+            (value[..end].to_owned(), &value[end..])
         };
         pairs.push((key.to_owned(), value));
         rest = after;

@@ -260,11 +260,11 @@ mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
 
-    fn password(user: &str, password: &str) -> Option<Credential> {
-        Some(Credential::Password {
+    fn password(user: &str, password: &str) -> Credential {
+        Credential::Password {
             user: user.into(),
             password: password.into(),
-        })
+        }
     }
 
     fn entry(config: &str, host: &str, repository: &str) -> Option<Credential> {
@@ -283,7 +283,7 @@ mod tests {
             // "dTpwOnc=" is u:p:w; only the first colon separates.
             let config = format!(r#"{{"auths":{{"{key}":{{"auth":"dTpwOnc="}}}}}}"#);
             assert!(
-                entry(&config, "h:5000", "a/b") == password("u", "p:w"),
+                entry(&config, "h:5000", "a/b") == Some(password("u", "p:w")),
                 "{key}"
             );
             assert!(entry(&config, "h", "a/b").is_none(), "{key}");
@@ -294,14 +294,14 @@ mod tests {
     #[test]
     fn docker_hub_is_found_by_its_old_key() {
         let config = r#"{"auths":{"https://index.docker.io/v1/":{"auth":"dTpw"}}}"#;
-        assert!(entry(config, "docker.io", "library/busybox") == password("u", "p"));
+        assert!(entry(config, "docker.io", "library/busybox") == Some(password("u", "p")));
     }
 
     #[test]
     fn the_most_specific_entry_wins() {
         let config = r#"{"auths":{"h":{"auth":"YTph"},"h/team":{"auth":"Yjpi"}}}"#;
-        assert!(entry(config, "h", "team/app") == password("b", "b"));
-        assert!(entry(config, "h", "teams/app") == password("a", "a"));
+        assert!(entry(config, "h", "team/app") == Some(password("b", "b")));
+        assert!(entry(config, "h", "teams/app") == Some(password("a", "a")));
     }
 
     #[test]
@@ -340,7 +340,9 @@ mod tests {
     #[test]
     fn helper_answers_are_told_apart() {
         let answer = |text| parse_helper_answer(text).unwrap();
-        assert!(answer(r#"{"ServerURL":"h","Username":"u","Secret":"p"}"#) == password("u", "p"));
+        assert!(
+            answer(r#"{"ServerURL":"h","Username":"u","Secret":"p"}"#) == Some(password("u", "p"))
+        );
         assert!(
             answer(r#"{"Username":"<token>","Secret":"t"}"#)
                 == Some(Credential::IdentityToken("t".into()))

@@ -19,11 +19,13 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// A resolver, and the modification time of the resolv.conf it was made from.
+type Made = (SystemTime, Arc<TokioResolver>);
+
 /// Looks names up for the HTTP client.
 #[derive(Clone, Default)]
 pub(super) struct HostsThenDns {
-    /// The resolver made from the resolv.conf of this modification time.
-    resolver: Arc<Mutex<Option<(SystemTime, Arc<TokioResolver>)>>>,
+    resolver: Arc<Mutex<Option<Made>>>,
 }
 
 impl Resolve for HostsThenDns {

@@ -80,6 +80,10 @@ pub struct Index {
 
 /// What a reference can lead to.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one lives at a time, and it is taken apart at once"
+)]
 pub enum Document {
     /// One image.
     Manifest(Manifest),

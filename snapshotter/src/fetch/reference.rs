@@ -111,6 +111,7 @@ impl ImageRef {
     }
 
     /// The same repository at `digest`, without a tag.
+    #[must_use]
     pub fn at_digest(&self, digest: Digest) -> Self {
         Self {
             tag: None,

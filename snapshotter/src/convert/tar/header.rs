@@ -191,11 +191,11 @@ mod tests {
 
     #[test]
     fn an_encoded_header_reads_back() {
-        let block = encode_regular("stargz.index.json", 0o1234567);
+        let block = encode_regular("stargz.index.json", 0o1_234_567);
         let header = Header(&block);
         assert!(header.checksum_fits() && !header.is_zero());
         assert_eq!(header.name(), b"stargz.index.json");
-        assert_eq!(header.field("size"), Some(0o1234567));
+        assert_eq!(header.field("size"), Some(0o1_234_567));
         assert_eq!(header.field("mode"), Some(0));
         assert_eq!(header.kind(), Ok(Kind::Object(EntryType::Reg)));
     }
