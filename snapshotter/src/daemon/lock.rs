@@ -2,8 +2,10 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::error::{Error, Result};
 
@@ -14,8 +16,9 @@ pub(super) struct RootLock {
 }
 
 impl RootLock {
-    /// Takes the lock, or says that another daemon has it.
-    pub(super) fn take(root: &Path) -> Result<Self> {
+    /// Takes the lock, or says that another daemon has it. One that was just killed may take
+    /// `patience` to be gone: the kernel first gives up its mounts and writes.
+    pub(super) fn take(root: &Path, patience: Duration) -> Result<Self> {
         let path = root.join("lock");
         let file = File::options()
             .create(true)
@@ -23,10 +26,16 @@ impl RootLock {
             .write(true)
             .open(&path)
             .map_err(Error::io("open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Self { _file: file }),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::RootInUse(root.to_owned())),
-            Err(error) => Err(Error::io("lock", &path)(error)),
+        let begun = Instant::now();
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(Errno::WOULDBLOCK) if begun.elapsed() < patience => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(Errno::WOULDBLOCK) => return Err(Error::RootInUse(root.to_owned())),
+                Err(error) => return Err(Error::io("lock", &path)(error)),
+            }
         }
     }
 }
@@ -38,12 +47,25 @@ mod tests {
     #[test]
     fn a_root_has_one_daemon_at_a_time() {
         let root = tempfile::tempdir().unwrap();
-        let first = RootLock::take(root.path()).unwrap();
+        let first = RootLock::take(root.path(), Duration::ZERO).unwrap();
         assert!(matches!(
-            RootLock::take(root.path()),
+            RootLock::take(root.path(), Duration::ZERO),
             Err(Error::RootInUse(_))
         ));
         drop(first);
-        RootLock::take(root.path()).unwrap();
+        RootLock::take(root.path(), Duration::ZERO).unwrap();
+    }
+
+    #[test]
+    fn a_daemon_that_is_about_to_end_is_waited_for() {
+        let root = tempfile::tempdir().unwrap();
+        let first = RootLock::take(root.path(), Duration::ZERO).unwrap();
+        std::thread::scope(|scope| {
+            let path = root.path();
+            let second = scope.spawn(|| RootLock::take(path, Duration::from_secs(20)));
+            std::thread::sleep(Duration::from_millis(50));
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
     }
 }

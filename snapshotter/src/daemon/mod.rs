@@ -26,6 +26,8 @@ use socket::Socket;
 const WORKERS: usize = 2;
 /// Threads for work that blocks: room for every waiting Prepare and plenty for the rest.
 const MAX_BLOCKING: usize = 2 * MAX_PREPARING;
+/// How long a daemon that was told to end, or killed, may take to be gone.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long calls under way may take when the daemon is told to end.
 const GRACE: Duration = Duration::from_secs(10);
 /// Labels of a snapshot are bounded by containerd; this is its own default message size.
@@ -36,7 +38,7 @@ pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
     raise_file_limit();
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
-    let _lock = lock::RootLock::take(&config.root)?;
+    let _lock = lock::RootLock::take(&config.root, LOCK_PATIENCE)?;
     let lazy = engine::open(config)?;
     let snapshotter = Arc::new(Snapshotter::open(
         &config.root,
