@@ -43,10 +43,6 @@ pub fn files(flavour: Flavour) -> Vec<(String, String)> {
         files.push((registry_file(service), registry(service)));
     }
     for (host, text) in [
-        (
-            Service::REGISTRY,
-            format!("server = \"http://{}\"\n", Service::REGISTRY),
-        ),
         (Service::TLS_REGISTRY, tls_host(Service::TLS_REGISTRY)),
         (
             Service::PRIVATE_REGISTRY,
