@@ -74,7 +74,8 @@ struct Globals {
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     rootless: Rootless,
     /// Warn instead of fail when a limit needs a cgroup controller that the host lacks
-    #[arg(long, global = true, env = "XEBEC_IGNORE_MISSING_CONTROLLERS")]
+    #[arg(long, global = true, env = "XEBEC_IGNORE_MISSING_CONTROLLERS",
+        value_parser = clap::builder::FalseyValueParser::new())]
     ignore_missing_controllers: bool,
 }
 

@@ -162,7 +162,7 @@ fn close_root<'p>(
     }
     rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
     rootfs::hide_paths(&plan.rootfs.masked, root)?;
-    rootfs::enter(root, plan.rootfs.readonly, plan.no_pivot)?;
+    rootfs::enter(&plan.rootfs, root, plan.no_pivot)?;
     if let Some(persona) = plan.personality {
         sys::set_personality(persona).at(Step::Scheduling, b"personality")?;
     }

@@ -102,7 +102,7 @@ fn settle<'p>(
     let entered = program::enter_cwd(&plan.cwd);
     identity::take(plan)?;
     if plan.no_new_privileges {
-        identity::drop_capabilities(&plan.capabilities)?;
+        identity::drop_capabilities(plan)?;
     }
     if entered.is_err() {
         // The user may go where root may not: a home on a network file system.
@@ -126,7 +126,7 @@ fn lock_down<'p>(
     }
     // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so it comes first.
     install_filter(job)?;
-    identity::drop_capabilities(&plan.capabilities)
+    identity::drop_capabilities(plan)
 }
 
 fn install_filter(job: &mut FinishJob) -> Result<(), Failure<'static>> {

@@ -8,11 +8,13 @@ use rustix::thread::{
 };
 
 use crate::error::{At as _, Failure, Step};
-use crate::plan::{CapabilityPlan, ProcessPlan};
+use crate::plan::ProcessPlan;
 
 /// Becomes the user of the plan, with all capabilities still permitted: they are dropped last.
 pub(super) fn take(plan: &ProcessPlan) -> Result<(), Failure<'static>> {
-    bound(plan.capabilities.bounding).at(Step::Capabilities, b"bounding set")?;
+    if let Some(capabilities) = &plan.capabilities {
+        bound(capabilities.bounding).at(Step::Capabilities, b"bounding set")?;
+    }
     change_user(plan).at(Step::User, b"")?;
     if plan.uid != 0 {
         // Leaving root has emptied the effective set; what is permitted is wanted once more.
@@ -58,7 +60,10 @@ fn bound(keep: u64) -> Result<(), Errno> {
 }
 
 /// Sets the final capabilities, ambient ones included.
-pub(super) fn drop_capabilities(plan: &CapabilityPlan) -> Result<(), Failure<'static>> {
+pub(super) fn drop_capabilities(plan: &ProcessPlan) -> Result<(), Failure<'static>> {
+    let Some(plan) = &plan.capabilities else {
+        return Ok(());
+    };
     let set = CapabilitySet::from_bits_retain;
     set_capabilities(
         None,

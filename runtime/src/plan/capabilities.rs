@@ -2,7 +2,7 @@
 
 use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
 
-/// The five sets of a process (`capabilities(7)`); nothing given means nothing allowed.
+/// The five sets of a process (`capabilities(7)`); a set that is not given is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CapabilityPlan {
     pub(crate) bounding: u64,
@@ -14,10 +14,7 @@ pub(crate) struct CapabilityPlan {
 
 impl CapabilityPlan {
     /// From `process.capabilities`.
-    pub(crate) fn from_spec(sets: Option<&LinuxCapabilities>) -> Self {
-        let Some(sets) = sets else {
-            return Self::default();
-        };
+    pub(crate) fn from_spec(sets: &LinuxCapabilities) -> Self {
         Self {
             bounding: mask(sets.bounding()),
             effective: mask(sets.effective()),
@@ -97,9 +94,10 @@ mod tests {
                 "inheritable":["CAP_KILL"],"ambient":["CAP_KILL","CAP_CHOWN"]}"#,
         )
         .expect("valid");
-        let plan = CapabilityPlan::from_spec(Some(&sets));
+        let plan = CapabilityPlan::from_spec(&sets);
         assert_eq!(plan.bounding, 1 | 1 << 40);
         assert_eq!(plan.possible_ambient(), 1 << 5);
-        assert_eq!(CapabilityPlan::from_spec(None), CapabilityPlan::default());
+        let none = CapabilityPlan::from_spec(&LinuxCapabilities::default());
+        assert_eq!(none.effective | none.ambient, 0);
     }
 }

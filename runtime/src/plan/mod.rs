@@ -17,7 +17,6 @@ use std::path::Path;
 
 use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Spec};
 
-pub(crate) use capabilities::CapabilityPlan;
 pub(crate) use hooks::HookPlan;
 pub(crate) use idmaps::IdMaps;
 pub(crate) use mounts::{BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource};
@@ -156,7 +155,8 @@ fn plan_rootfs(
             .ok_or_else(|| FieldError::new("linux.rootfsPropagation", "is no propagation type"))?,
     };
     let mount_context = mounts::MountContext {
-        cgroup_namespace: namespaces.has(libc::CLONE_NEWCGROUP as u64),
+        bind_cgroup: namespaces.has(libc::CLONE_NEWUSER as u64)
+            && !namespaces.has(libc::CLONE_NEWCGROUP as u64),
         cgroup_path: context.cgroup_path,
         label: linux.mount_label().as_deref().filter(|l| !l.is_empty()),
         propagation,

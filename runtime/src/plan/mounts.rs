@@ -72,8 +72,9 @@ pub(crate) struct BindIdmap {
 
 /// What mounts depend on besides their own entry.
 pub(crate) struct MountContext<'a> {
-    /// The container has a cgroup namespace of its own.
-    pub(crate) cgroup_namespace: bool,
+    /// The cgroup hierarchy is bound, because a user namespace without a cgroup namespace may not
+    /// mount it.
+    pub(crate) bind_cgroup: bool,
     /// The container's cgroup as the host sees it.
     pub(crate) cgroup_path: &'a Path,
     /// `linux.mountLabel`.
@@ -109,7 +110,7 @@ pub(crate) fn plan_mount(
     let propagation = options.propagation;
     let source = if bind {
         MountSource::Bind(plan_bind(mount, &options, context)?)
-    } else if matches!(kind, "cgroup" | "cgroup2") && !context.cgroup_namespace {
+    } else if matches!(kind, "cgroup" | "cgroup2") && context.bind_cgroup {
         MountSource::Bind(BindPlan {
             source: c_string("source", context.cgroup_path.as_os_str().as_encoded_bytes())?,
             recursive: true,
@@ -294,7 +295,7 @@ mod tests {
     fn plan(json: &str) -> Result<MountPlan, FieldError> {
         let mount: Mount = serde_json::from_str(json).expect("well formed");
         let context = MountContext {
-            cgroup_namespace: true,
+            bind_cgroup: false,
             cgroup_path: Path::new("/sys/fs/cgroup/c"),
             label: None,
             propagation: (libc::MS_SLAVE, true),

@@ -29,7 +29,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) gid: u32,
     pub(crate) groups: Vec<Gid>,
     pub(crate) umask: u32,
-    pub(crate) capabilities: CapabilityPlan,
+    /// None leaves the process all that its user namespace gives it, as runc does.
+    pub(crate) capabilities: Option<CapabilityPlan>,
     pub(crate) no_new_privileges: bool,
     pub(crate) rlimits: Vec<(Resource, Rlimit)>,
     pub(crate) oom_score_adj: Option<String>,
@@ -72,6 +73,15 @@ impl ProcessPlan {
         let needs_home = variable("HOME").is_none_or(str::is_empty);
         let program = find_candidates(&process.args().iter().flatten().next(), variable("PATH"))?;
         let mut env_strings = Vec::with_capacity(env.len());
+        if let Some(index) = process
+            .env()
+            .iter()
+            .flatten()
+            .position(|v| !v.contains('='))
+        {
+            let reason = "invalid environment variable: missing '='";
+            return Err(FieldError::new(&format!("env[{index}]"), reason));
+        }
         for variable in env.iter().filter(|v| **v != "HOME=") {
             env_strings.push(c_string("env", variable.as_bytes())?);
         }
@@ -92,7 +102,10 @@ impl ProcessPlan {
                 .map(|gid| Gid::from_raw(*gid))
                 .collect(),
             umask: user.umask().unwrap_or(0o022),
-            capabilities: CapabilityPlan::from_spec(process.capabilities().as_ref()),
+            capabilities: process
+                .capabilities()
+                .as_ref()
+                .map(CapabilityPlan::from_spec),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
             oom_score_adj: process.oom_score_adj().map(|adj| adj.to_string()),

@@ -42,7 +42,12 @@ impl HostTrees {
         if !is_directory(root.as_fd())? {
             return Err(bad_rootfs(&plan.path, Errno::NOTDIR));
         }
-        set_propagation(root.as_fd(), plan.propagation)
+        // A shared root cannot be pivoted to; it becomes shared afterwards.
+        let before_pivot = match plan.propagation {
+            (libc::MS_SHARED, _) => (libc::MS_SLAVE, true),
+            other => other,
+        };
+        set_propagation(root.as_fd(), before_pivot)
             .map_err(Error::os("set propagation of rootfs"))?;
         let mut binds = Vec::with_capacity(plan.mounts.len());
         for mount in &plan.mounts {

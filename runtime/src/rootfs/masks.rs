@@ -6,8 +6,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
-    open_tree,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
 use super::mounts::move_to;
@@ -102,6 +102,8 @@ fn host_null() -> Result<OwnedFd, Errno> {
 
 fn empty_tmpfs() -> Result<OwnedFd, Errno> {
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_flag(context.as_fd(), c"ro")?;
+    fsconfig_set_string(context.as_fd(), c"nr_inodes", c"1")?;
     fsconfig_create(context.as_fd())?;
     let attrs = MountAttrFlags::MOUNT_ATTR_RDONLY;
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs)

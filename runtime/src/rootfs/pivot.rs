@@ -10,6 +10,7 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use super::host::HostTrees;
 use crate::error::{At as _, Failure, Step};
+use crate::plan::RootfsPlan;
 use crate::sys::{MountAttr, mount_set_attr};
 
 /// Cuts the child's mounts off from the host's: nothing it does is seen there.
@@ -37,18 +38,26 @@ pub(crate) fn attach<'p>(path: &'p CStr, trees: &HostTrees) -> Result<(), Failur
 
 /// Makes `root` the root directory and drops everything outside it.
 pub(crate) fn enter(
+    plan: &RootfsPlan,
     root: BorrowedFd<'_>,
-    readonly: bool,
     no_pivot: bool,
 ) -> Result<(), Failure<'static>> {
-    if readonly {
+    if plan.readonly {
         let attr = MountAttr {
             set: libc::MOUNT_ATTR_RDONLY,
             ..MountAttr::default()
         };
         mount_set_attr(root, c"", false, &attr).at(Step::PivotRoot, b"read-only root")?;
     }
-    change_root(root, no_pivot).at(Step::PivotRoot, b"")
+    change_root(root, no_pivot).at(Step::PivotRoot, b"")?;
+    if let (libc::MS_SHARED, recursive) = plan.propagation {
+        let attr = MountAttr {
+            propagation: libc::MS_SHARED,
+            ..MountAttr::default()
+        };
+        mount_set_attr(CWD, c"/", recursive, &attr).at(Step::Propagation, b"/")?;
+    }
+    Ok(())
 }
 
 fn change_root(root: BorrowedFd<'_>, no_pivot: bool) -> Result<(), Errno> {

@@ -21,10 +21,15 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         Status::Running | Status::Created => {}
         Status::Paused if request.ignore_paused => {}
         Status::Paused => {
-            return Err(Error::Status("cannot exec in a paused container".into()));
+            return Err(Error::Status(
+                "exec failed: cannot exec in a paused container (use --ignore-paused to override)"
+                    .into(),
+            ));
         }
         Status::Stopped | Status::Creating => {
-            return Err(Error::Status("cannot exec in a stopped container".into()));
+            return Err(Error::Status(
+                "exec failed: cannot exec in a stopped container".into(),
+            ));
         }
     }
     let refuse = |field: &str, reason: String| Error::Spec {

@@ -197,7 +197,10 @@ pub(super) fn resume(runtime: &Runtime, id: &ContainerId) -> Result<()> {
     let dir = StateDir::open(&runtime.options.root, id)?;
     let record = dir.record()?;
     let cgroup = cgroup_of(&record)?;
-    if !record.init_is_alive() || !cgroup.is_frozen()? {
+    if !record.init_is_alive() {
+        return Err(Error::NotRunning);
+    }
+    if !cgroup.is_frozen()? {
         return Err(Error::Status("container not paused".into()));
     }
     Ok(cgroup.thaw()?)

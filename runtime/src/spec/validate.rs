@@ -40,11 +40,30 @@ pub(crate) fn check_spec(file: &Path, spec: &Spec) -> Result<Namespaces> {
         .ok_or_else(|| fail("linux", "a Linux container needs the linux section".into()))?;
     let namespaces = Namespaces::from_spec(linux.namespaces().as_deref().unwrap_or_default())
         .map_err(|(index, reason)| fail(&format!("linux.namespaces[{index}]"), reason))?;
+    check_supported(linux).map_err(|(field, reason)| fail(field, reason))?;
     check_isolation(spec, linux, &namespaces).map_err(|(field, reason)| fail(field, reason))?;
     check_sysctls(linux, &namespaces)
         .map_err(|(key, reason)| fail(&format!("linux.sysctl[{key}]"), reason))?;
     Ok(namespaces)
 }
+
+/// What this version does not do is refused, not left out in silence.
+fn check_supported(linux: &Linux) -> std::result::Result<(), (&'static str, String)> {
+    let asked_for = [
+        ("linux.intelRdt", linux.intel_rdt().is_some()),
+        ("linux.memoryPolicy", linux.memory_policy().is_some()),
+        (
+            "linux.netDevices",
+            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
+        ),
+    ];
+    match asked_for.into_iter().find(|(_, asked)| *asked) {
+        Some((field, _)) => Err((field, NOT_SUPPORTED.to_owned())),
+        None => Ok(()),
+    }
+}
+
+const NOT_SUPPORTED: &str = "is not supported by this version";
 
 /// Checks a process document; the error is the field and what is wrong with it.
 pub(crate) fn check_process(process: &Process) -> std::result::Result<(), (&'static str, String)> {
@@ -56,6 +75,9 @@ pub(crate) fn check_process(process: &Process) -> std::result::Result<(), (&'sta
     }
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(("args", "args must not be empty".into()));
+    }
+    if process.exec_cpu_affinity().is_some() {
+        return Err(("execCPUAffinity", NOT_SUPPORTED.into()));
     }
     Ok(())
 }
