@@ -12,6 +12,8 @@ mod clients;
 mod credentials;
 mod dns;
 mod failure;
+#[cfg(test)]
+mod hostile;
 mod hosts;
 pub mod manifest;
 mod platform;

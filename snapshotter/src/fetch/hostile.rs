@@ -1,0 +1,353 @@
+//! Tests against servers that do what a real registry cannot be made to do: each connection is
+//! answered from a script of raw HTTP, and what was asked is recorded.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::digest::Digest;
+use crate::error::Error;
+
+use super::manifest::Descriptor;
+use super::{BlobSource, ImageRef, Registry, RegistryConfig, RemoteBlob};
+
+/// A server that gives one scripted answer a connection; the last one again and again.
+struct Server {
+    host: String,
+    requests: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    fn new(answers: Vec<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let host = listener.local_addr().unwrap().to_string();
+        let requests: Arc<Mutex<Vec<String>>> = Arc::default();
+        let seen = Arc::clone(&requests);
+        thread::spawn(move || {
+            for (at, stream) in listener.incoming().enumerate() {
+                let mut stream = stream.unwrap();
+                let mut head = String::new();
+                let mut reader = BufReader::new(stream.try_clone().unwrap());
+                while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
+                seen.lock().unwrap().push(head.to_ascii_lowercase());
+                // A client that hangs up first is part of some tests.
+                let _ = stream.write_all(answers[at.min(answers.len() - 1)].as_bytes());
+            }
+        });
+        Self { host, requests }
+    }
+
+    fn requests(&self) -> Vec<String> {
+        self.requests.lock().unwrap().clone()
+    }
+
+    fn image(&self) -> ImageRef {
+        ImageRef::parse(&format!("{}/app", self.host)).unwrap()
+    }
+
+    fn registry(&self) -> Registry {
+        self.registry_by(Path::new("/nonexistent"))
+    }
+
+    /// A client that knows user `u` with password `p`.
+    fn registry_with_password(&self, dir: &Path) -> Registry {
+        let config = format!(r#"{{"auths":{{"{}":{{"auth":"dTpw"}}}}}}"#, self.host);
+        std::fs::write(dir.join("config.json"), config).unwrap();
+        self.registry_by(dir)
+    }
+
+    fn registry_by(&self, docker_config: &Path) -> Registry {
+        Registry::new(RegistryConfig {
+            plain_http: vec![self.host.clone()],
+            docker_config: Some(docker_config.to_owned()),
+            deadline: Duration::from_millis(1500),
+            stall_timeout: Duration::from_millis(400),
+            ..RegistryConfig::default()
+        })
+        .unwrap()
+    }
+
+    fn blob(&self, registry: &Registry) -> Arc<RemoteBlob> {
+        registry.blob(&self.image(), &Digest::of(b"0123456789"), 10)
+    }
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
+    )
+}
+
+/// The answer to a request for bytes 2 to 5 of the blob.
+fn partial() -> String {
+    answer(
+        "206 Partial Content",
+        "content-range: bytes 2-5/10\r\n",
+        "2345",
+    )
+}
+
+fn read(answers: Vec<String>) -> (Result<Vec<u8>, Error>, Vec<String>) {
+    let server = Server::new(answers);
+    let result = server.blob(&server.registry()).read_range(2, 4);
+    (result, server.requests())
+}
+
+#[test]
+fn a_range_is_asked_for_and_delivered() {
+    let (data, requests) = read(vec![partial()]);
+    assert_eq!(data.unwrap(), b"2345");
+    assert_eq!(requests.len(), 1);
+    let digest = Digest::of(b"0123456789");
+    assert!(
+        requests[0].starts_with(&format!("get /v2/app/blobs/{digest} ")),
+        "{requests:?}"
+    );
+    assert!(requests[0].contains("range: bytes=2-5\r\n"), "{requests:?}");
+}
+
+#[test]
+fn a_server_that_ignores_range_is_refused_at_once() {
+    let (data, requests) = read(vec![answer("200 OK", "", "0123456789")]);
+    let error = data.unwrap_err().to_string();
+    assert!(error.contains("ignores range"), "{error}");
+    assert!(
+        error.contains(&Digest::of(b"0123456789").to_string()),
+        "{error}"
+    );
+    assert_eq!(requests.len(), 1);
+}
+
+#[test]
+fn a_passing_failure_is_retried_from_where_it_stopped() {
+    // Promises four bytes and hangs up after two.
+    let cut = partial().replace("2345", "23");
+    let broken = answer("503 Service Unavailable", "", "");
+    let rest = answer(
+        "206 Partial Content",
+        "content-range: bytes 4-5/10\r\n",
+        "45",
+    );
+    let (data, requests) = read(vec![broken, cut, rest]);
+    assert_eq!(data.unwrap(), b"2345");
+    assert_eq!(requests.len(), 3);
+    assert!(requests[2].contains("range: bytes=4-5\r\n"), "{requests:?}");
+}
+
+#[test]
+fn a_client_error_is_not_retried() {
+    for (status, expected) in [("404 Not Found", "not found"), ("410 Gone", "410")] {
+        let (data, requests) = read(vec![answer(status, "", "")]);
+        let error = data.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(requests.len(), 1, "{status}");
+    }
+}
+
+#[test]
+fn wrong_bytes_never_come_through() {
+    let long = answer(
+        "206 Partial Content",
+        "content-range: bytes 2-5/10\r\n",
+        "23456789",
+    );
+    let shifted = answer(
+        "206 Partial Content",
+        "content-range: bytes 3-6/10\r\n",
+        "3456",
+    );
+    let other = answer(
+        "206 Partial Content",
+        "content-range: bytes 2-5/11\r\n",
+        "2345",
+    );
+    let bare = answer("206 Partial Content", "", "2345");
+    for script in [long, shifted, other, bare] {
+        let (data, _) = read(vec![script.clone()]);
+        assert!(
+            matches!(data, Err(Error::Registry { .. })),
+            "{script}: {data:?}"
+        );
+    }
+}
+
+#[test]
+fn a_silent_server_costs_no_more_than_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = listener.local_addr().unwrap().to_string();
+    let server = Server {
+        host,
+        requests: Arc::default(),
+    };
+    let begin = Instant::now();
+    let error = server
+        .blob(&server.registry())
+        .read_range(2, 4)
+        .unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+    assert!(
+        begin.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(error.to_string().contains(&server.host), "{error}");
+}
+
+#[test]
+fn a_401_is_answered_once_and_a_loop_ends() {
+    let refused = answer(
+        "401 Unauthorized",
+        "www-authenticate: Basic realm=\"x\"\r\n",
+        "",
+    );
+    let (data, requests) = read(vec![refused]);
+    assert!(matches!(data, Err(Error::Unauthorized { .. })), "{data:?}");
+    assert_eq!(
+        requests.len(),
+        1,
+        "without credentials there is nothing to answer with"
+    );
+
+    let dir = tempfile::tempdir().unwrap();
+    let refused = answer(
+        "401 Unauthorized",
+        "www-authenticate: Basic realm=\"x\"\r\n",
+        "",
+    );
+    let server = Server::new(vec![refused.clone(), partial(), refused]);
+    let registry = server.registry_with_password(dir.path());
+    let blob = server.blob(&registry);
+    assert_eq!(blob.read_range(2, 4).unwrap(), b"2345");
+    assert!(matches!(
+        blob.read_range(2, 4),
+        Err(Error::Unauthorized { .. })
+    ));
+    let requests = server.requests();
+    let with_password = |request: &&String| request.contains("authorization: basic dtpw");
+    assert_eq!(requests.len(), 4);
+    assert_eq!(
+        requests.iter().filter(with_password).count(),
+        3,
+        "{requests:?}"
+    );
+}
+
+#[test]
+fn a_token_is_fetched_for_the_scope_and_used() {
+    let token = answer("200 OK", "", r#"{"token":"t0ken","expires_in":300}"#);
+    let auth = Server::new(vec![token]);
+    let challenge = format!(
+        "www-authenticate: Bearer realm=\"http://{}/token\",service=\"reg\"\r\n",
+        auth.host
+    );
+    let server = Server::new(vec![answer("401 Unauthorized", &challenge, ""), partial()]);
+    let registry = server.registry();
+    let blob = server.blob(&registry);
+    assert_eq!(blob.read_range(2, 4).unwrap(), b"2345");
+    assert_eq!(blob.read_range(2, 4).unwrap(), b"2345");
+    assert_eq!(auth.requests().len(), 1, "the token is kept");
+    assert!(
+        auth.requests()[0].starts_with("get /token?service=reg&scope=repository%3aapp%3apull "),
+        "{:?}",
+        auth.requests()
+    );
+    assert!(server.requests()[2].contains("authorization: bearer t0ken"));
+}
+
+#[test]
+fn a_redirect_is_followed_without_credentials_and_remembered_until_it_fails() {
+    let expired = answer("403 Forbidden", "", "expired");
+    let cdn = Server::new(vec![partial(), partial(), expired, partial()]);
+    let location = format!("location: http://{}/signed?x=1\r\n", cdn.host);
+    let refused = answer(
+        "401 Unauthorized",
+        "www-authenticate: Basic realm=\"x\"\r\n",
+        "",
+    );
+    let server = Server::new(vec![
+        refused,
+        answer("307 Temporary Redirect", &location, ""),
+    ]);
+    let dir = tempfile::tempdir().unwrap();
+    let registry = server.registry_with_password(dir.path());
+    let blob = server.blob(&registry);
+    for _ in 0..3 {
+        assert_eq!(blob.read_range(2, 4).unwrap(), b"2345");
+    }
+    let requests = server.requests();
+    assert_eq!(
+        requests.len(),
+        3,
+        "asked again only when the target had expired"
+    );
+    assert!(requests[1].contains("authorization") && requests[2].contains("authorization"));
+    assert_eq!(cdn.requests().len(), 4);
+    for request in cdn.requests() {
+        assert!(request.starts_with("get /signed?x=1 "), "{request}");
+        assert!(request.contains("range: bytes=2-5\r\n"), "{request}");
+        assert!(!request.contains("authorization"), "{request}");
+    }
+}
+
+#[test]
+fn endless_redirects_end() {
+    let (data, requests) = read(vec![answer("302 Found", "location: /v2/app/again\r\n", "")]);
+    assert!(data.unwrap_err().to_string().contains("redirects"));
+    assert!(requests.len() < 10, "{}", requests.len());
+}
+
+#[test]
+fn a_broken_pull_is_resumed_where_it_broke_and_checked_at_its_end() {
+    let cut = "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 10\r\n\r\n0123".to_owned();
+    let rest = answer(
+        "206 Partial Content",
+        "content-range: bytes 4-9/10\r\n",
+        "456789",
+    );
+    let wrong = answer(
+        "206 Partial Content",
+        "content-range: bytes 4-9/10\r\n",
+        "45678x",
+    );
+    for (rest, good) in [(rest, true), (wrong, false)] {
+        let server = Server::new(vec![cut.clone(), rest]);
+        let descriptor = Descriptor {
+            media_type: String::new(),
+            digest: Digest::of(b"0123456789"),
+            size: 10,
+            annotations: [].into(),
+            platform: None,
+            other: [].into(),
+        };
+        let registry = server.registry();
+        let mut data = Vec::new();
+        let outcome = registry
+            .pull(&server.image(), &descriptor)
+            .read_to_end(&mut data);
+        assert!(server.requests()[1].contains("range: bytes=4-9\r\n"));
+        if good {
+            outcome.unwrap();
+            assert_eq!(data, b"0123456789");
+        } else {
+            let error = outcome.unwrap_err().downcast::<Error>().unwrap();
+            assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
+fn many_threads_read_one_blob_at_once() {
+    let server = Server::new(vec![partial()]);
+    let registry = server.registry();
+    let blob = server.blob(&registry);
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert_eq!(blob.read_range(2, 4).unwrap(), b"2345"));
+        }
+    });
+    assert_eq!(server.requests().len(), 16);
+}
