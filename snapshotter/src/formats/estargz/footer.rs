@@ -57,7 +57,7 @@ pub fn parse(tail: &[u8], blob_size: u64) -> Result<Option<Footer>, Flaw> {
         .filter(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()))
         .and_then(|digits| u64::from_str_radix(digits, 16).ok())
         .ok_or_else(|| Flaw::new("footer: TOC offset is not 16 hex digits"))?;
-    if toc_offset >= blob_size - len {
+    if toc_offset >= blob_size.saturating_sub(len) {
         return Err(Flaw::new(format!(
             "footer: TOC offset {toc_offset} lies outside the blob of {blob_size} bytes"
         )));
