@@ -305,6 +305,9 @@ impl Container {
         let exit = exits::wait(&pidfd).await;
         shim.reaper.release(process.pid());
         let _turn = process.turn.lock().await;
+        if let Some(counter) = self.oom.get() {
+            counter.check();
+        }
         process.exited(exit);
         self.publish_exit(shim, process, &process.exec_id, exit);
     }
