@@ -32,7 +32,15 @@ impl Server {
                 let mut head = String::new();
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
                 while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).unwrap() > 0 {}
-                seen.lock().unwrap().push(head.to_ascii_lowercase());
+                let mut request = head.to_ascii_lowercase();
+                let length = request
+                    .lines()
+                    .find_map(|line| line.strip_prefix("content-length: "));
+                let length: usize = length.map_or(0, |digits| digits.parse().unwrap());
+                let mut body = vec![0; length];
+                reader.read_exact(&mut body).unwrap();
+                request.push_str(&String::from_utf8_lossy(&body));
+                seen.lock().unwrap().push(request);
                 // A client that hangs up first is part of some tests.
                 let _ = stream.write_all(answers[at.min(answers.len() - 1)].as_bytes());
             }
@@ -337,6 +345,61 @@ fn a_broken_pull_is_resumed_where_it_broke_and_checked_at_its_end() {
             assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
         }
     }
+}
+
+#[test]
+fn an_upload_that_is_too_large_for_one_request_goes_in_parts() {
+    let begun = answer("202 Accepted", "location: /up/1\r\n", "");
+    let large = answer("413 Payload Too Large", "", "");
+    let again = answer("202 Accepted", "location: /up/2?a=b\r\n", "");
+    let part = answer("202 Accepted", "location: /up/3?a=c\r\n", "");
+    let created = answer("201 Created", "", "");
+    let server = Server::new(vec![begun, large, again, part, created]);
+    let registry = server.registry();
+    registry.push_bytes(&server.image(), b"0123456789").unwrap();
+    let requests = server.requests();
+    let digest = Digest::of(b"0123456789").to_string().replace(':', "%3a");
+    let expected = [
+        ("post /v2/app/blobs/uploads/ ".to_owned(), ""),
+        (format!("put /up/1?digest={digest} "), "0123456789"),
+        ("post /v2/app/blobs/uploads/ ".to_owned(), ""),
+        ("patch /up/2?a=b ".to_owned(), "0123456789"),
+        (format!("put /up/3?a=c&digest={digest} "), ""),
+    ];
+    assert_eq!(requests.len(), expected.len(), "{requests:?}");
+    for (request, (start, body)) in requests.iter().zip(expected) {
+        assert!(request.starts_with(&start), "{request}");
+        assert!(request.ends_with(&format!("\r\n\r\n{body}")), "{request}");
+    }
+    assert!(
+        requests[3].contains("content-range: 0-9\r\n"),
+        "{}",
+        requests[3]
+    );
+}
+
+#[test]
+fn a_mount_that_the_registry_declines_is_cancelled() {
+    let declined = answer("202 Accepted", "location: /up/1\r\n", "");
+    let server = Server::new(vec![declined, answer("204 No Content", "", "")]);
+    let registry = server.registry();
+    let from = ImageRef::parse(&format!("{}/base", server.host)).unwrap();
+    let digest = Digest::of(b"x");
+    assert!(
+        !registry
+            .mount_blob(&server.image(), &digest, &from)
+            .unwrap()
+    );
+    let requests = server.requests();
+    assert!(requests[0].contains("from=base"), "{requests:?}");
+    assert!(requests[1].starts_with("delete /up/1 "), "{requests:?}");
+    let elsewhere = ImageRef::parse("other.example/base").unwrap();
+    assert!(
+        !registry
+            .mount_blob(&server.image(), &digest, &elsewhere)
+            .unwrap()
+    );
+    assert_eq!(server.requests().len(), 2);
 }
 
 #[test]
