@@ -124,11 +124,11 @@ pub(crate) struct Failure<'p> {
 /// Adds the step and its object to an errno.
 pub(crate) trait At<T> {
     /// This failed at `step`, on `detail`.
-    fn at<'p>(self, step: Step, detail: &'p [u8]) -> Result<T, Failure<'p>>;
+    fn at(self, step: Step, detail: &[u8]) -> Result<T, Failure<'_>>;
 }
 
 impl<T> At<T> for Result<T, Errno> {
-    fn at<'p>(self, step: Step, detail: &'p [u8]) -> Result<T, Failure<'p>> {
+    fn at(self, step: Step, detail: &[u8]) -> Result<T, Failure<'_>> {
         self.map_err(|errno| Failure {
             step,
             errno,

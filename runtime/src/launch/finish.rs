@@ -1,6 +1,6 @@
 //! What init and every later process have in common: from a ready tree to `execve`.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
@@ -154,7 +154,7 @@ fn let_go(
     let own = [
         Some(gate.as_raw_fd()),
         Some(channel.raw_fd()),
-        job.notify.as_ref().map(|f| f.as_raw_fd()),
+        job.notify.as_ref().map(AsRawFd::as_raw_fd),
     ];
     for (place, fd) in keep.iter_mut().zip(own.into_iter().chain(hook_fds)) {
         *place = fd.map_or(0, |fd| fd as u32);
@@ -191,7 +191,7 @@ pub(super) fn apply_early<'p>(plan: &'p ProcessPlan, job: &FinishJob) -> Result<
 /// Resource limits of a process, or of the caller itself.
 pub(super) fn apply_rlimits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), Failure<'_>> {
     for (resource, limit) in &plan.rlimits {
-        prlimit(pid, *resource, limit.clone()).at(Step::Rlimit, b"")?;
+        prlimit(pid, *resource, *limit).at(Step::Rlimit, b"")?;
     }
     Ok(())
 }

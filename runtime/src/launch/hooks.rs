@@ -240,12 +240,12 @@ fn run_child_hook(
         }
         127
     })?;
-    if let Some(limit) = hook.timeout {
-        if !ends_within(pidfd.as_fd(), limit)? {
-            sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
-            waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
-            return Err(Errno::TIMEDOUT);
-        }
+    if let Some(limit) = hook.timeout
+        && !ends_within(pidfd.as_fd(), limit)?
+    {
+        sys::pidfd_send_signal(pidfd.as_fd(), libc::SIGKILL)?;
+        waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
+        return Err(Errno::TIMEDOUT);
     }
     let status = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED)?;
     match status.and_then(|s| s.exit_status()) {

@@ -33,13 +33,13 @@ pub(crate) struct InitLaunch<'a> {
 }
 
 /// Makes init and sees it off: to the gate of `start`, or into its program.
-pub(crate) fn launch_init(mut job: InitJob, launch: InitLaunch<'_>) -> Result<Launched> {
+pub(crate) fn launch_init(mut job: InitJob, launch: &mut InitLaunch<'_>) -> Result<Launched> {
     hide_own_binary()?;
     let (parent, child) = channel::pair()?;
     let launched = {
         let _pointed = job.joined.point_children()?;
         if job.joined.needs_intermediate() {
-            clone_through_intermediate(&mut job, &launch, &parent, child)?
+            clone_through_intermediate(&mut job, launch, &parent, child)?
         } else {
             let flags = job.joined.clone_flags(job.plan.namespaces.create);
             let request = request(flags, launch.reparent, Some(launch.cgroup));
@@ -54,13 +54,13 @@ pub(crate) fn launch_init(mut job: InitJob, launch: InitLaunch<'_>) -> Result<La
         }
     };
     let plan = job.plan;
-    let seen_off = see_init_off(&plan, &launched, &parent, launch.on_pid, launch.on_mounted);
+    let seen_off = see_init_off(&plan, &launched, &parent, launch);
     settle(launched, seen_off, launch.reparent)
 }
 
 /// Makes a further process of a container and sees it off into its program.
 pub(crate) fn launch_exec(
-    mut job: ExecJob,
+    job: &mut ExecJob,
     cgroup: BorrowedFd<'_>,
     reparent: bool,
 ) -> Result<Launched> {
@@ -72,11 +72,11 @@ pub(crate) fn launch_exec(
             pointed.pid(&job.init)?;
         }
         clone3(&request(0, reparent, Some(cgroup)), || {
-            exec_main(&mut job, &child)
+            exec_main(job, &child)
         })
         .map_err(Error::os("clone3"))?
     };
-    drop((child, job));
+    drop(child);
     let launched = Launched {
         pid,
         pidfd,
@@ -163,15 +163,14 @@ fn see_init_off(
     plan: &LaunchPlan,
     launched: &Launched,
     parent: &ParentEnd,
-    on_pid: &mut dyn FnMut(i32) -> Result<()>,
-    on_mounted: &mut dyn FnMut(i32) -> Result<()>,
+    launch: &mut InitLaunch<'_>,
 ) -> Result<()> {
     if let Some(maps) = &plan.id_maps {
         prepare_mapped(plan, maps, launched.pid)?;
         parent.give_word()?;
     }
-    on_pid(launched.pid)?;
-    see_off(launched, parent, on_mounted)
+    (launch.on_pid)(launched.pid)?;
+    see_off(launched, parent, launch.on_mounted)
 }
 
 /// What needs the host's privileges once the child is in a user namespace of its own.

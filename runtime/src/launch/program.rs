@@ -37,13 +37,13 @@ pub(super) fn find(plan: &ProcessPlan) -> Result<&CStr, Failure<'_>> {
                 .argv
                 .strings()
                 .first()
-                .map_or(&b""[..], |name| name.to_bytes());
+                .map_or(&b""[..], |name| CStr::to_bytes(name));
             // As in Go's LookPath, what cannot be executed does not count as found.
             let found = candidates
                 .iter()
                 .find(|candidate| executable(candidate).is_ok());
             found
-                .map(|path| path.as_c_str())
+                .map(AsRef::as_ref)
                 .ok_or(Errno::NOENT)
                 .at(Step::SearchProgram, name)
         }

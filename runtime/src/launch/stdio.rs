@@ -53,11 +53,11 @@ fn stream(given: Option<OwnedFd>) -> Result<OwnedFd> {
 /// The connection that the terminal's master will be sent over.
 pub(crate) fn connect_console(console: Console, terminal: bool) -> Result<Option<OwnedFd>> {
     match (console, terminal) {
-        (Console::None, false) => Ok(None),
+        // A way for the terminal may be at hand before it is known whether there is one.
+        (Console::None | Console::SocketFd(_), false) => Ok(None),
         (Console::None, true) => Err(Error::InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket".into(),
         )),
-        (Console::SocketFd(_), false) => Ok(None),
         (Console::SocketPath(_), false) => Err(Error::InvalidArgument(
             "cannot use console socket if runc will not detach or allocate tty".into(),
         )),

@@ -16,11 +16,11 @@ impl CapabilityPlan {
     /// From `process.capabilities`.
     pub(crate) fn from_spec(sets: &LinuxCapabilities) -> Self {
         Self {
-            bounding: mask(sets.bounding()),
-            effective: mask(sets.effective()),
-            permitted: mask(sets.permitted()),
-            inheritable: mask(sets.inheritable()),
-            ambient: mask(sets.ambient()),
+            bounding: mask(sets.bounding().as_ref()),
+            effective: mask(sets.effective().as_ref()),
+            permitted: mask(sets.permitted().as_ref()),
+            inheritable: mask(sets.inheritable().as_ref()),
+            ambient: mask(sets.ambient().as_ref()),
         }
     }
 
@@ -30,8 +30,8 @@ impl CapabilityPlan {
     }
 }
 
-fn mask(set: &Option<Capabilities>) -> u64 {
-    set.iter()
+fn mask(set: Option<&Capabilities>) -> u64 {
+    set.into_iter()
         .flatten()
         .fold(0, |mask, capability| mask | 1 << number(*capability))
 }

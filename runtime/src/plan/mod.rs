@@ -36,6 +36,8 @@ pub(crate) struct LaunchPlan {
     pub(crate) time_offsets: Option<String>,
     /// The network namespace is new: its loopback device is to be set up.
     pub(crate) loopback: bool,
+    /// User of the host that gets the cgroup, when the container may make cgroups of its own.
+    pub(crate) cgroup_owner: Option<u32>,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
     pub(crate) personality: Option<u64>,
@@ -104,6 +106,7 @@ impl LaunchPlan {
             .ok_or_else(|| FieldError::new("process", "is missing"))?;
         let process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
         let hooks = spec.hooks().as_ref();
+        let rootfs = plan_rootfs(spec, linux, &namespaces, &process, context)?;
         let name = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
         Ok(Self {
             id_maps: IdMaps::from_spec(linux)
@@ -117,7 +120,8 @@ impl LaunchPlan {
                 .then(|| c_string("id", format!("_ses.{}", context.id).as_bytes()))
                 .transpose()?,
             no_pivot: context.no_pivot,
-            rootfs: plan_rootfs(spec, linux, &namespaces, &process, context)?,
+            cgroup_owner: cgroup_owner(linux, &namespaces, &rootfs, process.uid),
+            rootfs,
             process,
             create_container: hooks::plan(
                 "createContainer",
@@ -185,6 +189,30 @@ fn plan_rootfs(
         readonly_paths: rootfs::plan_paths("readonlyPaths", linux.readonly_paths().as_ref())
             .map_err(within)?,
         cwd: mounts::relative_target(Path::new(OsStr::from_bytes(process.cwd.as_bytes())))?,
+    })
+}
+
+/// Delegation needs a user and a cgroup namespace, and the hierarchy mounted writable.
+fn cgroup_owner(
+    linux: &Linux,
+    namespaces: &Namespaces,
+    rootfs: &RootfsPlan,
+    uid: u32,
+) -> Option<u32> {
+    let isolated = namespaces.create & libc::CLONE_NEWUSER as u64 != 0
+        && namespaces.create & libc::CLONE_NEWCGROUP as u64 != 0;
+    let writable = rootfs.mounts.iter().any(|mount| match &mount.source {
+        MountSource::Filesystem(fs) => {
+            fs.kind.as_c_str() == c"cgroup2" && fs.attrs & libc::MOUNT_ATTR_RDONLY == 0
+        }
+        MountSource::Bind(_) => false,
+    });
+    if !(isolated && writable) {
+        return None;
+    }
+    linux.uid_mappings().iter().flatten().find_map(|map| {
+        let offset = uid.checked_sub(map.container_id())?;
+        (offset < map.size()).then(|| map.host_id().checked_add(offset))?
     })
 }
 

@@ -71,7 +71,7 @@ impl ProcessPlan {
                 .map(|(_, v)| v)
         };
         let needs_home = variable("HOME").is_none_or(str::is_empty);
-        let program = find_candidates(&process.args().iter().flatten().next(), variable("PATH"))?;
+        let program = find_candidates(process.args().iter().flatten().next(), variable("PATH"))?;
         let mut env_strings = Vec::with_capacity(env.len());
         if let Some(index) = process
             .env()
@@ -144,7 +144,7 @@ fn deduplicated(env: &[String]) -> Vec<&str> {
 }
 
 fn find_candidates(
-    name: &Option<&String>,
+    name: Option<&String>,
     search_path: Option<&str>,
 ) -> Result<Program, FieldError> {
     let name = name.map(String::as_str).unwrap_or_default();
@@ -286,7 +286,7 @@ mod tests {
         .expect("valid");
         let expected = vec![c"/bin/sh".to_owned(), c"/usr/bin/sh".to_owned()];
         assert_eq!(plan.program, Program::Search(expected));
-        let env: Vec<_> = plan.env.strings().iter().map(|s| s.as_c_str()).collect();
+        let env: Vec<&std::ffi::CStr> = plan.env.strings().iter().map(AsRef::as_ref).collect();
         assert_eq!(env, [c"A=1", c"PATH=/bin::.:/usr/bin"]);
         assert!(plan.needs_home);
     }

@@ -15,7 +15,7 @@ use super::mounts::move_to;
 use super::resolve::{Want, open_inside, open_target};
 
 /// `DEVPTS_SUPER_MAGIC`.
-const DEVPTS_MAGIC: i64 = 0x1cd1;
+const DEVPTS_MAGIC: rustix::fs::FsWord = 0x1cd1;
 
 /// Both ends of a pseudo-terminal.
 pub(crate) struct Terminal {
@@ -31,8 +31,8 @@ pub(crate) fn open_terminal(
     console: bool,
 ) -> Result<Terminal, Errno> {
     let master = open_inside(root, c"dev/pts/ptmx", OFlags::RDWR | OFlags::NOCTTY, true)?;
-    let is_ptmx = fstat(&master)?.st_rdev == makedev(5, 2)
-        && i64::try_from(fstatfs(&master)?.f_type) == Ok(DEVPTS_MAGIC);
+    let is_ptmx =
+        fstat(&master)?.st_rdev == makedev(5, 2) && fstatfs(&master)?.f_type == DEVPTS_MAGIC;
     if !is_ptmx {
         return Err(Errno::NODEV);
     }

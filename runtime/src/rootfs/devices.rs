@@ -61,13 +61,12 @@ fn link(target: &CStr, dev: BorrowedFd<'_>, name: &'static CStr) -> Result<(), F
 
 fn make_node(device: &DevicePlan, root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<(), Errno> {
     let holder;
-    let (dir, name) = match below_dev(&device.target) {
-        Some(name) => (dev, name),
-        None => {
-            let (parent, name) = open_parent(root, &device.target)?;
-            holder = parent;
-            (holder.as_fd(), name)
-        }
+    let (dir, name) = if let Some(name) = below_dev(&device.target) {
+        (dev, name)
+    } else {
+        let (parent, name) = open_parent(root, &device.target)?;
+        holder = parent;
+        (holder.as_fd(), name)
     };
     match mknodat(dir, name, device.kind, device.mode, device.number) {
         Ok(()) => {}

@@ -161,7 +161,7 @@ fn build(
     let job = init_job(dir, &spec, blueprint.plan, blueprint.filter, request, gated)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = std::cell::RefCell::new(record);
-    let launch = InitLaunch {
+    let mut launch = InitLaunch {
         cgroup: cgroup.fd(),
         reparent,
         on_pid: &mut |pid| {
@@ -188,7 +188,7 @@ fn build(
             }
         },
     };
-    let mut launched = launch_init(job, launch).map_err(|error| match &child_hooks {
+    let mut launched = launch_init(job, &mut launch).map_err(|error| match &child_hooks {
         Some(io) => io.explain(error),
         None => error,
     })?;
@@ -206,6 +206,9 @@ fn make_cgroup(
     let skipped = cgroup.apply(&blueprint.resources, runtime.controllers_policy())?;
     warnings.extend(skipped.iter().map(left_out));
     cgroup.attach_devices(&blueprint.device_program)?;
+    if let Some(owner) = blueprint.plan.cgroup_owner {
+        cgroup.delegate(owner)?;
+    }
     Ok(cgroup)
 }
 

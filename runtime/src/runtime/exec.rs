@@ -42,7 +42,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
     let init = init_of(&record)?.ok_or(Error::NotRunning)?;
     let cgroup = cgroup_for(&record, request.cgroup.as_deref())?;
-    let job = ExecJob {
+    let mut job = ExecJob {
         namespaces: record.namespaces,
         init,
         keyring: record.keyring.then(|| keyring_name(&record)),
@@ -58,7 +58,14 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         },
         process,
     };
-    let launched = launch_exec(job, cgroup.fd(), request.reparent)?;
+    let launched = match launch_exec(&mut job, cgroup.fd(), request.reparent) {
+        // The container's processes have moved to cgroups of their own below, so that this one may
+        // have none any more: the place is where init went.
+        Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
+            launch_exec(&mut job, cgroup_of_init(&record)?.fd(), request.reparent)?
+        }
+        result => result?,
+    };
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
     Ok(launched)
 }
@@ -78,6 +85,18 @@ fn filter(dir: &StateDir) -> Result<Option<Filter>> {
             path: dir.seccomp_path(),
             reason: "not a seccomp program".to_owned(),
         })
+}
+
+/// The cgroup that init is in now (`cgroups(7)`: the line of version 2 begins with `0::`).
+fn cgroup_of_init(record: &Record) -> Result<Cgroup> {
+    let file = format!("/proc/{}/cgroup", record.pid);
+    let text = std::fs::read_to_string(&file).map_err(Error::file("read", &file))?;
+    let inner = text
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"))
+        .ok_or(Error::NotRunning)?;
+    let mount = CgroupPath::from_full(&record.cgroup)?.mount().join(inner);
+    Ok(Cgroup::open(&CgroupPath::from_full(&mount)?)?)
 }
 
 /// The container's cgroup, or one below it that exists already.

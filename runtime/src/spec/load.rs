@@ -66,10 +66,10 @@ fn parse_document<T: DeserializeOwned>(
     };
     if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
         let warnings = drop_unknown_capabilities(&mut value, process_at);
-        if !warnings.is_empty() {
-            if let Ok(document) = serde_json::from_value(value) {
-                return Ok((document, warnings));
-            }
+        if !warnings.is_empty()
+            && let Ok(document) = serde_json::from_value(value)
+        {
+            return Ok((document, warnings));
         }
     }
     Err(Error::Spec {
@@ -82,7 +82,7 @@ fn parse_document<T: DeserializeOwned>(
 fn drop_unknown_capabilities(document: &mut Value, process_at: &[&str]) -> Vec<String> {
     let process = process_at
         .iter()
-        .fold(Some(document), |at, key| at?.get_mut(key));
+        .try_fold(document, |at, key| at.get_mut(key));
     let Some(Value::Object(sets)) = process.and_then(|p| p.get_mut("capabilities")) else {
         return Vec::new();
     };

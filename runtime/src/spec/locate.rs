@@ -1,5 +1,7 @@
 //! From a place in a JSON text to the path of the field there.
 
+use std::fmt::Write as _;
+
 /// Path such as `linux.namespaces[2].type` of the value at `line` and `column` (both from 1, as
 /// serde_json counts them); empty text for the document itself.
 pub(super) fn field_at(text: &[u8], line: usize, column: usize) -> String {
@@ -68,7 +70,10 @@ fn render(levels: &[Level]) -> String {
                 }
                 path.push_str(key);
             }
-            Level::Array { index } => path.push_str(&format!("[{index}]")),
+            Level::Array { index } => {
+                // Writing to a String cannot fail.
+                let _ = write!(path, "[{index}]");
+            }
         }
     }
     if path.is_empty() {

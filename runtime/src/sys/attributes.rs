@@ -69,7 +69,7 @@ pub(crate) fn install_seccomp(
             &raw const program,
         )
     })?;
-    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u64 == 0 {
+    if flags & libc::SECCOMP_FILTER_FLAG_NEW_LISTENER == 0 {
         return Ok(None);
     }
     // SAFETY: with NEW_LISTENER the return value is a new descriptor, which nobody else owns.
