@@ -176,7 +176,8 @@ fn a_running_container_is_operated_through_containerd() {
         assert!(Instant::now() < end, "the task was not stopped by SIGKILL");
     }
     let deleted = ctr.output(&["tasks", "rm", "c"]).unwrap();
-    assert_eq!(deleted.status, 137, "{deleted:?}");
+    // ctr itself succeeds and tells the task's status in a warning.
+    assert!(deleted.stderr.contains("exit code 137"), "{deleted:?}");
     ctr.check(&["containers", "rm", "c"]).unwrap();
 
     let topics = events.until("/tasks/delete");
