@@ -166,7 +166,10 @@ impl Exec {
         if self.cap.is_empty() {
             return Ok(());
         }
-        let mut sets = process.capabilities().clone().unwrap_or_default();
+        // A process without the section has every capability already.
+        let Some(mut sets) = process.capabilities().clone() else {
+            return Ok(());
+        };
         for name in &self.cap {
             // The crate's names lack the prefix that everyone writes.
             let bare = name.strip_prefix("CAP_").unwrap_or(name);

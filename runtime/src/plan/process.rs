@@ -4,8 +4,8 @@ use std::collections::HashSet;
 use std::ffi::CString;
 
 use oci_spec::runtime::{
-    IOPriorityClass, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit, PosixRlimitType,
-    Process, Scheduler,
+    IOPriorityClass, LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit,
+    PosixRlimitType, Process, Scheduler,
 };
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
@@ -64,31 +64,13 @@ impl ProcessPlan {
         for (index, arg) in process.args().iter().flatten().enumerate() {
             argv.push(c_string(&format!("args[{index}]"), arg.as_bytes())?);
         }
-        let env = deduplicated(process.env().as_deref().unwrap_or_default());
-        let variable = |name: &str| {
-            env.iter()
-                .find_map(|v| v.split_once('=').filter(|(n, _)| *n == name))
-                .map(|(_, v)| v)
-        };
-        let needs_home = variable("HOME").is_none_or(str::is_empty);
-        let program = find_candidates(process.args().iter().flatten().next(), variable("PATH"))?;
-        let mut env_strings = Vec::with_capacity(env.len());
-        if let Some(index) = process
-            .env()
-            .iter()
-            .flatten()
-            .position(|v| !v.contains('='))
-        {
-            let reason = "invalid environment variable: missing '='";
-            return Err(FieldError::new(&format!("env[{index}]"), reason));
-        }
-        for variable in env.iter().filter(|v| **v != "HOME=") {
-            env_strings.push(c_string("env", variable.as_bytes())?);
-        }
+        let (env, needs_home, search_path) =
+            environment(process.env().as_deref().unwrap_or_default())?;
+        let program = find_candidates(process.args().iter().flatten().next(), search_path)?;
         let user = process.user();
         Ok(Self {
             argv: CStrArray::new(argv, false),
-            env: CStrArray::new(env_strings, needs_home),
+            env,
             needs_home,
             program,
             cwd: c_string("cwd", process.cwd().as_os_str().as_encoded_bytes())?,
@@ -117,17 +99,40 @@ impl ProcessPlan {
                 ws_ypixel: 0,
             }),
             scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
-            io_priority: process.io_priority().map(|io| {
-                let class = match io.class() {
-                    IOPriorityClass::IoprioClassRt => 1,
-                    IOPriorityClass::IoprioClassBe => 2,
-                    IOPriorityClass::IoprioClassIdle => 3,
-                };
-                class << 13 | (io.priority() as i32 & 0x1fff)
-            }),
+            io_priority: process.io_priority().as_ref().map(io_priority),
             label: label(process)?,
         })
     }
+}
+
+/// Lays the environment out; whether `HOME` is still to be found, and `PATH`.
+fn environment(env: &[String]) -> Result<(CStrArray, bool, Option<&str>), FieldError> {
+    if let Some(index) = env.iter().position(|v| !v.contains('=')) {
+        let reason = "invalid environment variable: missing '='";
+        return Err(FieldError::new(&format!("env[{index}]"), reason));
+    }
+    let env = deduplicated(env);
+    let variable = |name: &str| {
+        let mut pairs = env.iter().filter_map(|v| v.split_once('='));
+        pairs.find_map(|(n, value)| (n == name).then_some(value))
+    };
+    let needs_home = variable("HOME").is_none_or(str::is_empty);
+    let mut strings = Vec::with_capacity(env.len());
+    for variable in env.iter().filter(|v| **v != "HOME=") {
+        strings.push(c_string("env", variable.as_bytes())?);
+    }
+    let search_path = variable("PATH");
+    Ok((CStrArray::new(strings, needs_home), needs_home, search_path))
+}
+
+/// Class and level in one number (`ioprio_set(2)`).
+fn io_priority(wanted: &LinuxIOPriority) -> i32 {
+    let class = match wanted.class() {
+        IOPriorityClass::IoprioClassRt => 1,
+        IOPriorityClass::IoprioClassBe => 2,
+        IOPriorityClass::IoprioClassIdle => 3,
+    };
+    class << 13 | (wanted.priority() as i32 & 0x1fff)
 }
 
 /// The last word on each variable, in order of appearance.
