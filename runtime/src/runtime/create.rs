@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::Runtime;
 use super::lifecycle::{destroy, left_out, run_poststart};
-use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, devices};
+use crate::cgroup::{Cgroup, CgroupError, CgroupPath, ResourcePlan, devices};
 use crate::error::{Error, Result};
 use crate::launch::{
     ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, connect_to,
@@ -54,6 +54,10 @@ pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched>
 fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
     let blueprint = draw(runtime, &request)?;
     let dir = StateDir::create(&runtime.options.root, &request.id)?;
+    if let Err(error) = refuse_taken_cgroup(&blueprint.cgroup_path) {
+        dir.remove()?;
+        return Err(error);
+    }
     let mut record = new_record(&request.id, &blueprint, request.no_new_keyring);
     let built = dir
         .write(&record)
@@ -150,7 +154,16 @@ fn build(
     gated: bool,
 ) -> Result<Launched> {
     let mut warnings = blueprint.bundle.warnings.clone();
-    let cgroup = make_cgroup(runtime, &blueprint, &mut warnings)?;
+    let needed = blueprint.resources.controllers();
+    let cgroup = match Cgroup::create(&blueprint.cgroup_path, needed) {
+        Ok(cgroup) => cgroup,
+        Err(error) => {
+            // What is at that path belongs to somebody else: the clean-up must not touch it.
+            record.cgroup = PathBuf::new();
+            return Err(error.into());
+        }
+    };
+    set_up_cgroup(runtime, &cgroup, &blueprint, &mut warnings)?;
     if let Some(filter) = &blueprint.filter {
         dir.write_seccomp(&filter.to_bytes())?;
     }
@@ -197,19 +210,31 @@ fn build(
     Ok(launched)
 }
 
-fn make_cgroup(
+/// A cgroup with processes is never taken over; refused before the state names it, so that nobody
+/// can mistake it for the container's.
+fn refuse_taken_cgroup(path: &CgroupPath) -> Result<()> {
+    if !path.full().exists() {
+        return Ok(());
+    }
+    match Cgroup::open(path)?.pids(true)?.len() {
+        0 => Ok(()),
+        count => Err(CgroupError::NotEmpty { count }.into()),
+    }
+}
+
+fn set_up_cgroup(
     runtime: &Runtime,
+    cgroup: &Cgroup,
     blueprint: &Blueprint,
     warnings: &mut Vec<String>,
-) -> Result<Cgroup> {
-    let cgroup = Cgroup::create(&blueprint.cgroup_path, blueprint.resources.controllers())?;
+) -> Result<()> {
     let skipped = cgroup.apply(&blueprint.resources, runtime.controllers_policy())?;
     warnings.extend(skipped.iter().map(left_out));
     cgroup.attach_devices(&blueprint.device_program)?;
     if let Some(owner) = blueprint.plan.cgroup_owner {
         cgroup.delegate(owner)?;
     }
-    Ok(cgroup)
+    Ok(())
 }
 
 fn init_job(
