@@ -46,10 +46,10 @@ impl Fixtures {
             let bundle = fixtures.bundles.long();
             let bundle = bundle.to_string_lossy();
             // Not `output`: the container would hold the other end of its pipe.
-            wall_ms(&[runtime, "run", "-d", "-b", &bundle, EXEC_TARGET])?;
+            wall_ms(&[runtime, "run", "-d", "-b", &bundle, &exec_target(runtime)])?;
         }
         for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
-            fixtures.start_task(shim, &exec_target(shim))?;
+            fixtures.start_task(shim, &task_target(shim))?;
         }
         Ok(fixtures)
     }
@@ -77,18 +77,21 @@ impl Drop for Fixtures {
     fn drop(&mut self) {
         // The host that this runs in is thrown away; what cannot be removed goes with it.
         for runtime in RUNTIMES.iter().filter(|r| in_path(r).is_some()) {
-            let _ = output(&[runtime, "delete", "-f", EXEC_TARGET]);
+            let _ = output(&[runtime, "delete", "-f", &exec_target(runtime)]);
         }
         for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
-            let _ = remove_task(&exec_target(shim));
+            let _ = remove_task(&task_target(shim));
         }
     }
 }
 
-const EXEC_TARGET: &str = "bench-exec";
+/// Container of a runtime to exec into; runtimes share the cgroup tree, so ids must differ.
+fn exec_target(runtime: &str) -> String {
+    format!("bench-exec-{runtime}")
+}
 
-fn exec_target(shim: &Shim) -> String {
-    format!("{EXEC_TARGET}-{}", shim.contestant)
+fn task_target(shim: &Shim) -> String {
+    format!("bench-task-{}", shim.contestant)
 }
 
 fn remove_task(id: &str) -> Result<()> {
@@ -107,7 +110,14 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
             |runtime| Box::new(move |n| lifecycle(fixtures, runtime, n)),
         ),
         of_runtimes(&["exec"], |runtime| {
-            Box::new(move |_| one(wall_ms(&[runtime, "exec", EXEC_TARGET, "/bin/true"])))
+            Box::new(move |_| {
+                one(wall_ms(&[
+                    runtime,
+                    "exec",
+                    &exec_target(runtime),
+                    "/bin/true",
+                ]))
+            })
         }),
         of_shims(&["ctr run --rm"], Unit::Milliseconds, 1, |shim| {
             Box::new(move |n| {
@@ -122,7 +132,7 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
         }),
         of_shims(&["ctr task exec"], Unit::Milliseconds, 1, |shim| {
             Box::new(move |n| {
-                let (id, exec) = (exec_target(shim), format!("e{n}"));
+                let (id, exec) = (task_target(shim), format!("e{n}"));
                 one(wall_ms(&[
                     "ctr",
                     "tasks",
@@ -224,13 +234,13 @@ fn run(fixtures: &Fixtures, runtime: &str, round: u32) -> Result<Vec<f64>> {
         "run",
         "-b",
         &bundle.to_string_lossy(),
-        &format!("bench-run-{round}"),
+        &format!("bench-run-{runtime}-{round}"),
     ]))
 }
 
 fn lifecycle(fixtures: &Fixtures, runtime: &str, round: u32) -> Result<Vec<f64>> {
     let bundle = fixtures.bundles.long();
-    let id = format!("bench-life-{round}");
+    let id = format!("bench-life-{runtime}-{round}");
     let create = wall_ms(&[runtime, "create", "-b", &bundle.to_string_lossy(), &id])?;
     let start = wall_ms(&[runtime, "start", &id])?;
     let delete = wall_ms(&[runtime, "delete", "-f", &id])?;
