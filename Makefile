@@ -3,8 +3,14 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
+PROGRAMS := xebec containerd-shim-xebec-v2 xebec-snapshotter
 HOST    := $(CARGO) run --quiet --release -p integration --
 CACHE   ?= $(or $(XEBEC_CACHE),/var/cache/xebec)
+MAN     := $(PREFIX)/share/man/man1
+BASH    := $(PREFIX)/share/bash-completion/completions
+ZSH     := $(PREFIX)/share/zsh/site-functions
+FISH    := $(PREFIX)/share/fish/vendor_completions.d
+UNITS   := $(PREFIX)/lib/systemd/system
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
@@ -39,12 +45,24 @@ $(DENY):
 	$(CARGO) install cargo-deny --locked --root $(CACHE)/tools \
 	    --config profile.release.lto=false --config profile.release.opt-level=1
 
-install: build ## binaries, man pages and completions below PREFIX
-	$(RELEASE)/xebec-snapshotter --version >/dev/null
-	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin $(RELEASE)/xebec $(RELEASE)/containerd-shim-xebec-v2 $(RELEASE)/xebec-snapshotter
+install: build ## binaries, man pages, completions and a systemd unit below PREFIX
+	install -Dm755 -t $(DESTDIR)$(PREFIX)/bin $(addprefix $(RELEASE)/,$(PROGRAMS))
+	$(RELEASE)/xebec man $(DESTDIR)$(MAN)
+	$(RELEASE)/xebec-snapshotter man $(DESTDIR)$(MAN)
+	mkdir -p $(DESTDIR)$(BASH) $(DESTDIR)$(ZSH) $(DESTDIR)$(FISH)
+	for p in xebec xebec-snapshotter; do \
+	    $(RELEASE)/$$p completions bash > $(DESTDIR)$(BASH)/$$p && \
+	    $(RELEASE)/$$p completions zsh > $(DESTDIR)$(ZSH)/_$$p && \
+	    $(RELEASE)/$$p completions fish > $(DESTDIR)$(FISH)/$$p.fish || exit 1; done
+	mkdir -p $(DESTDIR)$(UNITS)
+	sed 's|@PREFIX@|$(PREFIX)|' docs/xebec-snapshotter.service > $(DESTDIR)$(UNITS)/xebec-snapshotter.service
 
 uninstall: ## what install put there
-	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,xebec containerd-shim-xebec-v2 xebec-snapshotter)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/bin/,$(PROGRAMS))
+	rm -f $(DESTDIR)$(MAN)/xebec.1 $(DESTDIR)$(MAN)/xebec-*.1
+	rm -f $(addprefix $(DESTDIR)$(BASH)/,xebec xebec-snapshotter) $(addprefix $(DESTDIR)$(ZSH)/_,xebec xebec-snapshotter)
+	rm -f $(addsuffix .fish,$(addprefix $(DESTDIR)$(FISH)/,xebec xebec-snapshotter))
+	rm -f $(DESTDIR)$(UNITS)/xebec-snapshotter.service
 
 clean: ## build output; caches under /var/cache/xebec stay
 	$(CARGO) clean
