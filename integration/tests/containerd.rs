@@ -376,11 +376,13 @@ fn snapshots_are_pulled_mounted_measured_compared_and_committed() {
         let look = "ctr snapshots --snapshotter xebec mounts /mnt/w look > /tmp/m && sh -e /tmp/m \
                     && cat /mnt/w/etc/motd && test -s /mnt/w/usr/bin/redis-server && umount /mnt/w";
         assert_eq!(host.check_sh(look).unwrap(), "committed\n");
-        // A view is garbage to containerd as soon as nobody mounts it: it may be gone already.
-        ctr.output(&["snapshots", "--snapshotter", "xebec", "rm", "look"])
-            .unwrap();
-        ctr.check(&["snapshots", "--snapshotter", "xebec", "rm", "done"])
-            .unwrap();
+        // containerd collects a view that nobody mounts by itself, at a time of its own.
+        let remove = "for i in $(seq 50); do \
+                      ctr snapshots --snapshotter xebec ls | grep -qE '^(look|done) ' || exit 0; \
+                      ctr snapshots --snapshotter xebec rm look; \
+                      ctr snapshots --snapshotter xebec rm done; sleep 0.2; done; exit 1";
+        let removed = host.sh(remove).unwrap();
+        assert!(removed.success(), "{removed:?}");
         ctr.check(&["images", "rm", "--sync", image]).unwrap();
     }
     let list = ctr

@@ -14,7 +14,8 @@ const READ_ALL: &str =
 /// Everything there is to know of a tree: metadata, then contents.
 const DESCRIBE: &str = "cd / && find . -mindepth 1 -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*' \
                         ! -path './run*' ! -path './etc/hosts' ! -path './etc/resolv.conf' \
-                        -printf '%y %m %U %G %n %T@ %l %p\\n' | sort -k8; \
+                        \\( -type d -printf '%p %y %m %U %G %T@\\n' \
+                        -o -printf '%p %y %m %U %G %T@ %n %l\\n' \\) | sort; \
                         find . -xdev -type f ! -path './etc/hosts' ! -path './etc/resolv.conf' \
                         -exec sha256sum {} + | sort -k2";
 
@@ -213,8 +214,13 @@ fn a_registry_that_dies_in_the_middle_of_a_read_means_eio_until_it_is_back() {
         .exec("c", &["sh", "-c", "wc -c < /usr/bin/redis-server"])
         .unwrap();
 
+    // The tools and the list are here before the cut: only what they read is not.
+    let prepare = "find / -xdev -type f > /tmp/list; cat /dev/null";
+    let prepared = ctr.exec("c", &["sh", "-c", prepare]).unwrap();
+    assert!(prepared.success(), "{prepared:?}");
+    let read_list = "while read -r f; do cat \"$f\" > /dev/null || exit 1; done < /tmp/list";
     link.cut_after(1 << 20);
-    let read = ctr.exec("c", &["sh", "-c", READ_ALL]).unwrap();
+    let read = ctr.exec("c", &["sh", "-c", read_list]).unwrap();
     assert!(
         !read.success() && read.stderr.contains("Input/output error"),
         "{read:?}"
