@@ -287,108 +287,81 @@ fn snapshots_are_pulled_mounted_measured_compared_and_committed() {
     let lazy = convert(&host, &image);
     for image in [&image, &lazy] {
         ctr.pull(image, "xebec").unwrap();
-        host.check_sh("mkdir -p /mnt/image").unwrap();
-        ctr.check(&[
-            "images",
-            "mount",
-            "--snapshotter",
-            "xebec",
-            image,
-            "/mnt/image",
-        ])
-        .unwrap();
-        host.check_sh("test -s /mnt/image/usr/bin/redis-server")
-            .unwrap();
-        ctr.check(&[
-            "images",
-            "unmount",
-            "--snapshotter",
-            "xebec",
-            "--rm",
-            "/mnt/image",
-        ])
-        .unwrap();
-
-        ctr.start(Stack::XEBEC, image, "c", &["sleep", "1000"])
-            .unwrap();
-        let write = [
-            "sh",
-            "-c",
-            "echo changed > /etc/motd; mkdir /new; rm /etc/passwd",
-        ];
-        assert_eq!(ctr.exec("c", &write).unwrap().status, 0);
-        let list = ctr
-            .check(&["snapshots", "--snapshotter", "xebec", "ls"])
-            .unwrap();
-        assert!(
-            list.lines()
-                .any(|l| l.starts_with("c ") && l.contains("Active")),
-            "{list}"
-        );
-        let usage = ctr
-            .check(&["snapshots", "--snapshotter", "xebec", "usage", "c"])
-            .unwrap();
-        assert!(usage.lines().any(|line| line.starts_with("c ")), "{usage}");
-        let diff = "ctr snapshots --snapshotter xebec diff c | tar -tzf - | sort";
-        let diff = host.check_sh(diff).unwrap();
-        for path in ["etc/.wh.passwd", "etc/motd", "new/"] {
-            assert!(
-                diff.lines().any(|line| line == path),
-                "{path} is missing in the diff:\n{diff}"
-            );
-        }
-        let parent = host
-            .check_sh("ctr snapshots --snapshotter xebec info c | jq -r .Parent")
-            .unwrap();
-        ctr.remove("c").unwrap();
-
-        // A layer made by hand: prepared on the image, changed, committed, and read as a parent.
-        ctr.check(&[
-            "snapshots",
-            "--snapshotter",
-            "xebec",
-            "prepare",
-            "work",
-            parent.trim(),
-        ])
-        .unwrap();
-        let script = "mkdir -p /mnt/w && ctr snapshots --snapshotter xebec mounts /mnt/w work > /tmp/m \
-                      && sh -e /tmp/m && echo committed > /mnt/w/etc/motd && umount /mnt/w";
-        host.check_sh(script).unwrap();
-        ctr.check(&[
-            "snapshots",
-            "--snapshotter",
-            "xebec",
-            "commit",
-            "done",
-            "work",
-        ])
-        .unwrap();
-        ctr.check(&[
-            "snapshots",
-            "--snapshotter",
-            "xebec",
-            "view",
-            "look",
-            "done",
-        ])
-        .unwrap();
-        let look = "ctr snapshots --snapshotter xebec mounts /mnt/w look > /tmp/m && sh -e /tmp/m \
-                    && cat /mnt/w/etc/motd && test -s /mnt/w/usr/bin/redis-server && umount /mnt/w";
-        assert_eq!(host.check_sh(look).unwrap(), "committed\n");
-        // containerd collects a view that nobody mounts by itself, at a time of its own.
-        let remove = "for i in $(seq 50); do \
-                      ctr snapshots --snapshotter xebec ls | grep -qE '^(look|done) ' || exit 0; \
-                      ctr snapshots --snapshotter xebec rm look; \
-                      ctr snapshots --snapshotter xebec rm done; sleep 0.2; done; exit 1";
-        let removed = host.sh(remove).unwrap();
-        assert!(removed.success(), "{removed:?}");
+        mount_image(&host, image);
+        let parent = compare_changes(&host, image);
+        commit_a_layer(&host, &parent);
         ctr.check(&["images", "rm", "--sync", image]).unwrap();
     }
-    let list = ctr
-        .check(&["snapshots", "--snapshotter", "xebec", "ls"])
-        .unwrap();
+    let list = snapshots(ctr, &["ls"]);
     assert_eq!(list.lines().count(), 1, "{list}");
+}
+
+/// `ctr snapshots`, which has to succeed.
+#[track_caller]
+fn snapshots(ctr: Ctr<'_>, arguments: &[&str]) -> String {
+    let mut all = vec!["snapshots", "--snapshotter", "xebec"];
+    all.extend(arguments);
+    ctr.check(&all).unwrap()
+}
+
+fn mount_image(host: &NativeHost, image: &str) {
+    let script = "mkdir -p /mnt/image
+                  ctr images mount --snapshotter xebec IMAGE /mnt/image
+                  test -s /mnt/image/usr/bin/redis-server
+                  ctr images unmount --snapshotter xebec --rm /mnt/image";
+    host.check_sh(&script.replace("IMAGE", image)).unwrap();
+}
+
+/// What a container changed is measured and told as a layer; the chain ID below it.
+fn compare_changes(host: &NativeHost, image: &str) -> String {
+    let ctr = Ctr::new(host);
+    ctr.start(Stack::XEBEC, image, "c", &["sleep", "1000"])
+        .unwrap();
+    let script = "echo changed > /etc/motd; mkdir /new; rm /etc/passwd";
+    assert_eq!(ctr.exec("c", &["sh", "-c", script]).unwrap().status, 0);
+    let list = snapshots(ctr, &["ls"]);
+    let mut lines = list.lines();
+    assert!(
+        lines.any(|l| l.starts_with("c ") && l.contains("Active")),
+        "{list}"
+    );
+    let usage = snapshots(ctr, &["usage", "c"]);
+    assert!(usage.lines().any(|line| line.starts_with("c ")), "{usage}");
+    let diff = "ctr snapshots --snapshotter xebec diff c | tar -tzf - | sort";
+    let diff = host.check_sh(diff).unwrap();
+    for path in ["etc/.wh.passwd", "etc/motd", "new/"] {
+        let is_told = diff.lines().any(|line| line == path);
+        assert!(is_told, "{path} is missing in the diff:\n{diff}");
+    }
+    let parent = "ctr snapshots --snapshotter xebec info c | jq -r .Parent";
+    let parent = host.check_sh(parent).unwrap();
+    ctr.remove("c").unwrap();
+    parent.trim().to_owned()
+}
+
+/// A layer made by hand: prepared on the image, changed, committed, and read as a parent.
+fn commit_a_layer(host: &NativeHost, parent: &str) {
+    let ctr = Ctr::new(host);
+    snapshots(ctr, &["prepare", "work", parent]);
+    let change = "mkdir -p /mnt/w
+                  ctr snapshots --snapshotter xebec mounts /mnt/w work > /tmp/m
+                  sh -e /tmp/m; echo committed > /mnt/w/etc/motd; umount /mnt/w";
+    host.check_sh(change).unwrap();
+    snapshots(ctr, &["commit", "done", "work"]);
+    snapshots(ctr, &["view", "look", "done"]);
+    let look = "ctr snapshots --snapshotter xebec mounts /mnt/w look > /tmp/m
+                sh -e /tmp/m; cat /mnt/w/etc/motd
+                test -s /mnt/w/usr/bin/redis-server; umount /mnt/w";
+    assert_eq!(host.check_sh(look).unwrap(), "committed\n");
+    // containerd collects a view that nobody mounts by itself, at a time of its own.
+    let remove = "for i in $(seq 50); do
+                    ctr snapshots --snapshotter xebec ls | grep -qE '^(look|done) ' || exit 0
+                    ctr snapshots --snapshotter xebec rm look
+                    ctr snapshots --snapshotter xebec rm done
+                    sleep 0.2
+                  done; exit 1";
+    let removed = host.sh(remove).unwrap();
+    assert!(removed.success(), "{removed:?}");
 }
 
 #[test]
