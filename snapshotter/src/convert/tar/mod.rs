@@ -8,4 +8,4 @@ mod pax;
 mod reader;
 
 pub(super) use header::{BLOCK, encode_regular, padding};
-pub(super) use reader::{ReadError, Reader, TarEntry, Time};
+pub(super) use reader::{ReadError, Reader, TarEntry};
