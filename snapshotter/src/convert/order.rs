@@ -87,7 +87,7 @@ pub fn parse_list(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tar::Time;
+    use super::super::tar::reader::Time;
     use super::*;
 
     fn entry(name: &str, kind: EntryType, link: &str) -> TarEntry {

@@ -5,7 +5,7 @@
 
 mod header;
 mod pax;
-mod reader;
+pub(super) mod reader;
 
 pub(super) use header::{BLOCK, encode_regular, padding};
 pub(super) use reader::{ReadError, Reader, TarEntry};
