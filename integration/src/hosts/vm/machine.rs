@@ -92,8 +92,10 @@ impl MachinePlan {
         let masked: String = MASKED
             .map(|unit| format!(" systemd.mask={unit}.service"))
             .concat();
+        // On a loaded machine an emulated timer can fail the check that no_timer_check leaves out.
         let command_line = format!(
-            "console={console} panic=-1 root=/dev/nvme0n1 rw mitigations=off quiet fsck.mode=skip{masked}"
+            "console={console} panic=-1 root=/dev/nvme0n1 rw mitigations=off quiet fsck.mode=skip \
+             no_timer_check{masked}"
         );
         let mut argv: Vec<OsString> = [emulator, "-machine", machine, "-accel", "tcg,thread=multi"]
             .into_iter()
