@@ -100,6 +100,10 @@ pub(super) fn forward(
     while let Ok(count @ 1..) = from.read(&mut buffer) {
         let granted = direction.take(count);
         is_limit_reached = granted < count;
+        if is_limit_reached {
+            // Before the last bytes arrive: whoever has them finds the network cut.
+            network.refuse();
+        }
         let departure = direction.depart(granted);
         thread::sleep(departure.saturating_duration_since(Instant::now() + AHEAD));
         let piece = (
@@ -114,6 +118,9 @@ pub(super) fn forward(
     // A panic in it would have been printed already.
     let _ = delivery.join();
     if is_limit_reached {
-        network.cut();
+        // This connection ends even if the cut has been undone meanwhile: what its other end still
+        // wants to send has no reader.
+        let _ = from.shutdown(Shutdown::Both);
+        network.end_open();
     }
 }

@@ -139,8 +139,7 @@ impl Proxy {
 
     /// Ends a cut.
     pub fn restore(&self) {
-        self.network.down.limit(u64::MAX);
-        self.network.is_cut.store(false, Ordering::SeqCst);
+        self.network.restore();
     }
 }
 
@@ -157,12 +156,32 @@ impl Drop for Proxy {
 
 impl Network {
     fn cut(&self) {
+        self.refuse();
+        self.end_open();
+    }
+
+    /// From now on no connection is taken.
+    fn refuse(&self) {
         self.is_cut.store(true, Ordering::SeqCst);
+    }
+
+    /// Ends what is open, unless the cut has been undone meanwhile: a late end must not hit the
+    /// connections that came after it.
+    fn end_open(&self) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.is_cut.load(Ordering::SeqCst) {
+            return;
+        }
         for stream in open.drain(..) {
             // One that is closed already cannot be shut down, which is as good.
             let _ = stream.shutdown(Shutdown::Both);
         }
+    }
+
+    fn restore(&self) {
+        let _open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        self.down.limit(u64::MAX);
+        self.is_cut.store(false, Ordering::SeqCst);
     }
 
     /// Registers a connection's ends, so that a cut reaches them; false if it is cut already.
