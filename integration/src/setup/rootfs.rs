@@ -24,6 +24,11 @@ const PACKAGES: &[&str] = &[
     "containerd runc crun criu containernetworking-plugins docker-registry skopeo umoci",
     "iproute2 iptables erofs-utils fuse3 busybox-static ca-certificates apache2-utils",
     "procps curl jq strace",
+    // Clients of a runtime, and what they need for users who are not root.
+    "podman buildah docker.io netavark aardvark-dns catatonit passt uidmap fuse-overlayfs",
+    "dbus-user-session libpam-systemd nftables",
+    // Labels: the parsers and a policy for the VM, whose kernel has both security modules.
+    "apparmor selinux-policy-default selinux-utils policycoreutils",
 ];
 const KERNEL: &str = if cfg!(target_arch = "aarch64") {
     "linux-image-cloud-arm64"
@@ -39,7 +44,16 @@ const OPTIONS: &[&str] = &[
 ];
 
 /// Debian starts these by itself; on a test host, tests do.
-const MASKED_UNITS: [&str; 2] = ["containerd.service", "docker-registry.service"];
+const MASKED_UNITS: [&str; 8] = [
+    "containerd.service",
+    "docker-registry.service",
+    "docker.service",
+    "docker.socket",
+    "podman-auto-update.timer",
+    "podman-restart.service",
+    "apparmor.service",
+    "selinux-autorelabel-mark.service",
+];
 
 /// The finished root file system, or an error that says how to get it.
 pub fn find(paths: &Paths) -> Result<PathBuf> {

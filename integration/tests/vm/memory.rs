@@ -1,4 +1,4 @@
-//! What needs a whole machine: cgroup controllers and systemd.
+//! Memory limits and their end.
 
 use std::time::Duration;
 

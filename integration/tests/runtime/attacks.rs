@@ -1,0 +1,1 @@
+//! Containers that attack the runtime, and a runtime that is killed at every step.

@@ -1,0 +1,1 @@
+//! Cgroups: limits, updates, statistics, freezing, delegation.

@@ -1,0 +1,1 @@
+//! The command line: options, output formats, exit codes and phrases that clients of runc read.

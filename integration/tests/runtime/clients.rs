@@ -1,0 +1,1 @@
+//! Programs that call a runtime: podman, buildah and dockerd.

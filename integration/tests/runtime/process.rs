@@ -1,0 +1,1 @@
+//! What a process is given: identity, limits, scheduling, filters, labels, hooks.

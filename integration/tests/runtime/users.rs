@@ -1,0 +1,1 @@
+//! Namespaces, user namespaces and users who are not root.
