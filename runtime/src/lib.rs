@@ -25,7 +25,7 @@ mod sys;
 pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;
 pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio};
-pub use runtime::{Runtime, RuntimeOptions, read_process};
+pub use runtime::{Runtime, RuntimeOptions, parse_resources, read_process};
 pub use signals::{Signals, receive_descriptor};
 pub use spec::spec_template;
 pub use state::{ContainerId, ContainerState, Status, rfc3339};

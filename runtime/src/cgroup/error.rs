@@ -90,7 +90,8 @@ pub enum CgroupError {
         source: io::Error,
     },
     /// A new memory limit is below what the container uses now.
-    #[error("linux.resources.memory.{field}: rejecting memory limit {limit} <= usage {usage}")]
+    #[error("linux.resources.memory.{field}: rejecting {what} limit {limit} <= usage {usage}",
+        what = if *field == "swap" { "memory+swap" } else { "memory" })]
     LimitBelowUsage {
         /// `limit` or `swap`.
         field: &'static str,

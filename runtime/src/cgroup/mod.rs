@@ -14,17 +14,19 @@ mod path;
 mod plan;
 mod state;
 mod stats;
+mod watch;
 
 pub use apply::Skipped;
 pub use controllers::Controllers;
 pub use dir::Cgroup;
 pub use error::{CgroupError, Result};
 pub use path::CgroupPath;
-pub use plan::{Entry, OnRefusal, ResourcePlan, UsageCheck};
+pub use plan::{Entry, OnRefusal, Present, ResourcePlan, UsageCheck};
 pub use stats::{
     CpuStats, HugetlbStats, IoDevice, IoStats, MemoryEvents, MemoryStats, PidsStats, Pressure, Psi,
     RdmaDevice, RdmaStats, Stats,
 };
+pub use watch::{Event, Watch};
 
 /// What to do with a limit whose controller the host does not offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 
 mod create;
 mod delete;
+mod duration;
+mod events;
 mod exec;
 mod features;
 mod foreground;
@@ -9,13 +11,16 @@ mod generate;
 mod kill;
 mod list;
 mod log;
+mod metrics;
 mod pause;
 mod ps;
 mod run;
 mod signals;
+mod size;
 mod spec;
 mod start;
 mod state;
+mod update;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,6 +98,8 @@ enum Command {
     Create(create::Create),
     /// Delete a stopped container, or any with --force
     Delete(delete::Delete),
+    /// Print statistics and out-of-memory kills of a container, as JSON
+    Events(events::Events),
     /// Run a further process in a running container
     Exec(Box<exec::Exec>),
     /// Print what this runtime supports, as JSON
@@ -115,6 +122,8 @@ enum Command {
     Start(start::Start),
     /// Print a container's state, as JSON
     State(state::State),
+    /// Change the limits of a container
+    Update(Box<update::Update>),
     #[command(flatten)]
     Generate(generate::Generate),
 }
@@ -174,6 +183,7 @@ impl Command {
         match self {
             Self::Create(command) => command.carry_out(&context),
             Self::Delete(command) => command.carry_out(&context),
+            Self::Events(command) => command.carry_out(&context),
             Self::Exec(command) => command.carry_out(&context),
             Self::Kill(command) => command.carry_out(&context),
             Self::List(command) => command.carry_out(&context),
@@ -183,6 +193,7 @@ impl Command {
             Self::Run(command) => command.carry_out(&context),
             Self::Start(command) => command.carry_out(&context),
             Self::State(command) => command.carry_out(&context),
+            Self::Update(command) => command.carry_out(&context),
             Self::Features(_) | Self::Spec(_) | Self::Generate(_) => Ok(0),
         }
     }

@@ -211,10 +211,15 @@ pub(super) fn update(
     id: &ContainerId,
     resources: &LinuxResources,
 ) -> Result<Vec<String>> {
-    let record = StateDir::open(&runtime.options.root, id)?.record()?;
-    let plan = ResourcePlan::from_spec(resources)?;
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    dir.lock()?;
+    let record = dir.record()?;
+    if !record.init_is_alive() {
+        return Err(Error::NotRunning);
+    }
     let cgroup = cgroup_of(&record)?;
-    cgroup.enable(plan.controllers())?;
+    let resources = &cgroup.present()?.complete(resources);
+    let plan = ResourcePlan::from_spec(resources)?;
     let skipped = cgroup.apply(&plan, runtime.controllers_policy())?;
     if let Some(rules) = resources
         .devices()

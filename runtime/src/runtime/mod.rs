@@ -5,7 +5,7 @@ mod exec;
 mod lifecycle;
 mod query;
 
-pub use query::read_process;
+pub use query::{parse_resources, read_process};
 
 use std::path::PathBuf;
 

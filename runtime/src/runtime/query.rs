@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{LinuxResources, Process};
 
 use super::Runtime;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
-use crate::spec::{CONFIG_FILE, load_bundle, parse_process};
+use crate::spec::{self, CONFIG_FILE, load_bundle, parse_process};
 use crate::state::{ContainerId, ContainerState, Record, StateDir};
 
 pub(super) fn state(runtime: &Runtime, id: &ContainerId) -> Result<ContainerState> {
@@ -43,4 +43,9 @@ pub(super) fn process_of(runtime: &Runtime, id: &ContainerId) -> Result<(Process
 pub fn read_process(file: &Path) -> Result<(Process, Vec<String>)> {
     let text = std::fs::read(file).map_err(Error::file("open", file))?;
     parse_process(file, &text)
+}
+
+/// Parses a document of `linux.resources`, as `update` takes it; `origin` is named in errors.
+pub fn parse_resources(origin: &Path, text: &[u8]) -> Result<LinuxResources> {
+    spec::parse_resources(origin, text)
 }

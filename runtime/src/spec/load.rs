@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use oci_spec::runtime::{Capability, Process, Spec};
+use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -51,6 +51,11 @@ pub(crate) fn load_bundle(path: &Path) -> Result<Bundle> {
 /// Parses a stand-alone process document (`exec --process FILE`), with what was ignored in it.
 pub(crate) fn parse_process(file: &Path, text: &[u8]) -> Result<(Process, Vec<String>)> {
     parse_document(file, text, &[])
+}
+
+/// Parses a stand-alone document of resources (`update --resources FILE`).
+pub(crate) fn parse_resources(file: &Path, text: &[u8]) -> Result<LinuxResources> {
+    parse_document(file, text, &[]).map(|(resources, _)| resources)
 }
 
 /// Parses `text`; a capability that this version does not know is dropped with a warning, because

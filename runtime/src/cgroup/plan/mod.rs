@@ -4,6 +4,7 @@
 //! refusal can be told in the words of the configuration.
 
 mod convert;
+mod present;
 
 use std::borrow::Cow;
 
@@ -11,6 +12,8 @@ use oci_spec::runtime::{LinuxBlockIo, LinuxCpu, LinuxMemory, LinuxResources, Lin
 
 use super::Controllers;
 use super::error::{CgroupError, Result};
+
+pub use present::Present;
 
 /// What the kernel's refusal of an entry means.
 #[derive(Clone, Debug, PartialEq, Eq)]
