@@ -5,9 +5,11 @@
 //! with one `clone3` and a child that neither allocates nor parses. [`rootfs`] mounts, [`cgroup`]
 //! and [`seccomp`] do what their names say, [`state`] keeps the record of each container.
 //!
-//! The library starts no thread, no subprocess but hooks, and no async runtime; it never executes
+//! The library starts no thread, no subprocess but hooks and the two programs that map the ids of
+//! a user who is not root, and no async runtime; it never executes
 //! its own binary again, and it prints nothing: the caller decides what to log.
 
+mod caller;
 pub mod cgroup;
 mod error;
 mod features;

@@ -13,7 +13,7 @@ use rustix::system::{setdomainname, sethostname};
 use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
 use super::channel::{ChildEnd, Report};
-use super::finish::{FinishJob, apply_early, finish, take_terminal};
+use super::finish::{FinishJob, apply_early, finish, in_sight, take_terminal};
 use super::hooks::{ChildHookIo, run_child_hooks};
 use super::namespaces::Joined;
 use crate::error::{At as _, Failure, Step};
@@ -51,6 +51,14 @@ pub(super) fn init_main(job: &mut InitJob, channel: &ChildEnd) -> i32 {
     1
 }
 
+/// The part of a vanguard of init: what needs the host's privileges or its proc, then inside.
+pub(super) fn go_ahead(job: &InitJob) -> Result<(), Failure<'_>> {
+    in_sight(job.joined.privileged(), || {
+        apply_early(&job.plan.process, &job.finish)
+    })?;
+    job.joined.go_ahead()
+}
+
 /// Namespaces and the file system tree: everything that init does and a later process does not.
 fn prepare<'p>(
     plan: &'p LaunchPlan,
@@ -65,7 +73,7 @@ fn prepare<'p>(
     if plan.id_maps.is_some() {
         // The parent writes the maps, and with the host's privileges limits and OOM score.
         channel.wait_for_word().at(Step::Sync, b"")?;
-    } else if !joined.needs_intermediate() {
+    } else if !joined.needs_vanguard() {
         apply_early(&plan.process, rest)?;
     }
     joined.enter()?;

@@ -8,7 +8,7 @@ use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::channel::{ChildEnd, Report};
 use super::child::{become_root, join_keyring};
-use super::finish::{FinishJob, apply_early, finish, take_terminal};
+use super::finish::{FinishJob, apply_early, finish, in_sight, take_terminal};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::ProcessPlan;
 use crate::rootfs;
@@ -22,20 +22,41 @@ pub(crate) struct ExecJob {
     pub(crate) init: OwnedFd,
     /// `CLONE_NEW*` bits of the namespaces to enter.
     pub(crate) namespaces: u64,
+    /// The caller has privileges outside of them.
+    pub(crate) privileged: bool,
     pub(crate) keyring: Option<std::ffi::CString>,
     pub(crate) finish: FinishJob,
 }
 
+impl ExecJob {
+    /// Whether the process has to be made from inside: who has no privileges outside cannot send
+    /// a child into a pid namespace.
+    pub(super) fn needs_vanguard(&self) -> bool {
+        !self.privileged && self.namespaces & libc::CLONE_NEWUSER as u64 != 0
+    }
+}
+
 /// Runs as the new process; comes back, with its exit status, only when it has to end.
 pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
+    let inside = job.needs_vanguard();
     let ExecJob {
         process,
         init,
         namespaces,
         keyring,
         finish: rest,
+        ..
     } = job;
-    let end = match prepare(process, init, *namespaces, keyring.as_deref(), rest) {
+    let process = &*process;
+    let entered = if inside {
+        Ok(())
+    } else {
+        // The pid namespace is the parent's affair; all others are entered in one call.
+        apply_early(process, rest)
+            .and_then(|()| enter(init, *namespaces & !(libc::CLONE_NEWPID as u64)))
+    };
+    let prepared = entered.and_then(|()| prepare(process, *namespaces, keyring.as_deref(), rest));
+    let end = match prepared {
         Ok(()) => finish(process, rest, channel, (&[], None)),
         Err(failure) => failure,
     };
@@ -43,20 +64,25 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
     1
 }
 
+/// The part of a vanguard: everything that needs the host's proc, then inside.
+pub(super) fn enter_ahead(job: &ExecJob) -> Result<(), Failure<'_>> {
+    in_sight(job.privileged, || apply_early(&job.process, &job.finish))?;
+    enter(&job.init, job.namespaces)
+}
+
+fn enter(init: &OwnedFd, namespaces: u64) -> Result<(), Failure<'static>> {
+    let namespaces = ThreadNameSpaceType::from_bits_retain(namespaces as u32);
+    move_into_thread_name_spaces(init.as_fd(), namespaces).at(Step::JoinNamespace, b"")
+}
+
 fn prepare<'p>(
     process: &'p ProcessPlan,
-    init: &OwnedFd,
     namespaces: u64,
     keyring: Option<&'p std::ffi::CStr>,
     rest: &mut FinishJob,
 ) -> Result<(), Failure<'p>> {
     sys::default_dispositions();
     sys::unblock_all();
-    apply_early(process, rest)?;
-    // The pid namespace is the parent's affair; all others are entered in one call.
-    let own =
-        ThreadNameSpaceType::from_bits_retain(namespaces as u32) - ThreadNameSpaceType::PROCESS_ID;
-    move_into_thread_name_spaces(init.as_fd(), own).at(Step::JoinNamespace, b"")?;
     if namespaces & libc::CLONE_NEWUSER as u64 != 0 {
         become_root()?;
     }

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::process::{Pid, prlimit, umask};
+use rustix::process::{DumpableBehavior, Pid, prlimit, set_dumpable_behavior, umask};
 use rustix::thread::set_no_new_privs;
 
 use super::channel::{ChildEnd, Report};
@@ -169,6 +169,21 @@ fn wait_at(gate: &OwnedFd) -> Result<(), Failure<'static>> {
     let mut word = [0];
     rustix::io::read(gate, &mut word).at(Step::Sync, b"start fifo")?;
     Ok(())
+}
+
+/// Does something for which this process has to find its own files in `/proc` writable: without
+/// privileges it cannot while it is hidden from its user's other processes.
+pub(super) fn in_sight<'p>(
+    privileged: bool,
+    work: impl FnOnce() -> Result<(), Failure<'p>>,
+) -> Result<(), Failure<'p>> {
+    if privileged {
+        return work();
+    }
+    set_dumpable_behavior(DumpableBehavior::Dumpable).at(Step::Sync, b"prctl")?;
+    let done = work();
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).at(Step::Sync, b"prctl")?;
+    done
 }
 
 /// What needs the host's privileges or its proc, while they are at hand: the OOM score, and the

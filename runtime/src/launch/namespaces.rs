@@ -1,56 +1,195 @@
-//! Joining namespaces that exist already.
+//! Entering the namespaces of a container that exist already, and making those that belong inside
+//! a user namespace among them.
 //!
 //! A process cannot enter a pid or time namespace itself, only its children can: so the parent
 //! points its "namespace for children" there for the moment of the clone, and back. That saves
-//! the second fork that other runtimes need.
+//! the second fork that other runtimes need. A parent without privileges on the host cannot point
+//! anywhere: then a process goes ahead into the user namespace and does all of it there.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{CWD, Mode, OFlags, open, openat};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::finish::in_sight;
+use super::joins::OpenNamespace;
 use crate::error::{At as _, Error, Failure, Result, Step};
-use crate::spec::Namespaces;
 
 const NEWPID: u64 = libc::CLONE_NEWPID as u64;
 const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
 const NEWTIME: u64 = 0x80;
 
-/// Open namespaces of a container to be.
+const TIME_OFFSETS: &str = "/proc/self/timens_offsets";
+
+/// The namespaces of a container to be: open ones to enter, and bits of those to make.
 #[derive(Debug)]
 pub(crate) struct Joined {
     /// For the child to enter, the user namespace first.
     own: Vec<(LinkNameSpaceType, OwnedFd)>,
-    /// For the parent to point at.
+    /// For the children of whoever makes init.
     pid: Option<OwnedFd>,
-    /// `CLONE_NEW*` bits that the child makes itself, inside a user namespace it has joined.
-    unshare: u64,
-    /// Text for `timens_offsets`; the parent makes the time namespace then.
+    /// `CLONE_NEW*` bits of namespaces to be made.
+    create: u64,
+    /// They belong to a user namespace that has to be entered first.
+    inside: bool,
+    /// Text for `timens_offsets` of the new time namespace.
     time_offsets: Option<String>,
+    /// The caller has privileges outside.
+    privileged: bool,
 }
 
-/// Opens the namespaces that the container joins.
-pub(crate) fn open_joins(namespaces: &Namespaces, time_offsets: Option<&str>) -> Result<Joined> {
-    let mut joined = Joined {
-        own: Vec::with_capacity(namespaces.join.len()),
-        pid: None,
-        unshare: 0,
-        time_offsets: time_offsets.map(str::to_owned),
-    };
-    for join in &namespaces.join {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-        let fd = open(&join.path, flags, Mode::empty())
-            .map_err(Error::file("open namespace", &join.path))?;
-        match join.flag {
-            NEWPID => joined.pid = Some(fd),
-            NEWUSER => joined.own.insert(0, (LinkNameSpaceType::User, fd)),
-            flag => joined.own.push((link_type(flag), fd)),
+impl Joined {
+    /// Sorts open namespaces by who has to enter them.
+    pub(crate) fn new(
+        opened: Vec<OpenNamespace>,
+        create: u64,
+        time_offsets: Option<String>,
+        privileged: bool,
+    ) -> Self {
+        let mut joined = Self {
+            own: Vec::with_capacity(opened.len() + 1),
+            pid: None,
+            create,
+            inside: false,
+            time_offsets,
+            privileged,
+        };
+        for OpenNamespace { flag, fd } in opened {
+            match flag {
+                NEWPID => joined.pid = Some(fd),
+                NEWUSER => joined.enter_first(fd),
+                flag => joined.own.push((link_type(flag), fd)),
+            }
+        }
+        joined
+    }
+
+    /// Makes `user` the user namespace of the container: everything else happens inside it.
+    pub(crate) fn enter_first(&mut self, user: OwnedFd) {
+        self.own.insert(0, (LinkNameSpaceType::User, user));
+        self.inside = true;
+        self.create &= !NEWUSER;
+    }
+
+    /// Whether the caller has privileges outside.
+    pub(super) fn privileged(&self) -> bool {
+        self.privileged
+    }
+
+    /// The user namespace that is entered before all else.
+    pub(crate) fn user(&self) -> Option<&OwnedFd> {
+        self.own.first().filter(|_| self.inside).map(|(_, fd)| fd)
+    }
+
+    /// Flags for the clone that makes init.
+    ///
+    /// Namespaces inside a joined user namespace must be made after joining it; a new pid
+    /// namespace then needs a process that goes ahead ([`Joined::needs_vanguard`]).
+    pub(super) fn clone_flags(&self) -> u64 {
+        if self.inside && !self.needs_vanguard() {
+            0
+        } else if self.time_offsets.is_some() {
+            self.create & !NEWTIME
+        } else {
+            self.create
         }
     }
-    if namespaces.joined(NEWUSER).is_some() {
-        joined.unshare = namespaces.create;
+
+    /// Whether another process has to enter namespaces and make init there: into a user namespace
+    /// that is joined, or before one is made, because what is outside cannot be entered from it.
+    pub(super) fn needs_vanguard(&self) -> bool {
+        if self.inside {
+            !self.privileged || self.create & NEWPID != 0 || self.time_offsets.is_some()
+        } else {
+            self.create & NEWUSER != 0 && !self.own.is_empty()
+        }
     }
-    Ok(joined)
+
+    /// The child's part: enters each namespace, makes those that belong inside.
+    pub(super) fn enter(&self) -> std::result::Result<(), Failure<'static>> {
+        if self.needs_vanguard() {
+            // Whoever made this process was there already.
+            return Ok(());
+        }
+        self.enter_own()?;
+        if self.inside && self.create != 0 {
+            crate::sys::unshare(self.create).at(Step::Unshare, b"")?;
+        }
+        Ok(())
+    }
+
+    /// The vanguard's part: enters everything, for itself and for the child it is about to make.
+    pub(super) fn go_ahead(&self) -> std::result::Result<(), Failure<'static>> {
+        let enter_pid = || match &self.pid {
+            Some(fd) => move_into_link_name_space(fd.as_fd(), Some(LinkNameSpaceType::ProcessID))
+                .at(Step::JoinNamespace, b"pid"),
+            None => Ok(()),
+        };
+        if self.privileged {
+            enter_pid()?;
+        }
+        self.enter_own()?;
+        if !self.privileged {
+            enter_pid()?;
+        }
+        if let Some(offsets) = self.time_offsets.as_ref().filter(|_| self.inside) {
+            crate::sys::unshare(NEWTIME).at(Step::Unshare, b"time")?;
+            in_sight(self.privileged, || {
+                write_offsets(offsets).at(Step::Unshare, TIME_OFFSETS.as_bytes())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Enters each namespace by its descriptor: with privileges those of the host first, because
+    /// a user namespace takes them away; what only its root may enter comes after it.
+    fn enter_own(&self) -> std::result::Result<(), Failure<'static>> {
+        let enter = |kind: LinkNameSpaceType, fd: &OwnedFd| {
+            move_into_link_name_space(fd.as_fd(), Some(kind))
+        };
+        let (user, others) = self.own.split_at(usize::from(self.inside));
+        let mut left = 0u32;
+        for (place, (kind, fd)) in others.iter().enumerate() {
+            let entered = if self.privileged || user.is_empty() {
+                enter(*kind, fd)
+            } else {
+                Err(Errno::PERM)
+            };
+            match entered {
+                Err(Errno::PERM) if !user.is_empty() => left |= 1 << place,
+                result => result.at(Step::JoinNamespace, kind_name(*kind))?,
+            }
+        }
+        for (kind, fd) in user {
+            enter(*kind, fd).at(Step::JoinNamespace, kind_name(*kind))?;
+        }
+        for (place, (kind, fd)) in others.iter().enumerate() {
+            if left & (1 << place) != 0 {
+                enter(*kind, fd).at(Step::JoinNamespace, kind_name(*kind))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The parent's part: points its children elsewhere until the guard is dropped.
+    pub(super) fn point_children(&self) -> Result<ChildrenPointed> {
+        let mut pointed = ChildrenPointed::default();
+        if let Some(fd) = self.pid.as_ref().filter(|_| !self.needs_vanguard()) {
+            pointed.pid(fd)?;
+        }
+        if let Some(offsets) = self.time_offsets.as_ref().filter(|_| !self.inside) {
+            pointed.time(offsets)?;
+        }
+        Ok(pointed)
+    }
+}
+
+/// Sets the clocks of the time namespace that the next child is born in.
+fn write_offsets(offsets: &str) -> std::result::Result<(), Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = openat(CWD, TIME_OFFSETS, flags, Mode::empty())?;
+    rustix::io::write(&file, offsets.as_bytes()).map(drop)
 }
 
 fn link_type(flag: u64) -> LinkNameSpaceType {
@@ -63,67 +202,6 @@ fn link_type(flag: u64) -> LinkNameSpaceType {
         libc::CLONE_NEWPID => LinkNameSpaceType::ProcessID,
         libc::CLONE_NEWNET => LinkNameSpaceType::Network,
         _ => LinkNameSpaceType::Time,
-    }
-}
-
-impl Joined {
-    /// Flags for the clone that makes init, given what is to be made new.
-    ///
-    /// Namespaces inside a joined user namespace must be made after joining it; a new pid
-    /// namespace then needs an intermediate process ([`Joined::needs_intermediate`]).
-    pub(super) fn clone_flags(&self, create: u64) -> u64 {
-        if self.unshare != 0 {
-            return 0;
-        }
-        if self.time_offsets.is_some() {
-            create & !NEWTIME
-        } else {
-            create
-        }
-    }
-
-    /// Whether init has to be cloned from inside the joined user namespace.
-    pub(super) fn needs_intermediate(&self) -> bool {
-        self.unshare & NEWPID != 0
-    }
-
-    /// What that clone makes.
-    pub(super) fn inner_flags(&self) -> u64 {
-        self.unshare
-    }
-
-    /// The child's part: enters each namespace, makes those that belong inside.
-    pub(super) fn enter(&self) -> std::result::Result<(), Failure<'static>> {
-        if self.needs_intermediate() {
-            // The intermediate process was inside already when it made this one.
-            return Ok(());
-        }
-        self.enter_existing()?;
-        if self.unshare != 0 {
-            crate::sys::unshare(self.unshare).at(Step::Unshare, b"")?;
-        }
-        Ok(())
-    }
-
-    /// Enters each namespace by its descriptor.
-    pub(super) fn enter_existing(&self) -> std::result::Result<(), Failure<'static>> {
-        for (kind, fd) in &self.own {
-            move_into_link_name_space(fd.as_fd(), Some(*kind))
-                .at(Step::JoinNamespace, kind_name(*kind))?;
-        }
-        Ok(())
-    }
-
-    /// The parent's part: points its children elsewhere until the guard is dropped.
-    pub(super) fn point_children(&self) -> Result<ChildrenPointed> {
-        let mut pointed = ChildrenPointed::default();
-        if let Some(fd) = &self.pid {
-            pointed.pid(fd)?;
-        }
-        if let Some(offsets) = &self.time_offsets {
-            pointed.time(offsets)?;
-        }
-        Ok(pointed)
     }
 }
 
@@ -157,8 +235,7 @@ impl ChildrenPointed {
     fn time(&mut self, offsets: &str) -> Result<()> {
         self.remember(LinkNameSpaceType::Time, "/proc/self/ns/time")?;
         crate::sys::unshare(NEWTIME).map_err(Error::os("create time namespace"))?;
-        let file = "/proc/self/timens_offsets";
-        std::fs::write(file, offsets).map_err(Error::file("write", file))
+        write_offsets(offsets).map_err(Error::file("write", TIME_OFFSETS))
     }
 
     fn remember(&mut self, kind: LinkNameSpaceType, path: &'static str) -> Result<()> {

@@ -8,9 +8,9 @@ use rustix::process::{
 };
 
 use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
-use super::child::{InitJob, init_main};
-use super::enter::{ExecJob, exec_main};
-use super::finish::{apply_early, apply_rlimits};
+use super::child::{InitJob, go_ahead, init_main};
+use super::enter::{ExecJob, enter_ahead, exec_main};
+use super::finish::apply_rlimits;
 use super::namespaces::ChildrenPointed;
 use super::userns::write_maps;
 use crate::error::{ChildFailure, Error, Failure, Result, Step};
@@ -38,10 +38,17 @@ pub(crate) fn launch_init(mut job: InitJob, launch: &mut InitLaunch<'_>) -> Resu
     let (parent, child) = channel::pair()?;
     let launched = {
         let _pointed = job.joined.point_children()?;
-        if job.joined.needs_intermediate() {
-            clone_through_intermediate(&mut job, launch, &parent, child)?
+        let flags = job.joined.clone_flags();
+        let place = (launch.reparent, launch.cgroup);
+        if job.joined.needs_vanguard() {
+            clone_by_vanguard(
+                &mut job,
+                flags,
+                place,
+                (go_ahead, init_main),
+                (&parent, child),
+            )?
         } else {
-            let flags = job.joined.clone_flags(job.plan.namespaces.create);
             let request = request(flags, launch.reparent, Some(launch.cgroup));
             let (pid, pidfd) =
                 clone3(&request, || init_main(&mut job, &child)).map_err(Error::os("clone3"))?;
@@ -66,26 +73,29 @@ pub(crate) fn launch_exec(
 ) -> Result<Launched> {
     hide_own_binary()?;
     let (parent, child) = channel::pair()?;
-    let (pid, pidfd) = {
+    let of_exec = |e| match e {
+        Error::Init(failure) => Error::Exec(failure),
+        other => other,
+    };
+    let launched = if job.needs_vanguard() {
+        let steps = (enter_ahead as Enter<ExecJob>, exec_main as Main<ExecJob>);
+        clone_by_vanguard(job, 0, (reparent, cgroup), steps, (&parent, child)).map_err(of_exec)?
+    } else {
         let mut pointed = ChildrenPointed::default();
         if job.namespaces & NEWPID != 0 {
             pointed.pid(&job.init)?;
         }
-        clone3(&request(0, reparent, Some(cgroup)), || {
-            exec_main(job, &child)
-        })
-        .map_err(Error::os("clone3"))?
+        let request = request(0, reparent, Some(cgroup));
+        let (pid, pidfd) =
+            clone3(&request, || exec_main(job, &child)).map_err(Error::os("clone3"))?;
+        drop(child);
+        Launched {
+            pid,
+            pidfd,
+            warnings: Vec::new(),
+        }
     };
-    drop(child);
-    let launched = Launched {
-        pid,
-        pidfd,
-        warnings: Vec::new(),
-    };
-    let seen_off = see_off(&launched, &parent, &mut |_| Ok(())).map_err(|e| match e {
-        Error::Init(failure) => Error::Exec(failure),
-        other => other,
-    });
+    let seen_off = see_off(&launched, &parent, &mut |_| Ok(())).map_err(of_exec);
     settle(launched, seen_off, reparent)
 }
 
@@ -107,24 +117,27 @@ fn request(flags: u64, reparent: bool, cgroup: Option<BorrowedFd<'_>>) -> CloneR
     }
 }
 
-/// Init in a pid namespace of a user namespace that is joined: a process goes there first and
-/// makes init as its sibling.
-fn clone_through_intermediate(
-    job: &mut InitJob,
-    launch: &InitLaunch<'_>,
-    parent: &ParentEnd,
-    child: ChildEnd,
+/// What a vanguard does in the place of the process that it makes.
+type Enter<J> = fn(&J) -> std::result::Result<(), Failure<'_>>;
+/// What the process does then.
+type Main<J> = fn(&mut J, &ChildEnd) -> i32;
+
+/// A process that goes ahead into namespaces which it can only enter, or only leave, for its
+/// children, and there makes the wanted process as its sibling.
+fn clone_by_vanguard<J>(
+    job: &mut J,
+    flags: u64,
+    (reparent, cgroup): (bool, BorrowedFd<'_>),
+    (enter, main): (Enter<J>, Main<J>),
+    (parent, child): (&ParentEnd, ChildEnd),
 ) -> Result<Launched> {
-    let outer = request(0, launch.reparent, Some(launch.cgroup));
+    let outer = request(0, reparent, Some(cgroup));
     let (_, first) = clone3(&outer, || {
-        let flags = job.joined.inner_flags();
-        let entered =
-            apply_early(&job.plan.process, &job.finish).and_then(|()| job.joined.enter_existing());
-        if let Err(failure) = entered {
+        if let Err(failure) = enter(job) {
             child.send(Report::Failed(failure));
             return 1;
         }
-        match clone3(&request(flags, true, None), || init_main(job, &child)) {
+        match clone3(&request(flags, true, None), || main(job, &child)) {
             Ok((pid, _)) => child.send(Report::Forked(pid)),
             Err(errno) => {
                 let (step, detail) = (Step::Unshare, &b""[..]);
@@ -140,14 +153,13 @@ fn clone_through_intermediate(
     .map_err(Error::os("clone3"))?;
     drop(child);
     let message = parent.receive();
-    if !launch.reparent {
+    if !reparent {
         reap(first.as_fd())?;
     }
     match message? {
         Message::Forked(pid) => {
-            let pid_of_init = Pid::from_raw(pid).ok_or_else(|| died(None))?;
-            let pidfd =
-                pidfd_open(pid_of_init, PidfdFlags::empty()).map_err(Error::os("pidfd_open"))?;
+            let raw = Pid::from_raw(pid).ok_or_else(|| died(None))?;
+            let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(Error::os("pidfd_open"))?;
             Ok(Launched {
                 pid,
                 pidfd,

@@ -63,6 +63,8 @@ pub(crate) struct PlanContext<'a> {
     pub(crate) cgroup_path: &'a Path,
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
+    /// The caller lives in a user namespace.
+    pub(crate) in_user_namespace: bool,
 }
 
 /// A field that cannot be used; the caller knows the file.
@@ -105,6 +107,9 @@ impl LaunchPlan {
             .as_ref()
             .ok_or_else(|| FieldError::new("process", "is missing"))?;
         let process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
+        if namespaces.create & libc::CLONE_NEWUSER as u64 != 0 {
+            idmaps::check_user(linux, &process)?;
+        }
         let hooks = spec.hooks().as_ref();
         let rootfs = plan_rootfs(spec, linux, &namespaces, &process, context)?;
         let name = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
@@ -183,7 +188,7 @@ fn plan_rootfs(
         mounts,
         devices: rootfs::plan_devices(linux.devices().as_deref().unwrap_or_default())
             .map_err(within)?,
-        bind_devices: namespaces.has(libc::CLONE_NEWUSER as u64),
+        bind_devices: context.in_user_namespace || namespaces.has(libc::CLONE_NEWUSER as u64),
         sysctls: rootfs::plan_sysctls(linux).map_err(within)?,
         masked: rootfs::plan_paths("maskedPaths", linux.masked_paths().as_ref()).map_err(within)?,
         readonly_paths: rootfs::plan_paths("readonlyPaths", linux.readonly_paths().as_ref())

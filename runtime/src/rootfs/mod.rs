@@ -4,6 +4,7 @@
 //! the child, allocates nothing, and opens every path with `openat2` inside the root, so that no
 //! symlink of an image can lead a mount, a node or a mask astray.
 
+mod carry;
 mod console;
 mod devices;
 mod host;
@@ -12,6 +13,7 @@ mod mounts;
 mod pivot;
 mod resolve;
 
+pub(crate) use carry::{receive_trees, send_trees};
 pub(crate) use console::{open_terminal, send_terminal};
 pub(crate) use devices::fill_dev;
 pub(crate) use host::HostTrees;

@@ -7,16 +7,16 @@ use std::time::SystemTime;
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::Runtime;
+use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, left_out, run_poststart};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, ResourcePlan, devices};
 use crate::error::{Error, Result};
 use crate::launch::{
     ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, connect_to,
-    launch_init, open_joins, run_hooks, user_namespace,
+    launch_init, run_hooks,
 };
-use crate::plan::{LaunchPlan, PlanContext};
+use crate::plan::{FieldError, LaunchPlan, PlanContext};
 use crate::request::{CreateRequest, Launched};
-use crate::rootfs::HostTrees;
 use crate::seccomp::{Cache, Filter};
 use crate::spec::{Bundle, CONFIG_FILE, check_spec, load_bundle};
 use crate::state::{ContainerId, ProcessFacts, Record, StateDir, Status, rfc3339};
@@ -28,6 +28,7 @@ const SECCOMP_CACHE: &str = "@seccomp";
 struct Blueprint {
     bundle: Bundle,
     plan: LaunchPlan,
+    foundation: Foundation,
     filter: Option<Filter>,
     resources: ResourcePlan,
     device_program: devices::DeviceProgram,
@@ -76,7 +77,13 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
 fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
     let bundle = load_bundle(&request.bundle)?;
     let file = bundle.path.join(CONFIG_FILE);
-    let namespaces = check_spec(&file, &bundle.spec)?;
+    let mut namespaces = check_spec(&file, &bundle.spec)?;
+    let refuse = |e: FieldError| Error::Spec {
+        file: file.display().to_string(),
+        field: e.field,
+        reason: e.reason,
+    };
+    let foundation = lay(&bundle.spec, &mut namespaces)?.map_err(refuse)?;
     let linux = bundle.spec.linux().as_ref();
     let wanted = linux
         .and_then(|l| l.cgroups_path().as_ref())
@@ -88,12 +95,9 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         cgroup_path: &cgroup_path.full(),
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
+        in_user_namespace: foundation.caller.in_user_namespace,
     };
-    let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(|e| Error::Spec {
-        file: file.display().to_string(),
-        field: e.field,
-        reason: e.reason,
-    })?;
+    let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
     let none = LinuxResources::default();
     let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
     Ok(Blueprint {
@@ -102,6 +106,7 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         resources: ResourcePlan::from_spec(resources)?,
         bundle,
         plan,
+        foundation,
         cgroup_path,
     })
 }
@@ -171,7 +176,8 @@ fn build(
     let hooks = spec.hooks().as_ref();
     let pid_file = request.pid_file.clone();
     let reparent = request.reparent;
-    let job = init_job(dir, &spec, blueprint.plan, blueprint.filter, request, gated)?;
+    let laid = (blueprint.plan, blueprint.foundation);
+    let job = init_job(dir, &spec, laid, blueprint.filter, request, gated)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = std::cell::RefCell::new(record);
     let mut launch = InitLaunch {
@@ -230,8 +236,13 @@ fn set_up_cgroup(
 ) -> Result<()> {
     let skipped = cgroup.apply(&blueprint.resources, runtime.controllers_policy())?;
     warnings.extend(skipped.iter().map(left_out));
-    cgroup.attach_devices(&blueprint.device_program)?;
-    if let Some(owner) = blueprint.plan.cgroup_owner {
+    let caller = blueprint.foundation.caller;
+    // Elsewhere the kernel takes no device program, and lets nobody make a device either.
+    if caller.privileged && !caller.in_user_namespace {
+        cgroup.attach_devices(&blueprint.device_program)?;
+    }
+    let owner = blueprint.plan.cgroup_owner;
+    if let Some(owner) = owner.filter(|_| caller.privileged) {
         cgroup.delegate(owner)?;
     }
     Ok(())
@@ -240,7 +251,7 @@ fn set_up_cgroup(
 fn init_job(
     dir: &StateDir,
     spec: &Spec,
-    plan: LaunchPlan,
+    (mut plan, foundation): (LaunchPlan, Foundation),
     filter: Option<Filter>,
     request: CreateRequest,
     gated: bool,
@@ -262,9 +273,10 @@ fn init_job(
         late_rlimits: !plan.namespaces.has(libc::CLONE_NEWUSER as u64),
         proc: None,
     };
+    let (joined, trees) = foundation.open(&mut plan)?;
     Ok(InitJob {
-        trees: HostTrees::open(&plan.rootfs, user_namespace)?,
-        joined: open_joins(&plan.namespaces, plan.time_offsets.as_deref())?,
+        trees,
+        joined,
         hook_io: if has_child_hooks {
             Some(ChildHookIo::new()?)
         } else {

@@ -5,6 +5,7 @@ use std::ffi::CString;
 use super::Runtime;
 use super::create::write_pid_file;
 use super::lifecycle::init_of;
+use crate::caller::Caller;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
 use crate::launch::{ChildStdio, ExecJob, FinishJob, connect_console, launch_exec};
@@ -45,6 +46,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     let mut job = ExecJob {
         namespaces: record.namespaces,
         init,
+        privileged: Caller::probe()?.privileged,
         keyring: record.keyring.then(|| keyring_name(&record)),
         finish: FinishJob {
             stdio: ChildStdio::new(request.stdio)?,

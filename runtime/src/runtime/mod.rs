@@ -2,6 +2,7 @@
 
 mod create;
 mod exec;
+mod foundation;
 mod lifecycle;
 mod query;
 

@@ -11,6 +11,8 @@ pub(crate) struct Join {
     pub(crate) flag: u64,
     /// File that refers to it, such as `/proc/7/ns/net`.
     pub(crate) path: PathBuf,
+    /// Its place in `linux.namespaces`, for errors.
+    pub(crate) index: usize,
 }
 
 /// `linux.namespaces`, sorted out.
@@ -40,6 +42,7 @@ impl Namespaces {
                     sorted.join.push(Join {
                         flag,
                         path: path.clone(),
+                        index,
                     });
                 }
                 _ => sorted.create |= flag,
@@ -58,14 +61,6 @@ impl Namespaces {
         self.join
             .iter()
             .fold(self.create, |bits, join| bits | join.flag)
-    }
-
-    /// The path of a namespace of this kind, if it is joined.
-    pub(crate) fn joined(&self, flag: u64) -> Option<&PathBuf> {
-        self.join
-            .iter()
-            .find(|join| join.flag == flag)
-            .map(|join| &join.path)
     }
 }
 
@@ -112,7 +107,8 @@ mod tests {
             sorted.create,
             (libc::CLONE_NEWPID | libc::CLONE_NEWUTS) as u64
         );
-        assert!(sorted.joined(libc::CLONE_NEWNET as u64).is_some());
+        assert_eq!(sorted.join[0].flag, libc::CLONE_NEWNET as u64);
+        assert_eq!(sorted.join[0].index, 1);
         assert!(sorted.has(libc::CLONE_NEWNET as u64) && !sorted.has(libc::CLONE_NEWNS as u64));
     }
 

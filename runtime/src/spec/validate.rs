@@ -116,25 +116,34 @@ fn check_isolation(
         ));
     }
     let maps = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
-    let mapped = maps(linux.uid_mappings()) || maps(linux.gid_mappings());
-    if mapped && !namespaces.has(NEWUSER) {
-        let reason = "user namespace mappings specified, but user namespace isn't enabled in the \
-                      config";
-        return Err(("linux.uidMappings", reason.into()));
-    }
-    if namespaces.create & NEWUSER != 0
-        && !(maps(linux.uid_mappings()) && maps(linux.gid_mappings()))
-    {
-        let reason = "user namespaces enabled, but no uid and gid mappings found";
-        return Err(("linux.uidMappings", reason.into()));
+    for (field, kind, list) in [
+        ("linux.uidMappings", "uid", linux.uid_mappings()),
+        ("linux.gidMappings", "gid", linux.gid_mappings()),
+    ] {
+        if namespaces.create & NEWUSER != 0 && !maps(list) {
+            let reason = format!("user namespaces enabled, but no {kind} mappings found");
+            return Err((field, reason));
+        }
     }
     if linux.time_offsets().as_ref().is_some_and(|o| !o.is_empty())
         && namespaces.create & NEWTIME == 0
     {
-        let reason = "time offsets specified, but no new time namespace is enabled in the config";
+        let reason =
+            "time namespace offsets specified, but time namespace isn't enabled in the config";
         return Err(("linux.timeOffsets", reason.into()));
     }
-    Ok(())
+    let mut clocks = linux
+        .time_offsets()
+        .iter()
+        .flatten()
+        .map(|(clock, _)| clock);
+    match clocks.find(|clock| !["monotonic", "boottime"].contains(&clock.as_str())) {
+        Some(clock) => {
+            let reason = format!("{clock:?} is no clock that a time namespace has");
+            Err(("linux.timeOffsets", reason))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Only what a namespace of the container's own holds may be set (as runc and the kernel see it).
@@ -157,21 +166,23 @@ fn check_sysctls(
     };
     for key in sysctls.keys() {
         let dotted = dotted_name(key);
-        let needs = if IPC_KEYS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.") {
-            NEWIPC
+        let is_ipc = IPC_KEYS.contains(&dotted.as_str()) || dotted.starts_with("fs.mqueue.");
+        let (namespace, why_not) = if is_ipc {
+            (NEWIPC, "is not allowed in the hosts ipc namespace")
         } else if dotted.starts_with("net.") {
-            NEWNET
+            (NEWNET, "not allowed in host network namespace")
+        } else if dotted == "kernel.hostname" && namespaces.has(NEWUTS) {
+            let reason = "is not allowed as it conflicts with the OCI \"hostname\" field";
+            return Err((key.clone(), format!("sysctl {dotted:?} {reason}")));
         } else if dotted == "kernel.domainname" {
-            NEWUTS
-        } else if dotted == "kernel.hostname" {
-            return Err((key.clone(), "use the field hostname instead".into()));
-        } else if dotted.starts_with("user.") && namespaces.has(NEWUSER) {
-            continue;
+            (NEWUTS, "is not in a separate kernel namespace")
+        } else if dotted.starts_with("user.") {
+            (NEWUSER, "is not in a separate kernel namespace")
         } else {
-            return Err((key.clone(), "is not in a separate kernel namespace".into()));
+            (0, "is not in a separate kernel namespace")
         };
-        if !namespaces.has(needs) {
-            return Err((key.clone(), "is not in a separate kernel namespace".into()));
+        if !namespaces.has(namespace) {
+            return Err((key.clone(), format!("sysctl {dotted:?} {why_not}")));
         }
     }
     Ok(())

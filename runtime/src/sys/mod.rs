@@ -8,6 +8,7 @@ pub(crate) mod bpf;
 mod clone;
 mod exec;
 mod mount;
+mod namespace;
 mod net;
 pub(crate) mod seccomp;
 mod signal;
@@ -19,6 +20,7 @@ pub(crate) use attributes::{
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve};
 pub(crate) use mount::{MountAttr, mount_set_attr};
+pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
 pub(crate) use signal::{
     SIGNAL_RECORD, block_all, default_dispositions, pidfd_send_signal, signal_fd, unblock_all,

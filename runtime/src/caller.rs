@@ -1,0 +1,31 @@
+//! What the process that launches containers may do itself.
+
+use rustix::fs::{AtFlags, CWD, statat};
+use rustix::thread::{CapabilitySet, capabilities};
+
+use crate::error::{Error, Result};
+
+/// Inode number of the user namespace that the machine started with (`linux/nsfs.h`).
+const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
+
+/// The caller's standing, probed once a launch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Caller {
+    /// May mount and make namespaces. Who may not gets there through a user namespace.
+    pub(crate) privileged: bool,
+    /// Lives in a user namespace itself, where root can neither make devices nor filter them.
+    pub(crate) in_user_namespace: bool,
+}
+
+impl Caller {
+    pub(crate) fn probe() -> Result<Self> {
+        let own = capabilities(None).map_err(Error::os("read own capabilities"))?;
+        let path = "/proc/self/ns/user";
+        let namespace =
+            statat(CWD, path, AtFlags::empty()).map_err(Error::file("examine", path))?;
+        Ok(Self {
+            privileged: own.effective.contains(CapabilitySet::SYS_ADMIN),
+            in_user_namespace: namespace.st_ino != FIRST_USER_NAMESPACE,
+        })
+    }
+}
