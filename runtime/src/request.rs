@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
 
+use crate::error::{Error, Result};
 use crate::state::ContainerId;
 
 /// Standard streams of a new process.
@@ -113,6 +114,20 @@ impl ExecRequest {
             ignore_paused: false,
             reparent: false,
         }
+    }
+}
+
+/// Checks that as many descriptors from 3 on are open as are to be preserved. Only for a caller
+/// that has opened none of its own yet: one of those in their range would stay open inside.
+pub fn check_preserved(count: u32) -> Result<()> {
+    let is_open = |fd: u32| rustix::fs::lstat(format!("/proc/self/fd/{fd}")).is_ok();
+    match (3..3 + u64::from(count)).find(|fd| !u32::try_from(*fd).is_ok_and(is_open)) {
+        None => Ok(()),
+        Some(missing) => Err(Error::InvalidArgument(format!(
+            "please check that preserved-fd {} (of {count}) is present: \
+             descriptor {missing} is not open",
+            missing - 2
+        ))),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xebec_shim::args::{self, Action};
-use xebec_shim::error::Result;
+use xebec_shim::error::{Error, Result};
 use xebec_shim::{bootstrap, delete, info, sys};
 
 fn main() -> ExitCode {
@@ -21,7 +21,14 @@ fn run() -> Result<()> {
     sys::close_from(3);
     let args = args::parse(std::env::args().skip(1))?;
     match args.action {
-        Action::Start => bootstrap::start(args),
+        Action::Start => {
+            // The daemon is a fork of this process, and containers are forks of the daemon's.
+            xebec_runtime::protect_own_binary().map_err(|error| Error::Runtime {
+                operation: "start",
+                message: error.to_string(),
+            })?;
+            bootstrap::start(args)
+        }
         Action::Delete => delete::delete(&args),
         Action::Info => info::info(),
         Action::Version => info::version(),

@@ -25,7 +25,7 @@ pub(super) struct Creation {
     no_new_keyring: bool,
     /// Pass N further descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(super) preserve_fds: u32,
     /// Name of the container
     pub(super) id: ContainerId,
 }
@@ -52,7 +52,7 @@ impl Creation {
 #[command(after_help = "Example:\n  xebec create --bundle /bundles/web --pid-file web.pid web")]
 pub(super) struct Create {
     #[command(flatten)]
-    creation: Creation,
+    pub(super) creation: Creation,
 }
 
 impl Create {

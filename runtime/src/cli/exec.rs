@@ -53,7 +53,7 @@ pub(super) struct Exec {
     cap: Vec<String>,
     /// Pass N further descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
-    preserve_fds: u32,
+    pub(super) preserve_fds: u32,
     /// Start in this cgroup below the container's
     #[arg(long, value_name = "PATH")]
     cgroup: Option<String>,

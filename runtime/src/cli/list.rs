@@ -2,7 +2,7 @@ use std::io::{self, Write};
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use xebec_runtime::{ContainerState, Error, Result};
+use xebec_runtime::{ContainerState, Error, Listing, Result};
 
 use super::Context;
 
@@ -28,7 +28,10 @@ pub(super) struct List {
 
 impl List {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        let states = context.runtime.list()?;
+        let Listing { states, damaged } = context.runtime.list()?;
+        for error in &damaged {
+            context.log.warning(&error.to_string());
+        }
         if self.quiet {
             let names = states.iter().flat_map(|state| [state.id.as_str(), "\n"]);
             return print(&names.collect::<String>());

@@ -134,9 +134,25 @@ struct Context {
     log: Log,
 }
 
+/// Commands that make a process in a container.
+const LAUNCHING: [&str; 3] = ["create", "exec", "run"];
+
 /// Parses the command line and carries it out.
 pub(crate) fn main() -> ExitCode {
+    // Before the command line is parsed, which would be done twice otherwise. A launching command's
+    // name as the value of another's option costs an execution, and no more.
+    let launches = |word: std::ffi::OsString| LAUNCHING.iter().any(|name| word == *name);
+    if std::env::args_os().skip(1).any(launches)
+        && let Err(e) = xebec_runtime::protect_own_binary()
+    {
+        eprintln!("{e}");
+        return ExitCode::FAILURE;
+    }
     let cli = Cli::parse();
+    if let Err(e) = cli.command.check_preserved() {
+        eprintln!("{e}");
+        return ExitCode::from(cli.command.failure_code());
+    }
     let level = if cli.globals.debug {
         Level::Debug
     } else {
@@ -167,6 +183,18 @@ impl Command {
         } else {
             1
         }
+    }
+
+    /// Descriptors to be passed on must be there before this process opens any of its own.
+    fn check_preserved(&self) -> Result<()> {
+        let count = match self {
+            Self::Create(create::Create { creation }) | Self::Run(run::Run { creation, .. }) => {
+                creation.preserve_fds
+            }
+            Self::Exec(exec) => exec.preserve_fds,
+            _ => 0,
+        };
+        xebec_runtime::check_preserved(count)
     }
 
     fn carry_out(self, globals: Globals, log: &Log) -> Result<u8> {

@@ -12,7 +12,7 @@ use super::foreground::Foreground;
 )]
 pub(super) struct Run {
     #[command(flatten)]
-    creation: Creation,
+    pub(super) creation: Creation,
     /// Return as soon as the container's process executes
     #[arg(short, long)]
     detach: bool,

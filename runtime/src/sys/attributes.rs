@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 use std::mem::size_of;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 
@@ -36,9 +36,24 @@ pub(crate) fn close_all_but(first: u32, keep: &mut [u32]) -> Result<(), Errno> {
     close_range(from, u32::MAX)
 }
 
+/// Closes one descriptor by its number; for whom [`close_all_but`] is for.
+pub(crate) fn close_one(fd: RawFd) -> Result<(), Errno> {
+    close_range(fd as u32, fd as u32)
+}
+
 fn close_range(from: u32, to: u32) -> Result<(), Errno> {
     // SAFETY: as the caller promises, nobody uses or drops what is closed here.
     super::check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)
+}
+
+/// Makes the kernel end this process when its parent, whose pid is `parent`, ends; tells whether
+/// that has happened already.
+pub(crate) fn die_with_parent(parent: i32) -> Result<bool, Errno> {
+    // SAFETY: takes integers only, and getppid has no preconditions.
+    unsafe {
+        super::check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
+        Ok(libc::getppid() != parent)
+    }
 }
 
 /// Joins a new session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ffi::{CStr, CString, c_char};
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::io::Errno;
 
@@ -58,6 +59,22 @@ pub(crate) fn execve(path: &CStr, argv: &CStrArray, envp: &CStrArray) -> Errno {
             path.as_ptr(),
             argv.pointers.as_ptr().cast(),
             envp.pointers.as_ptr().cast(),
+        )
+    };
+    super::last_errno()
+}
+
+/// `execveat(2)` of an open file; comes back only with an error.
+pub(crate) fn execve_file(file: BorrowedFd<'_>, argv: &CStrArray, envp: &CStrArray) -> Errno {
+    // SAFETY: the arrays are as in `execve`; the empty path with AT_EMPTY_PATH names `file` itself.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            argv.pointers.as_ptr(),
+            envp.pointers.as_ptr(),
+            libc::AT_EMPTY_PATH,
         )
     };
     super::last_errno()

@@ -14,11 +14,12 @@ pub(crate) mod seccomp;
 mod signal;
 
 pub(crate) use attributes::{
-    SchedAttr, close_all_but, close_on_exec_from, install_seccomp, join_session_keyring,
-    set_io_priority, set_personality, set_scheduler, unshare, working_directory,
+    SchedAttr, close_all_but, close_on_exec_from, close_one, die_with_parent, install_seccomp,
+    join_session_keyring, set_io_priority, set_personality, set_scheduler, unshare,
+    working_directory,
 };
 pub(crate) use clone::{CloneRequest, clone3};
-pub(crate) use exec::{CStrArray, execve};
+pub(crate) use exec::{CStrArray, execve, execve_file};
 pub(crate) use mount::{MountAttr, mount_set_attr};
 pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
