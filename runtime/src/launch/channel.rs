@@ -67,8 +67,9 @@ impl ChildEnd {
         self.0.as_raw_fd()
     }
 
-    /// Sends a report; a parent that is gone is none the worse for missing it.
-    pub(super) fn send(&self, report: Report<'_>) {
+    /// Sends a report; an error means that the parent is gone, and then nobody has made sure that
+    /// this process will be found again.
+    pub(super) fn send(&self, report: Report<'_>) -> std::result::Result<(), Errno> {
         let mut packet = [0u8; HEAD + DETAIL_MAX];
         let (kind, step, number, detail): (u8, u16, i32, &[u8]) = match report {
             Report::Failed(f) => (KIND_FAILED, f.step as u16, f.errno.raw_os_error(), f.detail),
@@ -83,7 +84,7 @@ impl ChildEnd {
         packet[3..HEAD].copy_from_slice(&number.to_ne_bytes());
         packet[HEAD..HEAD + detail.len()].copy_from_slice(detail);
         // write(2) rather than send(2): it is what every seccomp profile allows.
-        let _ = rustix::io::write(&self.0, &packet[..HEAD + detail.len()]);
+        rustix::io::write(&self.0, &packet[..HEAD + detail.len()]).map(drop)
     }
 
     /// Waits for the parent's word; its death ends the wait with an error.
@@ -146,12 +147,13 @@ mod tests {
     fn a_failure_arrives_as_it_was_sent() {
         let (parent, child) = pair().expect("socketpair");
         let detail = b"/no/such";
-        child.send(Report::Failed(Failure {
+        let failed = Report::Failed(Failure {
             step: Step::Mount,
             errno: Errno::NOENT,
             detail,
-        }));
-        child.send(Report::Forked(42));
+        });
+        child.send(failed).expect("sent");
+        child.send(Report::Forked(42)).expect("sent");
         drop(child);
         let failure = ChildFailure {
             step: Step::Mount,
@@ -176,9 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn a_dead_parent_ends_the_wait() {
+    fn a_dead_parent_ends_the_wait_and_is_noticed_by_who_reports() {
         let (parent, child) = pair().expect("socketpair");
         drop(parent);
+        assert_eq!(child.send(Report::Ready), Err(Errno::PIPE));
         assert_eq!(child.wait_for_word(), Err(Errno::PIPE));
     }
 }

@@ -4,7 +4,7 @@
 //! it fails.
 
 use std::ffi::CStr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, RawFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -29,6 +29,8 @@ pub(crate) struct InitJob {
     pub(crate) joined: Joined,
     pub(crate) hook_io: Option<ChildHookIo>,
     pub(crate) finish: FinishJob,
+    /// The locked state directory: the lock is to end with the parent.
+    pub(crate) lock: RawFd,
 }
 
 /// Runs as init; comes back, with its exit status, only when it has to end.
@@ -39,7 +41,10 @@ pub(super) fn init_main(job: &mut InitJob, channel: &ChildEnd) -> i32 {
         joined,
         hook_io,
         finish: rest,
+        lock,
     } = job;
+    // Fails only on a bad descriptor.
+    let _ = sys::close_one(*lock);
     let end = match prepare(plan, trees, joined, hook_io.as_ref(), rest, channel) {
         Ok(()) => {
             let hooks = (plan.start_container.as_slice(), hook_io.as_ref());
@@ -47,7 +52,8 @@ pub(super) fn init_main(job: &mut InitJob, channel: &ChildEnd) -> i32 {
         }
         Err(failure) => failure,
     };
-    channel.send(Report::Failed(end));
+    // Without a parent there is nobody to tell.
+    let _ = channel.send(Report::Failed(end));
     1
 }
 
@@ -87,7 +93,7 @@ fn prepare<'p>(
     name_and_network(plan)?;
     fill_root(plan, trees, rest)?;
     if plan.has_creation_hooks() {
-        channel.send(Report::Mounted);
+        channel.send(Report::Mounted).at(Step::Sync, b"")?;
         channel.wait_for_word().at(Step::Sync, b"")?;
         run_child_hooks(&plan.create_container, hook_io, Step::CreateContainerHook)?;
     }
@@ -163,7 +169,7 @@ fn close_root<'p>(
 ) -> Result<(), Failure<'p>> {
     let root = trees.root.as_fd();
     if rest.proc.is_none() && (!plan.rootfs.sysctls.is_empty() || plan.process.label.is_some()) {
-        rest.proc = Some(rootfs::new_proc().at(Step::Filesystem, b"proc")?);
+        rest.proc = Some(rootfs::trusted_proc(root).at(Step::Filesystem, b"proc")?);
     }
     if let Some(proc) = &rest.proc {
         rootfs::write_sysctls(&plan.rootfs.sysctls, proc.as_fd())?;

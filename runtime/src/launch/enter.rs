@@ -60,7 +60,8 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
         Ok(()) => finish(process, rest, channel, (&[], None)),
         Err(failure) => failure,
     };
-    channel.send(Report::Failed(end));
+    // Without a parent there is nobody to tell.
+    let _ = channel.send(Report::Failed(end));
     1
 }
 
@@ -89,13 +90,13 @@ fn prepare<'p>(
     umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;
     join_keyring(keyring)?;
+    if process.label.is_none() && !process.terminal {
+        return Ok(());
+    }
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(c"/", flags, Mode::empty()).at(Step::Terminal, b"/")?;
     if process.label.is_some() {
-        rest.proc = Some(rootfs::new_proc().at(Step::Label, b"proc")?);
+        rest.proc = Some(rootfs::trusted_proc(root.as_fd()).at(Step::Label, b"proc")?);
     }
-    if process.terminal {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = open(c"/", flags, Mode::empty()).at(Step::Terminal, b"/")?;
-        take_terminal(process, rest, root.as_fd(), false)?;
-    }
-    Ok(())
+    take_terminal(process, rest, root.as_fd(), false)
 }

@@ -13,7 +13,7 @@ use super::stdio::{ChildStdio, place_streams};
 use super::{identity, program};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{HookPlan, ProcessPlan};
-use crate::rootfs::{open_terminal, send_terminal};
+use crate::rootfs::{open_in_proc, open_terminal, send_terminal};
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -44,24 +44,25 @@ pub(super) fn finish<'p>(
     channel: &ChildEnd,
     hooks: (&'p [HookPlan], Option<&ChildHookIo>),
 ) -> Failure<'p> {
-    let path = match settle(plan, job) {
+    let path = match settle(plan, job, channel, hooks.1) {
         Ok(path) => path,
         Err(failure) => return failure,
     };
     let gated = job.gate.is_some();
     if let Some(gate) = job.gate.take() {
-        if let Err(failure) = let_go(job, &gate, channel, hooks.1) {
-            return failure;
-        }
-        // A parent that died meanwhile cannot be told: the write ends this process then.
-        channel.send(Report::Ready);
-        if let Err(failure) = wait_at(&gate) {
+        let waited = channel.send(Report::Ready).at(Step::Sync, b"");
+        if let Err(failure) = waited.and_then(|()| wait_at(&gate)) {
             return failure;
         }
     }
-    let failure = match lock_down(plan, job, hooks) {
+    let ready = lock_down(plan, job, hooks).and_then(|()| {
+        if gated {
+            return Ok(());
+        }
+        channel.send(Report::Executing).at(Step::Sync, b"")
+    });
+    let failure = match ready {
         Ok(()) => {
-            channel.send(Report::Executing);
             let errno = sys::execve(path, &plan.argv, &plan.env);
             Failure {
                 step: Step::Execute,
@@ -81,6 +82,8 @@ pub(super) fn finish<'p>(
 fn settle<'p>(
     plan: &'p ProcessPlan,
     job: &mut FinishJob,
+    channel: &ChildEnd,
+    hook_io: Option<&ChildHookIo>,
 ) -> Result<&'p std::ffi::CStr, Failure<'p>> {
     place_streams(&job.stdio, plan.uid)?;
     umask(Mode::from_raw_mode(plan.umask & 0o777));
@@ -93,6 +96,9 @@ fn settle<'p>(
     if let (Some(label), Some(proc)) = (&plan.label, &job.proc) {
         write_label(proc.as_fd(), &label.file, &label.value).at(Step::Label, &label.value)?;
     }
+    // From here on paths of the configuration and of the image are followed, and a path may lead
+    // through /proc/self/fd: nothing of the host's may be open then (CVE-2024-21626).
+    let_go(job, channel, hook_io)?;
     if plan.needs_home {
         program::set_home(plan);
     }
@@ -119,7 +125,6 @@ fn lock_down<'p>(
     (hooks, hook_io): (&'p [HookPlan], Option<&ChildHookIo>),
 ) -> Result<(), Failure<'p>> {
     run_child_hooks(hooks, hook_io, Step::StartContainerHook)?;
-    sys::close_on_exec_from(3 + job.preserve_fds).at(Step::Stdio, b"close_range")?;
     if plan.no_new_privileges {
         set_no_new_privs(true).at(Step::NoNewPrivileges, b"")?;
         return install_filter(job);
@@ -141,18 +146,17 @@ fn install_filter(job: &mut FinishJob) -> Result<(), Failure<'static>> {
     Ok(())
 }
 
-/// Closes what the wait for `start` does not need: for as long as it may last, nothing of the
-/// parent's (its lock on the state among it) is held on to.
+/// Closes everything but what is still needed and what was asked for. The few that stay lead
+/// nowhere (sockets, the start fifo, files in memory) and close on exec.
 fn let_go(
     job: &FinishJob,
-    gate: &OwnedFd,
     channel: &ChildEnd,
     hook_io: Option<&ChildHookIo>,
 ) -> Result<(), Failure<'static>> {
     let mut keep = [0; 6];
     let hook_fds = hook_io.map_or([None; 3], |io| io.raw_fds().map(Some));
     let own = [
-        Some(gate.as_raw_fd()),
+        job.gate.as_ref().map(AsRawFd::as_raw_fd),
         Some(channel.raw_fd()),
         job.notify.as_ref().map(AsRawFd::as_raw_fd),
     ];
@@ -233,12 +237,7 @@ fn write_label(
     file: &std::ffi::CStr,
     value: &[u8],
 ) -> Result<(), rustix::io::Errno> {
-    let this = openat(
-        proc,
-        c"thread-self",
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-    )?;
-    let attribute = openat(&this, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let this = open_in_proc(proc, c"thread-self", OFlags::PATH)?;
+    let attribute = open_in_proc(this.as_fd(), file, OFlags::WRONLY)?;
     rustix::io::write(&attribute, value).map(drop)
 }

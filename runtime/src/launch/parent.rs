@@ -134,21 +134,19 @@ fn clone_by_vanguard<J>(
     let outer = request(0, reparent, Some(cgroup));
     let (_, first) = clone3(&outer, || {
         if let Err(failure) = enter(job) {
-            child.send(Report::Failed(failure));
+            // Without a parent there is nobody to tell.
+            let _ = child.send(Report::Failed(failure));
             return 1;
         }
-        match clone3(&request(flags, true, None), || main(job, &child)) {
-            Ok((pid, _)) => child.send(Report::Forked(pid)),
-            Err(errno) => {
-                let (step, detail) = (Step::Unshare, &b""[..]);
-                child.send(Report::Failed(Failure {
-                    step,
-                    errno,
-                    detail,
-                }));
-            }
-        }
-        0
+        let report = match clone3(&request(flags, true, None), || main(job, &child)) {
+            Ok((pid, _)) => Report::Forked(pid),
+            Err(errno) => Report::Failed(Failure {
+                step: Step::Unshare,
+                errno,
+                detail: b"",
+            }),
+        };
+        i32::from(child.send(report).is_err())
     })
     .map_err(Error::os("clone3"))?;
     drop(child);

@@ -2,12 +2,17 @@
 
 use std::ffi::CStr;
 
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, accessat, open, statat};
+use rustix::fs::{
+    Access, AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, accessat, fstat, openat2, statat,
+};
 use rustix::io::Errno;
 use rustix::process::chdir;
 
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{ProcessPlan, Program};
+
+/// How many reads of a passwd file are enough for 16 MiB.
+const PASSWD_BLOCKS: usize = 4096;
 
 /// Changes to the working directory.
 pub(super) fn enter_cwd(cwd: &CStr) -> Result<(), Errno> {
@@ -79,11 +84,17 @@ pub(super) fn set_home(plan: &ProcessPlan) {
 }
 
 fn find_home(uid: u32, home: &mut [u8; 512]) -> Option<usize> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
-    let file = open(c"/etc/passwd", flags, Mode::empty()).ok()?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let resolve = ResolveFlags::NO_MAGICLINKS;
+    let file = openat2(CWD, c"/etc/passwd", flags, Mode::empty(), resolve).ok()?;
+    let kind = FileType::from_raw_mode(fstat(&file).ok()?.st_mode);
+    if kind != FileType::RegularFile {
+        return None;
+    }
     let mut buffer = [0; 4096];
     let mut kept = 0;
-    loop {
+    // An image may hold a file of any size; init does not read for ever.
+    for _ in 0..PASSWD_BLOCKS {
         let read = rustix::io::read(&file, &mut buffer[kept..]).ok()?;
         let end = kept + read;
         let mut rest = &buffer[..end];
@@ -105,6 +116,7 @@ fn find_home(uid: u32, home: &mut [u8; 512]) -> Option<usize> {
         buffer.copy_within(end - left..end, 0);
         kept = left;
     }
+    None
 }
 
 /// `name:password:uid:gid:gecos:home:shell`.

@@ -60,15 +60,19 @@ fn beside_resident<T>(
         flags: existing.map_or(libc::CLONE_NEWUSER as u64, |_| 0),
         cgroup: None,
     };
+    let creator = std::process::id() as i32;
     let (pid, pidfd) = clone3(&request, || {
         let entered = existing.map_or(Ok(()), |fd| {
             move_into_link_name_space(fd, Some(LinkNameSpaceType::User))
         });
-        match entered.at(Step::JoinNamespace, b"user") {
+        let sent = match entered.at(Step::JoinNamespace, b"user") {
             Ok(()) => child.send(Report::Ready),
             Err(failure) => child.send(Report::Failed(failure)),
+        };
+        // It belongs to no container: nobody else would end it if this process were killed.
+        if sent.is_ok() && crate::sys::die_with_parent(creator) == Ok(false) {
+            crate::sys::wait_to_be_killed();
         }
-        crate::sys::wait_to_be_killed();
         0
     })
     .map_err(Error::os("create user namespace"))?;

@@ -18,6 +18,6 @@ pub(crate) use console::{open_terminal, send_terminal};
 pub(crate) use devices::fill_dev;
 pub(crate) use host::HostTrees;
 pub(crate) use masks::{hide_paths, protect_paths};
-pub(crate) use mounts::{mount_all, new_proc, write_sysctls};
+pub(crate) use mounts::{mount_all, open_in_proc, trusted_proc, write_sysctls};
 pub(crate) use pivot::{attach, enter, make_private};
 pub(crate) use resolve::{Want, open_target};

@@ -16,6 +16,7 @@ use crate::launch::{
     launch_init, run_hooks,
 };
 use crate::plan::{FieldError, LaunchPlan, PlanContext};
+use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::seccomp::{Cache, Filter};
 use crate::spec::{Bundle, CONFIG_FILE, check_spec, load_bundle};
@@ -61,7 +62,8 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
     }
     let mut record = new_record(&request.id, &blueprint, request.no_new_keyring);
     let built = dir
-        .write(&record)
+        .write_cgroup(&record.cgroup)
+        .and_then(|()| dir.write(&record))
         .and_then(|()| build(runtime, &dir, &mut record, blueprint, request, gated));
     match built {
         Ok(launched) => Ok((launched, record)),
@@ -283,6 +285,7 @@ fn init_job(
             None
         },
         finish,
+        lock: dir.raw_fd(),
         plan,
     })
 }
@@ -290,8 +293,5 @@ fn init_job(
 /// Writes a pid as text, the way clients of runc read it: complete or not there.
 pub(super) fn write_pid_file(file: Option<&Path>, pid: i32) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
-    let name = file.file_name().unwrap_or_default().to_string_lossy();
-    let draft = file.with_file_name(format!(".{name}"));
-    std::fs::write(&draft, pid.to_string()).map_err(Error::file("write", &draft))?;
-    std::fs::rename(&draft, file).map_err(Error::file("write", file))
+    publish(file, 0o644, pid.to_string().as_bytes()).map_err(Error::file("write", file))
 }

@@ -127,9 +127,14 @@ pub(super) fn init_of(record: &Record) -> Result<Option<OwnedFd>> {
 pub(super) fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result<()> {
     let dir = StateDir::open(&runtime.options.root, id)?;
     dir.lock()?;
-    let Some(record) = dir.read()? else {
+    let record = match dir.read() {
+        Ok(Some(record)) => record,
         // Creation was killed before it had made anything but the directory.
-        return dir.remove();
+        Ok(None) => return dir.remove(),
+        Err(Error::DamagedState { .. }) if force => {
+            Record::of_damaged(id.clone(), dir.read_cgroup()?)
+        }
+        Err(error) => return Err(error),
     };
     match dir.status(&record) {
         // Holding the lock, "creating" can only mean that the creator died.

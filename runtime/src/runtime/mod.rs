@@ -15,7 +15,7 @@ use oci_spec::runtime::{LinuxResources, Process};
 use crate::cgroup::{Cgroup, ControllersPolicy};
 use crate::error::Result;
 use crate::request::{CreateRequest, ExecRequest, Launched};
-use crate::state::{ContainerId, ContainerState};
+use crate::state::{ContainerId, ContainerState, Listing};
 
 /// Where state lives and how strict the host is taken.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Runtime {
     }
 
     /// The states of all containers below the root.
-    pub fn list(&self) -> Result<Vec<ContainerState>> {
+    pub fn list(&self) -> Result<Listing> {
         crate::state::list(&self.options.root)
     }
 

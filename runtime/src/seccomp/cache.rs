@@ -1,16 +1,17 @@
 //! Compiled filters on disk, by the content of their profile.
 
-use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use oci_spec::runtime::LinuxSeccomp;
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::error::Result;
 use super::{Architecture, Filter, compile, policy};
+use crate::publish::publish;
 
 /// Changes whenever the same profile compiles to another program.
 const COMPILER: &[u8] = b"xebec seccomp compiler 1";
@@ -45,36 +46,18 @@ impl Cache {
         Ok(filter)
     }
 
-    /// Writes an entry under a name of its own and renames it, so that no reader sees half of it.
+    /// Writes an entry so that no reader sees half of it.
     fn store(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
-        static COUNTER: AtomicU64 = AtomicU64::new(0);
-        let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let temporary = self.dir.join(format!(".{}.{count}", std::process::id()));
-        let create = || {
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(&temporary)
-        };
-        let written = create()
-            .or_else(|error| {
-                if error.kind() != io::ErrorKind::NotFound {
-                    return Err(error);
-                }
+        match publish(path, 0o600, bytes) {
+            Err(Errno::NOENT) => {
                 DirBuilder::new()
                     .recursive(true)
                     .mode(0o700)
                     .create(&self.dir)?;
-                create()
-            })
-            .and_then(|mut file| file.write_all(bytes))
-            .and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
+                Ok(publish(path, 0o600, bytes)?)
+            }
+            stored => Ok(stored?),
         }
-        written
     }
 }
 

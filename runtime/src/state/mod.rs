@@ -10,6 +10,7 @@ mod view;
 pub use id::ContainerId;
 pub(crate) use process::ProcessFacts;
 pub(crate) use record::Record;
+pub use store::Listing;
 pub(crate) use store::{StateDir, list};
 pub use time::rfc3339;
 pub use view::{ContainerState, Status};

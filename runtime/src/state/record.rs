@@ -41,6 +41,26 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// What is left of a container whose record is damaged: its name and its cgroup.
+    pub(crate) fn of_damaged(id: ContainerId, cgroup: PathBuf) -> Self {
+        Self {
+            oci_version: String::new(),
+            id,
+            bundle: PathBuf::new(),
+            rootfs: PathBuf::new(),
+            created: String::new(),
+            owner: 0,
+            annotations: BTreeMap::new(),
+            cgroup,
+            namespaces: 0,
+            keyring: false,
+            pid: 0,
+            start_time: 0,
+            poststart: Vec::new(),
+            poststop: Vec::new(),
+        }
+    }
+
     /// Whether init runs (a zombie does not).
     pub(crate) fn init_is_alive(&self) -> bool {
         self.pid > 0

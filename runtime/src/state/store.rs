@@ -1,12 +1,15 @@
 //! State directories: `ROOT/ID` with `state.json`, the start fifo and the seccomp program.
 
-use std::fs;
-use std::io;
-use std::os::fd::OwnedFd;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FlockOperation, Mode, OFlags, flock, mkdir, mkfifoat, open, openat, renameat, unlinkat,
+    AtFlags, FlockOperation, Mode, OFlags, flock, fstat, mkdir, mkfifoat, open, openat, readlinkat,
+    renameat, symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -19,6 +22,8 @@ const STATE_FILE: &str = "state.json";
 const STATE_DRAFT: &str = "state.json.new";
 const START_FIFO: &str = "exec.fifo";
 const SECCOMP_FILE: &str = "seccomp.bpf";
+/// A symlink with the cgroup's path: what a damaged record cannot take along.
+const CGROUP_LINK: &str = "cgroup";
 
 /// The directory of one container.
 #[derive(Debug)]
@@ -71,10 +76,23 @@ impl StateDir {
         }
     }
 
-    /// Waits until no other command changes the container; the lock ends with this value.
+    /// Waits until no other command changes the container; the lock ends with this value. A
+    /// container that was deleted meanwhile is gone, even if there is another of its name now.
     pub(crate) fn lock(&self) -> Result<()> {
         rustix::io::retry_on_intr(|| flock(&self.fd, FlockOperation::LockExclusive))
-            .map_err(Error::file("lock", &self.path))
+            .map_err(Error::file("lock", &self.path))?;
+        let links = fstat(&self.fd)
+            .map_err(Error::file("stat", &self.path))?
+            .st_nlink;
+        if links == 0 {
+            return Err(Error::NotFound);
+        }
+        Ok(())
+    }
+
+    /// The descriptor that a lock is held by.
+    pub(crate) fn raw_fd(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Whether somebody holds the lock at this moment.
@@ -89,17 +107,15 @@ impl StateDir {
 
     /// Reads the record; none when creation was cut short before it was written.
     pub(crate) fn read(&self) -> Result<Option<Record>> {
-        let path = self.path.join(STATE_FILE);
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|e| Error::DamagedState {
-                    path,
-                    reason: e.to_string(),
-                }),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::file("read", path)(e)),
-        }
+        let Some(text) = self.read_file(STATE_FILE)? else {
+            return Ok(None);
+        };
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|e| Error::DamagedState {
+                path: self.path.join(STATE_FILE),
+                reason: e.to_string(),
+            })
     }
 
     /// Reads the record of a container that has been made.
@@ -118,6 +134,21 @@ impl StateDir {
             .map_err(Error::file("rename", self.path.join(STATE_DRAFT)))
     }
 
+    /// Notes the cgroup once more, apart from the record.
+    pub(crate) fn write_cgroup(&self, full: &Path) -> Result<()> {
+        symlinkat(full, &self.fd, CGROUP_LINK)
+            .map_err(Error::file("create", self.path.join(CGROUP_LINK)))
+    }
+
+    /// The cgroup that was noted; empty when there was no time for it.
+    pub(crate) fn read_cgroup(&self) -> Result<PathBuf> {
+        match readlinkat(&self.fd, CGROUP_LINK, Vec::new()) {
+            Ok(full) => Ok(PathBuf::from(OsString::from_vec(full.into_bytes()))),
+            Err(Errno::NOENT) => Ok(PathBuf::new()),
+            Err(errno) => Err(Error::file("read", self.path.join(CGROUP_LINK))(errno)),
+        }
+    }
+
     /// Keeps the compiled filter for further processes of the container.
     pub(crate) fn write_seccomp(&self, program: &[u8]) -> Result<()> {
         self.write_file(SECCOMP_FILE, program)
@@ -125,17 +156,26 @@ impl StateDir {
 
     /// The compiled filter, if the container has one.
     pub(crate) fn read_seccomp(&self) -> Result<Option<Vec<u8>>> {
-        let path = self.path.join(SECCOMP_FILE);
-        match fs::read(&path) {
-            Ok(program) => Ok(Some(program)),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::file("read", path)(e)),
-        }
+        self.read_file(SECCOMP_FILE)
     }
 
     /// Where that filter is.
     pub(crate) fn seccomp_path(&self) -> PathBuf {
         self.path.join(SECCOMP_FILE)
+    }
+
+    /// Reads a file of this very directory, whatever has taken its path meanwhile.
+    fn read_file(&self, name: &'static str) -> Result<Option<Vec<u8>>> {
+        let failed = |e: io::Error| Error::file("read", self.path.join(name))(e);
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let file = match openat(&self.fd, name, flags, Mode::empty()) {
+            Ok(file) => file,
+            Err(Errno::NOENT) => return Ok(None),
+            Err(errno) => return Err(failed(errno.into())),
+        };
+        let mut content = Vec::new();
+        File::from(file).read_to_end(&mut content).map_err(failed)?;
+        Ok(Some(content))
     }
 
     fn write_file(&self, name: &'static str, content: &[u8]) -> Result<()> {
@@ -151,33 +191,31 @@ impl StateDir {
         Ok(())
     }
 
-    /// Makes the start fifo and opens the end that init will wait at.
+    /// Makes the start fifo and opens it for init to wait at.
     ///
-    /// Opened without blocking, a fifo that nobody has written to yet is silent rather than at its
-    /// end; and once init is dead, opening it for writing fails.
+    /// Init holds both ends, so that only a word lets it go, never a writer that was killed before
+    /// its word; and once init has gone or is dead, opening the fifo for writing fails.
     pub(crate) fn make_gate(&self) -> Result<OwnedFd> {
         let failed = |op| move |errno: Errno| Error::file(op, self.path.join(START_FIFO))(errno);
         mkfifoat(&self.fd, START_FIFO, Mode::from_raw_mode(0o600)).map_err(failed("mkfifo"))?;
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         openat(&self.fd, START_FIFO, flags, Mode::empty()).map_err(failed("open"))
     }
 
-    /// Whether init still waits to be started.
-    pub(crate) fn has_gate(&self) -> bool {
-        rustix::fs::accessat(
-            &self.fd,
-            START_FIFO,
-            rustix::fs::Access::EXISTS,
-            AtFlags::SYMLINK_NOFOLLOW,
-        )
-        .is_ok()
+    /// Whether init still waits to be started: a fifo alone may be what a killed `start` left.
+    pub(crate) fn is_waited_at(&self) -> bool {
+        self.gate().is_ok()
+    }
+
+    fn gate(&self) -> std::result::Result<OwnedFd, Errno> {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        openat(&self.fd, START_FIFO, flags, Mode::empty())
     }
 
     /// Lets init go.
     pub(crate) fn open_gate(&self) -> Result<()> {
         let failed = |op| move |errno: Errno| Error::file(op, self.path.join(START_FIFO))(errno);
-        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let gate = match openat(&self.fd, START_FIFO, flags, Mode::empty()) {
+        let gate = match self.gate() {
             // Nobody holds the other end.
             Err(Errno::NXIO) => {
                 return Err(Error::Status(
@@ -198,7 +236,7 @@ impl StateDir {
         if !record.init_is_alive() {
             return Status::Stopped;
         }
-        if self.has_gate() {
+        if self.is_waited_at() {
             return Status::Created;
         }
         let cgroup = CgroupPath::from_full(&record.cgroup).and_then(|path| Cgroup::open(&path));
@@ -211,7 +249,13 @@ impl StateDir {
 
     /// Removes the directory, the record last: a removal that is cut short can be repeated.
     pub(crate) fn remove(&self) -> Result<()> {
-        for name in [START_FIFO, SECCOMP_FILE, STATE_DRAFT, STATE_FILE] {
+        for name in [
+            START_FIFO,
+            SECCOMP_FILE,
+            STATE_DRAFT,
+            STATE_FILE,
+            CGROUP_LINK,
+        ] {
             match unlinkat(&self.fd, name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(Error::file("remove", self.path.join(name))(errno)),
@@ -224,14 +268,23 @@ impl StateDir {
     }
 }
 
+/// All containers below a state root.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those whose record can be read, by name.
+    pub states: Vec<ContainerState>,
+    /// What is wrong with each of the others.
+    pub damaged: Vec<Error>,
+}
+
 /// The states of all containers below `root`.
-pub(crate) fn list(root: &Path) -> Result<Vec<ContainerState>> {
+pub(crate) fn list(root: &Path) -> Result<Listing> {
+    let mut listing = Listing::default();
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(listing),
         Err(e) => return Err(Error::file("read", root)(e)),
     };
-    let mut states = Vec::new();
     for entry in entries {
         let entry = entry.map_err(Error::file("read", root))?;
         // The runtime's own directories have names that no container can have.
@@ -242,19 +295,19 @@ pub(crate) fn list(root: &Path) -> Result<Vec<ContainerState>> {
         else {
             continue;
         };
-        match StateDir::open(root, &id) {
-            Ok(dir) => {
-                if let Some(record) = dir.read()? {
-                    states.push(record.view(dir.status(&record)));
-                }
-            }
-            // Deleted since the directory was read.
+        let read = StateDir::open(root, &id).and_then(|dir| {
+            let record = dir.record()?;
+            Ok(record.view(dir.status(&record)))
+        });
+        match read {
+            Ok(state) => listing.states.push(state),
+            // Deleted since the directory was read, or not yet made.
             Err(Error::NotFound) => {}
-            Err(error) => return Err(error),
+            Err(error) => listing.damaged.push(error),
         }
     }
-    states.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(states)
+    listing.states.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(listing)
 }
 
 #[cfg(test)]
@@ -284,10 +337,37 @@ mod tests {
         let root = tempfile::tempdir().expect("temporary directory");
         let dir = StateDir::create(root.path(), &id()).expect("created");
         let gate = dir.make_gate().expect("fifo");
-        assert!(dir.has_gate());
+        assert!(dir.is_waited_at());
         drop(gate);
+        assert!(!dir.is_waited_at());
         assert!(matches!(dir.open_gate(), Err(Error::Status(_))));
-        assert!(dir.has_gate());
+    }
+
+    #[test]
+    fn a_writer_that_dies_without_a_word_does_not_open_the_gate() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let dir = StateDir::create(root.path(), &id()).expect("created");
+        let gate = dir.make_gate().expect("fifo");
+        drop(dir.gate().expect("opened"));
+        assert_eq!(
+            rustix::io::read(&gate, &mut [0; 4]),
+            Err(Errno::AGAIN),
+            "neither a word nor an end"
+        );
+        assert!(dir.is_waited_at());
+    }
+
+    #[test]
+    fn a_directory_that_was_deleted_is_not_mistaken_for_its_successor() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let dir = StateDir::create(root.path(), &id()).expect("created");
+        dir.remove().expect("removed");
+        let successor = StateDir::create(root.path(), &id()).expect("created");
+        successor
+            .write_file(STATE_FILE, b"not for the first")
+            .expect("written");
+        assert!(matches!(dir.lock(), Err(Error::NotFound)));
+        assert!(dir.read().expect("nothing there").is_none());
     }
 
     #[test]
@@ -297,7 +377,8 @@ mod tests {
         let gate = dir.make_gate().expect("fifo");
         dir.open_gate().expect("opened");
         assert_eq!(rustix::io::read(&gate, &mut [0; 4]), Ok(1));
-        assert!(!dir.has_gate());
+        drop(gate);
+        assert!(!dir.is_waited_at());
     }
 
     #[test]
@@ -308,5 +389,7 @@ mod tests {
         fs::write(root.path().join("c1/state.json"), "{\"id\":").expect("written");
         let error = dir.read().expect_err("damaged").to_string();
         assert!(error.contains("c1/state.json"), "{error}");
+        let listing = list(root.path()).expect("listed");
+        assert_eq!((listing.states.len(), listing.damaged.len()), (0, 1));
     }
 }
