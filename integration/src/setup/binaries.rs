@@ -1,4 +1,4 @@
-//! The product's release binaries, as a host uses them.
+//! The product's release binaries, as a host uses them, and what benchmarks start beside them.
 
 use std::process::Command;
 
@@ -20,7 +20,7 @@ pub fn build(paths: &Paths) -> Result<()> {
         "xebec-shim",
     ]);
     cargo
-        .args(["-p", "xebec-snapshotter"])
+        .args(["-p", "xebec-snapshotter", "-p", "bench-programs"])
         .current_dir(&paths.repository);
     // Cargo ends with the terminal's Ctrl-C by itself and leaves nothing half done.
     let log = paths.cache.join("logs/cargo.log");

@@ -1,0 +1,152 @@
+//! The system calls that rustix lacks; the only `unsafe` of these programs.
+
+use std::ffi::CString;
+use std::io;
+use std::mem::size_of_val;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::ptr::null;
+
+use libc::{c_int, c_long, c_ulong};
+
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+const BPF_PROG_LOAD: c_int = 5;
+const BPF_PROG_ATTACH: c_int = 8;
+const BPF_PROG_TYPE_CGROUP_DEVICE: u32 = 15;
+const BPF_CGROUP_DEVICE: u32 = 6;
+
+fn check(returned: c_long) -> io::Result<c_long> {
+    if returned < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(returned)
+}
+
+/// Makes a process in `cgroup` and in new namespaces that runs `child` and exits with its result;
+/// the caller sleeps until that process has executed a program or is gone, and gets its pid.
+pub fn clone_into(
+    cgroup: BorrowedFd<'_>,
+    namespaces: u64,
+    child: impl FnOnce() -> i32,
+) -> io::Result<i32> {
+    // SAFETY: clone_args is plain integers, for which zero means "not given".
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces | CLONE_INTO_CGROUP | libc::CLONE_VFORK as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = cgroup.as_raw_fd() as u64;
+    // SAFETY: without CLONE_VM the child has its own copy of all memory; `args` outlives the call.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
+    if pid == 0 {
+        let status = child();
+        // SAFETY: _exit has no preconditions.
+        unsafe { libc::_exit(status) };
+    }
+    Ok(pid as i32)
+}
+
+/// Waits for a child; its wait status, and what it and its own children used.
+pub fn wait(pid: i32) -> io::Result<(c_int, libc::rusage)> {
+    let mut status = 0;
+    // SAFETY: rusage is plain integers.
+    let mut usage = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live values of the right types.
+    check(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) }.into())?;
+    Ok((status, usage))
+}
+
+/// Loads a device program and attaches it to a cgroup that has none.
+pub fn attach_device_program(cgroup: BorrowedFd<'_>, program: &[u8]) -> io::Result<()> {
+    let license = c"Apache-2.0";
+    // union bpf_attr for BPF_PROG_LOAD: type and count, instructions, license.
+    let load = [
+        u64::from(BPF_PROG_TYPE_CGROUP_DEVICE) | (program.len() as u64 / 8) << 32,
+        program.as_ptr() as u64,
+        license.as_ptr() as u64,
+    ];
+    // SAFETY: the kernel reads `load` and what it points to, all of which is alive.
+    let loaded = check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_LOAD,
+            load.as_ptr(),
+            size_of_val(&load),
+        )
+    })?;
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
+    let loaded = unsafe { OwnedFd::from_raw_fd(loaded as c_int) };
+    let attach = [
+        cgroup.as_raw_fd() as u32,
+        loaded.as_raw_fd() as u32,
+        BPF_CGROUP_DEVICE,
+        0,
+    ];
+    // SAFETY: the kernel reads `attach`, which is alive.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_ATTACH,
+            attach.as_ptr(),
+            size_of_val(&attach),
+        )
+    })
+    .map(drop)
+}
+
+/// Sets attributes (`MOUNT_ATTR_*`) and propagation of a tree.
+pub fn set_mount(tree: BorrowedFd<'_>, attributes: u64, propagation: u64) -> io::Result<()> {
+    let attr = [attributes, 0, propagation, 0];
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: `attr` has the layout of struct mount_attr, and its size is passed along.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            attr.as_ptr(),
+            size_of_val(&attr),
+        )
+    })
+    .map(drop)
+}
+
+/// Installs a filter, given as an array of `struct sock_filter`.
+pub fn install_filter(filter: &[u8]) -> io::Result<()> {
+    let program = libc::sock_fprog {
+        len: (filter.len() / 8) as u16,
+        filter: filter.as_ptr().cast_mut().cast(),
+    };
+    let mode = libc::SECCOMP_SET_MODE_FILTER;
+    // SAFETY: the kernel reads `program` and copies the instructions byte by byte.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, mode, 0, &raw const program) }).map(drop)
+}
+
+/// Sets the loopback device up.
+pub fn loopback_up(socket: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: ifreq is a name and a union of integers, for which zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    let set_flags = libc::SIOCSIFFLAGS;
+    // SAFETY: the request reads one ifreq, which outlives the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), set_flags, &raw const request) }.into())
+        .map(drop)
+}
+
+/// Joins a new session keyring without a name.
+pub fn new_keyring() -> io::Result<()> {
+    const KEYCTL_JOIN_SESSION_KEYRING: c_ulong = 1;
+    let name = null::<u8>();
+    // SAFETY: a null name is allowed.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name) }).map(drop)
+}
+
+/// Becomes another program; comes back only with an error.
+pub fn execute(argv: &[CString]) -> io::Error {
+    let mut pointers: Vec<_> = argv.iter().map(|word| word.as_ptr()).collect();
+    pointers.push(null());
+    let environment = [null()];
+    // SAFETY: both arrays end with a null pointer, and their strings are alive.
+    unsafe { libc::execve(pointers[0], pointers.as_ptr(), environment.as_ptr()) };
+    io::Error::last_os_error()
+}
