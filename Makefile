@@ -30,9 +30,9 @@ test: ## unit, native-host and VM tests by cargo-nextest
 	$(HOST) setup --vm
 	$(CARGO) nextest run --workspace
 
-bench: ## all benchmarks, interleaved with the peers on the native host
+bench: ## all benchmarks, interleaved with the peers; also target/bench.json and .svg
 	$(HOST) setup
-	$(HOST) bench all
+	$(HOST) bench all --json target/bench.json --plot target/bench.svg
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check

@@ -8,7 +8,7 @@ use rustix::rand::GetRandomFlags;
 
 use super::report::Report;
 use super::suite::Random;
-use super::{Bench, select, targets};
+use super::{Bench, plot, select, targets};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::hosts::{HostOptions, NativeHost, Service};
@@ -18,7 +18,7 @@ use crate::progress::Step;
 /// `integration bench NAME`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which benchmark: smoke, or `all` for every one that exists
+    /// Which benchmark: runtime, smoke, or `all` for every one that exists
     pub name: String,
     /// Print the promises of SPECIFICATION.md that were missed and exit with 1 if there are any
     #[arg(long)]
@@ -26,6 +26,9 @@ pub struct Args {
     /// Write everything that was measured to this file as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw the times into this file as SVG
+    #[arg(long, value_name = "FILE")]
+    pub plot: Option<PathBuf>,
     /// Take few samples: a look at the order of magnitude
     #[arg(long)]
     pub quick: bool,
@@ -53,6 +56,7 @@ pub fn measure(args: &MeasureArgs) -> Result<()> {
     let measured = (bench.run)(args.rounds, &mut Random::new(args.seed))?;
     let mut report = Report::new(bench.name, measured.samples, &targets);
     report.versions = measured.versions;
+    report.phases = measured.phases;
     report.seed = args.seed;
     report.kernel = first_word("/proc/sys/kernel/osrelease")?;
     report.load = first_word("/proc/loadavg")?.parse().unwrap_or(f64::NAN);
@@ -83,6 +87,9 @@ pub fn main(args: &Args) -> Result<i32> {
         let json =
             serde_json::to_string_pretty(&reports).map_err(|e| Error::invalid("report", e))?;
         fs::write(path, json + "\n").map_err(Error::file("write", path))?;
+    }
+    if let Some(path) = &args.plot {
+        plot::draw(&reports, path)?;
     }
     if !args.check {
         return Ok(0);

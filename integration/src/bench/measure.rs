@@ -51,6 +51,12 @@ pub fn output<S: AsRef<OsStr>>(argv: &[S]) -> Result<String> {
     command::check(&mut prepare(argv), DEADLINE)
 }
 
+/// What a program says of its version, in one line.
+pub fn version(argv: &[&str]) -> String {
+    let says = output(argv).unwrap_or_else(|error| error.to_string());
+    says.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 fn prepare<S: AsRef<OsStr>>(argv: &[S]) -> Command {
     let mut command = Command::new(&argv[0]);
     command.args(&argv[1..]).stdin(Stdio::null());

@@ -6,8 +6,13 @@
 
 pub mod bundle;
 mod cli;
+pub mod containers;
+pub mod contest;
 pub mod measure;
+pub mod phases;
+pub mod plot;
 pub mod report;
+pub mod runtime;
 pub mod smoke;
 pub mod stats;
 pub mod suite;
@@ -33,27 +38,59 @@ struct Bench {
 struct Measured {
     samples: suite::Run,
     versions: BTreeMap<String, String>,
+    phases: Vec<phases::Phase>,
 }
 
 /// All that exist; `all` runs them in this order.
-const BENCHES: &[Bench] = &[Bench {
-    name: "smoke",
-    rounds: (50, 10),
-    run: run_smoke,
-}];
+const BENCHES: &[Bench] = &[
+    Bench {
+        name: "runtime",
+        rounds: (100, 10),
+        run: run_runtime,
+    },
+    Bench {
+        name: "smoke",
+        rounds: (50, 10),
+        run: run_smoke,
+    },
+];
+
+fn run_runtime(rounds: u32, random: &mut Random) -> Result<Measured> {
+    let fixtures = runtime::Fixtures::start()?;
+    let samples = suite::run(
+        &mut runtime::operations(&fixtures),
+        rounds,
+        random,
+        tell(rounds),
+    )?;
+    Ok(Measured {
+        phases: runtime::phases(&fixtures, &samples)?,
+        versions: containers::versions(),
+        samples,
+    })
+}
 
 fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
     let fixtures = smoke::Fixtures::start()?;
-    let mut operations = smoke::operations(&fixtures);
-    let samples = suite::run(&mut operations, rounds, random, |done| {
-        if done % 10 == 0 {
-            eprintln!("... round {done} of {rounds}");
-        }
-    })?;
+    let samples = suite::run(
+        &mut smoke::operations(&fixtures),
+        rounds,
+        random,
+        tell(rounds),
+    )?;
     Ok(Measured {
         samples,
         versions: smoke::versions(),
+        phases: Vec::new(),
     })
+}
+
+fn tell(rounds: u32) -> impl FnMut(u32) {
+    move |done| {
+        if done % 10 == 0 {
+            eprintln!("... round {done} of {rounds}");
+        }
+    }
 }
 
 /// The benches that a name on the command line means.
@@ -83,7 +120,7 @@ mod tests {
     fn an_unknown_bench_is_refused_with_the_list_of_those_that_exist() {
         let error = select("snapshotter").map(drop).unwrap_err().to_string();
         assert!(
-            error.contains("snapshotter") && error.contains("smoke, all"),
+            error.contains("snapshotter") && error.contains("runtime, smoke, all"),
             "{error}"
         );
     }

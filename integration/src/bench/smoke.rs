@@ -3,13 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use super::bundle::Bundles;
-use super::measure::{in_path, output, shim_memory, wall_ms};
-use super::suite::{Absent, Contestant, OURS, Operation, Sampler, Unit};
+use super::containers::{self, Containers, RUNTIMES};
+use super::contest::{Side, contest, one};
+use super::measure::{in_path, output, shim_memory, version, wall_ms};
+use super::suite::{OURS, Operation, Unit};
 use crate::error::{Error, Result};
-
-/// Runtimes in the order of the table.
-const RUNTIMES: &[&str] = &[OURS, "runc", "crun"];
 
 /// Contestant, its runtime name for containerd and its binary.
 const SHIMS: &[Shim] = &[
@@ -31,23 +29,27 @@ struct Shim {
     binary: &'static str,
 }
 
+impl Side for Shim {
+    fn contestant(&self) -> &'static str {
+        self.contestant
+    }
+
+    fn binary(&self) -> &'static str {
+        self.binary
+    }
+}
+
 /// Containers that live as long as the suite, one for each contestant, to exec into.
 pub struct Fixtures {
-    bundles: Bundles,
+    containers: Containers,
 }
 
 impl Fixtures {
     /// Starts them; containerd must be running.
     pub fn start() -> Result<Self> {
         let fixtures = Self {
-            bundles: Bundles::create()?,
+            containers: Containers::start()?,
         };
-        for runtime in RUNTIMES.iter().filter(|r| in_path(r).is_some()) {
-            let bundle = fixtures.bundles.long();
-            let bundle = bundle.to_string_lossy();
-            // Not `output`: the container would hold the other end of its pipe.
-            wall_ms(&[runtime, "run", "-d", "-b", &bundle, &exec_target(runtime)])?;
-        }
         for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
             fixtures.start_task(shim, &task_target(shim))?;
         }
@@ -62,7 +64,7 @@ impl Fixtures {
     /// `ctr run` of the shared root filesystem. `--cpu-shares 0` asks for no cpu controller,
     /// which the native host lacks.
     fn ctr_run(&self, shim: &Shim, flags: &[&str], id: &str, command: &[&str]) -> Vec<String> {
-        let rootfs = self.bundles.rootfs();
+        let rootfs = self.containers.rootfs();
         let mut argv = vec!["ctr", "run", "--runtime", shim.runtime, "--cpu-shares", "0"];
         argv.push("--seccomp");
         argv.extend(flags);
@@ -76,18 +78,10 @@ impl Fixtures {
 impl Drop for Fixtures {
     fn drop(&mut self) {
         // The host that this runs in is thrown away; what cannot be removed goes with it.
-        for runtime in RUNTIMES.iter().filter(|r| in_path(r).is_some()) {
-            let _ = output(&[runtime, "delete", "-f", &exec_target(runtime)]);
-        }
         for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
             let _ = remove_task(&task_target(shim));
         }
     }
-}
-
-/// Container of a runtime to exec into; runtimes share the cgroup tree, so ids must differ.
-fn exec_target(runtime: &str) -> String {
-    format!("bench-exec-{runtime}")
 }
 
 fn task_target(shim: &Shim) -> String {
@@ -101,25 +95,24 @@ fn remove_task(id: &str) -> Result<()> {
 
 /// The operations of the suite.
 pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
+    let made = &fixtures.containers;
+    let ms = Unit::Milliseconds;
+    let memory = &["idle shim RSS", "idle shim PSS", "idle shim private"];
     vec![
-        of_runtimes(&["run"], |runtime| {
-            Box::new(move |n| run(fixtures, runtime, n))
+        contest(&["run"], ms, 1, RUNTIMES, |runtime| {
+            Box::new(move |n| made.run(runtime, n))
         }),
-        of_runtimes(
+        contest(
             &["create+start+delete -f", "create", "start", "delete -f"],
-            |runtime| Box::new(move |n| lifecycle(fixtures, runtime, n)),
+            ms,
+            1,
+            RUNTIMES,
+            |runtime| Box::new(move |n| made.lifecycle(runtime, n)),
         ),
-        of_runtimes(&["exec"], |runtime| {
-            Box::new(move |_| {
-                one(wall_ms(&[
-                    runtime,
-                    "exec",
-                    &exec_target(runtime),
-                    "/bin/true",
-                ]))
-            })
+        contest(&["exec"], ms, 1, RUNTIMES, |runtime| {
+            Box::new(move |_| containers::exec(runtime))
         }),
-        of_shims(&["ctr run --rm"], Unit::Milliseconds, 1, |shim| {
+        contest(&["ctr run --rm"], ms, 1, SHIMS, |shim| {
             Box::new(move |n| {
                 let id = format!("bench-run-{n}");
                 one(wall_ms(&fixtures.ctr_run(
@@ -130,121 +123,38 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
                 )))
             })
         }),
-        of_shims(&["ctr task exec"], Unit::Milliseconds, 1, |shim| {
-            Box::new(move |n| {
-                let (id, exec) = (task_target(shim), format!("e{n}"));
-                one(wall_ms(&[
-                    "ctr",
-                    "tasks",
-                    "exec",
-                    "--exec-id",
-                    &exec,
-                    &id,
-                    "/bin/true",
-                ]))
-            })
+        contest(&["ctr task exec"], ms, 1, SHIMS, |shim| {
+            Box::new(move |n| task_exec(shim, n))
         }),
-        of_shims(
-            &["idle shim RSS", "idle shim PSS", "idle shim private"],
-            Unit::Kibibytes,
-            MEMORY_EVERY,
-            |shim| Box::new(move |n| idle_shim(fixtures, shim, n)),
-        ),
+        contest(memory, Unit::Kibibytes, MEMORY_EVERY, SHIMS, |shim| {
+            Box::new(move |n| idle_shim(fixtures, shim, n))
+        }),
     ]
 }
 
 /// What each contestant says of its version, in one line.
 pub fn versions() -> BTreeMap<String, String> {
-    let runtimes = RUNTIMES
-        .iter()
-        .map(|name| (*name, vec![*name, "--version"]));
     let shims = SHIMS
         .iter()
-        .map(|shim| (shim.binary, vec![shim.binary, "-v"]));
-    runtimes
-        .chain(shims)
-        .filter(|(_, argv)| in_path(argv[0]).is_some())
-        .map(|(name, argv)| {
-            let says = output(&argv).unwrap_or_else(|error| error.to_string());
-            (
-                name.to_owned(),
-                says.split_whitespace().collect::<Vec<_>>().join(" "),
-            )
-        })
-        .collect()
+        .filter(|shim| in_path(shim.binary).is_some())
+        .map(|shim| (shim.binary.to_owned(), version(&[shim.binary, "-v"])));
+    containers::versions().into_iter().chain(shims).collect()
 }
 
 /// Memory varies little and is slow to sample.
 const MEMORY_EVERY: u32 = 10;
 
-fn one(figure: Result<f64>) -> Result<Vec<f64>> {
-    figure.map(|f| vec![f])
-}
-
-fn of_runtimes<'a>(
-    rows: &'static [&'static str],
-    sampler: impl Fn(&'static str) -> Sampler<'a>,
-) -> Operation<'a> {
-    let contestants = RUNTIMES
-        .iter()
-        .map(|&name| Contestant {
-            name,
-            sampler: present(name).map(|()| sampler(name)),
-        })
-        .collect();
-    Operation {
-        rows,
-        unit: Unit::Milliseconds,
-        every: 1,
-        contestants,
-    }
-}
-
-fn of_shims<'a>(
-    rows: &'static [&'static str],
-    unit: Unit,
-    every: u32,
-    sampler: impl Fn(&'static Shim) -> Sampler<'a>,
-) -> Operation<'a> {
-    let contestants = SHIMS
-        .iter()
-        .map(|shim| Contestant {
-            name: shim.contestant,
-            sampler: present(shim.binary).map(|()| sampler(shim)),
-        })
-        .collect();
-    Operation {
-        rows,
-        unit,
-        every,
-        contestants,
-    }
-}
-
-fn present(binary: &str) -> std::result::Result<(), Absent> {
-    in_path(binary)
-        .map(drop)
-        .ok_or_else(|| Absent(format!("{binary} was not found in PATH")))
-}
-
-fn run(fixtures: &Fixtures, runtime: &str, round: u32) -> Result<Vec<f64>> {
-    let bundle = fixtures.bundles.short();
+fn task_exec(shim: &Shim, round: u32) -> Result<Vec<f64>> {
+    let (id, exec) = (task_target(shim), format!("e{round}"));
     one(wall_ms(&[
-        runtime,
-        "run",
-        "-b",
-        &bundle.to_string_lossy(),
-        &format!("bench-run-{runtime}-{round}"),
+        "ctr",
+        "tasks",
+        "exec",
+        "--exec-id",
+        &exec,
+        &id,
+        "/bin/true",
     ]))
-}
-
-fn lifecycle(fixtures: &Fixtures, runtime: &str, round: u32) -> Result<Vec<f64>> {
-    let bundle = fixtures.bundles.long();
-    let id = format!("bench-life-{runtime}-{round}");
-    let create = wall_ms(&[runtime, "create", "-b", &bundle.to_string_lossy(), &id])?;
-    let start = wall_ms(&[runtime, "start", &id])?;
-    let delete = wall_ms(&[runtime, "delete", "-f", &id])?;
-    Ok(vec![create + start + delete, create, start, delete])
 }
 
 fn idle_shim(fixtures: &Fixtures, shim: &Shim, round: u32) -> Result<Vec<f64>> {

@@ -19,6 +19,9 @@ pub enum Unit {
     /// Kibibytes of memory.
     #[serde(rename = "KiB")]
     Kibibytes,
+    /// System calls.
+    #[serde(rename = "calls")]
+    Calls,
 }
 
 impl Unit {
@@ -27,6 +30,7 @@ impl Unit {
         match self {
             Self::Milliseconds => "ms",
             Self::Kibibytes => "KiB",
+            Self::Calls => "calls",
         }
     }
 }

@@ -1,23 +1,23 @@
 //! Targets, read from the tables of SPECIFICATION.md so that a promise stands in one place.
 //!
 //! A row counts when its first cell is a benchmark row in backticks, `bench/operation`, and its
-//! last cell is a target: `≤ 0.33 × runc` (a ratio of p10 to a peer's p10 of the same run) or
-//! `≤ 800 KiB` (a bound on our own p10, in the row's unit). Several targets are separated by
-//! commas; `–` says that the figure is only recorded.
+//! last cell is a target: `≤ 0.33 × runc` (our figure divided by the peer's of the same run) or
+//! `≤ 800 KiB` (a bound on our own figure, in the row's unit). Either holds for p10 and for the
+//! median. Several targets are separated by commas; `–` says that the figure is only recorded.
 
 use std::collections::BTreeMap;
 
 /// One bound on a row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    /// Our p10 divided by the peer's must not exceed `at_most`.
+    /// Our p10 divided by the peer's, and so the medians, must not exceed `at_most`.
     Ratio {
         /// The greatest ratio that keeps the promise.
         at_most: f64,
         /// The peer's name as the suite calls it.
         peer: String,
     },
-    /// Our p10 must not exceed `at_most`, in the row's own unit.
+    /// Our p10 and median must not exceed `at_most`, in the row's own unit.
     Bound {
         /// The greatest value that keeps the promise.
         at_most: f64,

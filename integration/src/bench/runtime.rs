@@ -1,0 +1,345 @@
+//! `bench runtime`: the runtime's commands and library beside runc, crun and the floor.
+
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Instant;
+
+use super::containers::{self, Containers, RUNTIMES};
+use super::contest::{Side, contest, one};
+use super::measure::{output, wall_ms};
+use super::phases::{self, Phase};
+use super::stats::Summary;
+use super::suite::{OURS, Operation, Run, Sampler, Unit};
+use crate::error::{Error, Result};
+
+/// Programs of `integration/programs`, where a native host has the product's binaries.
+const FLOOR: &str = "/opt/xebec/bench-floor";
+const LIBRARY: &str = "/opt/xebec/bench-library";
+const WEIGH: &str = "/opt/xebec/bench-weigh";
+
+/// Containers of a crowd, and how many are made at once.
+const CROWD: u32 = 100;
+const AT_ONCE: usize = 8;
+/// Rounds between two samples of what is slow to take or varies little.
+const SELDOM: u32 = 10;
+
+/// Who starts a container of the short bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Runner {
+    Runtime(&'static str),
+    Floor,
+    Library,
+}
+
+impl Side for Runner {
+    fn contestant(&self) -> &'static str {
+        match self {
+            Self::Runtime(name) => name,
+            Self::Floor => "floor",
+            Self::Library => OURS,
+        }
+    }
+
+    fn binary(&self) -> &'static str {
+        match self {
+            Self::Runtime(name) => name,
+            Self::Floor => FLOOR,
+            Self::Library => LIBRARY,
+        }
+    }
+}
+
+const RUNNERS: &[Runner] = &[
+    Runner::Runtime(OURS),
+    Runner::Floor,
+    Runner::Runtime("runc"),
+    Runner::Runtime("crun"),
+];
+const LIBRARY_AND_FLOOR: &[Runner] = &[Runner::Library, Runner::Floor];
+const LIBRARY_ALONE: &[Runner] = &[Runner::Library];
+
+/// What lives as long as the suite.
+pub struct Fixtures {
+    containers: Containers,
+    /// The floor's compiled programs.
+    programs: tempfile::TempDir,
+}
+
+impl Fixtures {
+    /// Makes bundles, a container for each runtime, and the floor's programs.
+    pub fn start() -> Result<Self> {
+        let containers = Containers::start()?;
+        let programs =
+            tempfile::tempdir().map_err(Error::system("create a directory of programs"))?;
+        let (bundle, directory) = (containers.short(), programs.path());
+        output(&[
+            LIBRARY,
+            "prepare",
+            &bundle.to_string_lossy(),
+            &directory.to_string_lossy(),
+        ])?;
+        Ok(Self {
+            containers,
+            programs,
+        })
+    }
+
+    /// A command that runs /bin/true in a container.
+    fn run_command(&self, runner: Runner, what: &str, number: u32) -> Vec<String> {
+        let id = format!("bench-{what}-{}-{number}", runner.contestant());
+        match runner {
+            Runner::Runtime(runtime) => self.containers.run_command(runtime, &id),
+            Runner::Floor | Runner::Library => {
+                let program = |name| self.programs.path().join(name);
+                let paths = [
+                    PathBuf::from(FLOOR),
+                    self.containers.rootfs(),
+                    program("filter"),
+                    program("devices"),
+                    PathBuf::from("/sys/fs/cgroup").join(id),
+                    PathBuf::from("/bin/true"),
+                ];
+                let words = paths.iter().map(|path| path.to_string_lossy().into_owned());
+                words.collect()
+            }
+        }
+    }
+}
+
+/// The operations of the suite.
+pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
+    let made = &fixtures.containers;
+    let ms = Unit::Milliseconds;
+    vec![
+        contest(&["run"], ms, 1, RUNNERS, |&runner| {
+            Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "run", n))))
+        }),
+        contest(
+            &["create+start+delete -f", "create", "start", "delete -f"],
+            ms,
+            1,
+            RUNTIMES,
+            |runtime| Box::new(move |n| made.lifecycle(runtime, n)),
+        ),
+        contest(&["exec"], ms, 1, RUNTIMES, |runtime| {
+            Box::new(move |_| containers::exec(runtime))
+        }),
+        contest(&["state"], ms, 1, RUNTIMES, |runtime| {
+            Box::new(move |_| containers::state(runtime))
+        }),
+        contest(
+            &["library"],
+            ms,
+            1,
+            LIBRARY_AND_FLOOR,
+            |&runner| match runner {
+                Runner::Library => containers_of_library(fixtures),
+                Runner::Floor | Runner::Runtime(_) => {
+                    Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "library", n))))
+                }
+            },
+        ),
+        contest(&["run: processor time"], ms, 1, RUNNERS, |&runner| {
+            Box::new(move |n| one(weigh(fixtures, runner, "time", n).map(|used| used.ms)))
+        }),
+        contest(
+            &["run: peak RSS"],
+            Unit::Kibibytes,
+            SELDOM,
+            RUNNERS,
+            |&runner| {
+                Box::new(move |n| one(weigh(fixtures, runner, "rss", n).map(|used| used.kib)))
+            },
+        ),
+        contest(
+            &["run: system calls"],
+            Unit::Calls,
+            SELDOM,
+            RUNNERS,
+            |&runner| {
+                Box::new(move |n| one(phases::count(&fixtures.run_command(runner, "calls", n))))
+            },
+        ),
+        contest(&["100 at concurrency 8"], ms, SELDOM, RUNTIMES, |runtime| {
+            Box::new(move |_| one(crowd(made, runtime)))
+        }),
+        contest(
+            &["seccomp: compile", "seccomp: cached"],
+            ms,
+            1,
+            LIBRARY_ALONE,
+            |_| seccomp(fixtures),
+        ),
+    ]
+}
+
+/// Where the time of our `run` goes, given what was measured of it.
+pub fn phases(fixtures: &Fixtures, samples: &Run) -> Result<Vec<Phase>> {
+    let row = samples.rows.iter().find(|row| row.name == "run");
+    let ours = row.and_then(|row| row.cells.iter().find(|(name, _)| *name == OURS));
+    let Some(summary) = ours.and_then(|(_, figures)| Summary::of(figures)) else {
+        return Ok(Vec::new());
+    };
+    let runner = Runner::Runtime(OURS);
+    phases::measure(|n| fixtures.run_command(runner, "phases", n), summary.p10)
+}
+
+/// What a run used.
+struct Used {
+    kib: f64,
+    ms: f64,
+}
+
+fn weigh(fixtures: &Fixtures, runner: Runner, what: &str, round: u32) -> Result<Used> {
+    let command = fixtures.run_command(runner, what, round);
+    let text = output(&[&[WEIGH.to_owned()], &command[..]].concat())?;
+    match numbers(&text)?[..] {
+        [kib, microseconds] => Ok(Used {
+            kib,
+            ms: microseconds / 1e3,
+        }),
+        _ => Err(Error::invalid(WEIGH, text)),
+    }
+}
+
+/// Starts many containers, several at a time, and removes them when the clock has stopped.
+fn crowd(containers: &Containers, runtime: &str) -> Result<f64> {
+    let name = |n: u32| format!("bench-crowd-{runtime}-{n}");
+    let began = Instant::now();
+    for_each_of_crowd(|n| wall_ms(&containers.create(runtime, &["run", "-d"], &name(n))))?;
+    let elapsed = began.elapsed();
+    for_each_of_crowd(|n| wall_ms(&[runtime, "delete", "-f", &name(n)]))?;
+    Ok(elapsed.as_secs_f64() * 1e3)
+}
+
+fn for_each_of_crowd(action: impl Fn(u32) -> Result<f64> + Sync) -> Result<()> {
+    let next = AtomicU32::new(0);
+    let worker = || -> Result<()> {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= CROWD {
+                return Ok(());
+            }
+            action(number)?;
+        }
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
+        let panicked = |_| Err(Error::invalid("a worker of the crowd", "it panicked"));
+        workers
+            .into_iter()
+            .try_for_each(|worker| worker.join().unwrap_or_else(panicked))
+    })
+}
+
+fn containers_of_library(fixtures: &Fixtures) -> Sampler<'_> {
+    let mut library = None;
+    Box::new(move |round| {
+        let request = format!("container bench-library-{round}");
+        Library::of(&mut library, fixtures)?.ask(&request)
+    })
+}
+
+fn seccomp(fixtures: &Fixtures) -> Sampler<'_> {
+    let mut library = None;
+    let cache = fixtures.programs.path().join("cache");
+    Box::new(move |_| {
+        let request = format!("seccomp {}", cache.display());
+        Library::of(&mut library, fixtures)?.ask(&request)
+    })
+}
+
+/// A process that uses the library and answers requests.
+struct Library {
+    process: Child,
+    answers: BufReader<ChildStdout>,
+}
+
+impl Library {
+    /// The process in `slot`, started at first use.
+    fn of<'a>(slot: &'a mut Option<Self>, fixtures: &Fixtures) -> Result<&'a mut Self> {
+        match slot {
+            Some(library) => Ok(library),
+            None => Ok(slot.insert(Self::start(fixtures)?)),
+        }
+    }
+
+    fn start(fixtures: &Fixtures) -> Result<Self> {
+        let mut process = Command::new(LIBRARY)
+            .args(["serve", "/run/bench-library"])
+            .arg(fixtures.containers.short())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .map_err(Error::system("start the library's process"))?;
+        match process.stdout.take() {
+            Some(stdout) => Ok(Self {
+                process,
+                answers: BufReader::new(stdout),
+            }),
+            None => Err(Error::invalid(LIBRARY, "it has no standard output")),
+        }
+    }
+
+    fn ask(&mut self, request: &str) -> Result<Vec<f64>> {
+        if let Some(requests) = &mut self.process.stdin {
+            writeln!(requests, "{request}").map_err(Error::system("ask the library"))?;
+        }
+        let mut answer = String::new();
+        self.answers
+            .read_line(&mut answer)
+            .map_err(Error::system("hear from the library"))?;
+        if answer.is_empty() {
+            return Err(Error::invalid(request, "the library's process ended"));
+        }
+        numbers(&answer)
+    }
+}
+
+impl Drop for Library {
+    fn drop(&mut self) {
+        // The end of its input ends it; what cannot be waited for goes with the host.
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+    }
+}
+
+fn numbers(text: &str) -> Result<Vec<f64>> {
+    let figures: std::result::Result<_, _> = text.split_whitespace().map(str::parse).collect();
+    figures.map_err(|_| Error::invalid("figures of a program", text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_numbers_and_nothing_else() {
+        assert_eq!(numbers("2816 3120\n").unwrap(), [2816.0, 3120.0]);
+        assert!(
+            numbers("2816 KiB\n")
+                .unwrap_err()
+                .to_string()
+                .contains("KiB")
+        );
+    }
+
+    #[test]
+    fn each_member_of_a_crowd_is_made_once_and_a_failure_is_told() {
+        let made = AtomicU32::new(0);
+        for_each_of_crowd(|n| {
+            made.fetch_add(n, Ordering::Relaxed);
+            Ok(0.0)
+        })
+        .unwrap();
+        assert_eq!(made.into_inner(), CROWD * (CROWD - 1) / 2);
+        let failed = for_each_of_crowd(|n| match n {
+            70 => Err(Error::invalid("70", "failed")),
+            _ => Ok(0.0),
+        });
+        assert!(failed.is_err());
+    }
+}
