@@ -11,6 +11,7 @@ BASH    := $(PREFIX)/share/bash-completion/completions
 ZSH     := $(PREFIX)/share/zsh/site-functions
 FISH    := $(PREFIX)/share/fish/vendor_completions.d
 UNITS   := $(PREFIX)/lib/systemd/system
+export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help

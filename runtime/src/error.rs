@@ -12,7 +12,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The id has characters outside `[A-Za-z0-9_+.-]`, or is empty, `.` or `..`.
-    #[error("invalid container ID format: {0:?}")]
+    #[error("{}", invalid_id(.0))]
     InvalidId(String),
     /// There is a state directory of this id already.
     #[error("container with given ID already exists")]
@@ -43,7 +43,7 @@ pub enum Error {
     #[error("{0}")]
     Unsupported(String),
     /// A file operation by the runtime itself failed.
-    #[error("{op} {path}: {source}", path = path.display())]
+    #[error("{op} {path}: {reason}", path = path.display(), reason = words(source))]
     File {
         /// What was attempted, as a verb: `open`, `mkdir`, …
         op: &'static str,
@@ -53,7 +53,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Another system call by the runtime itself failed.
-    #[error("{op}: {source}")]
+    #[error("{op}: {reason}", reason = words(source))]
     Os {
         /// What was attempted.
         op: String,
@@ -115,6 +115,22 @@ impl Error {
             source: source.into(),
         }
     }
+}
+
+fn invalid_id(id: &str) -> String {
+    if id.is_empty() {
+        "container id cannot be empty".to_owned()
+    } else {
+        format!("invalid container ID format: {id:?}")
+    }
+}
+
+/// What the kernel answered in the words of Go programs, which clients match on; errors that are
+/// not the kernel's have their own.
+pub(crate) fn words(source: &io::Error) -> String {
+    source
+        .raw_os_error()
+        .map_or_else(|| source.to_string(), errno_words)
 }
 
 mod step;

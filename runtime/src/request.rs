@@ -42,6 +42,8 @@ pub enum Console {
 pub struct CreateRequest {
     /// Its name, unique below the state root.
     pub id: ContainerId,
+    /// The configuration, when it is not the bundle's `config.json`.
+    pub config: Option<PathBuf>,
     /// Directory with `config.json`; a relative path starts at the caller's working directory.
     pub bundle: PathBuf,
     /// Streams of the init process.
@@ -50,6 +52,8 @@ pub struct CreateRequest {
     pub console: Console,
     /// File that gets the pid of init, as text.
     pub pid_file: Option<PathBuf>,
+    /// The listener on this unix socket gets a pidfd of init by `SCM_RIGHTS`.
+    pub pidfd_socket: Option<PathBuf>,
     /// Move the root file system over `/` instead of `pivot_root` (for initramfs hosts).
     pub no_pivot: bool,
     /// Stay in the caller's session keyring.
@@ -65,10 +69,12 @@ impl CreateRequest {
     pub fn new(id: ContainerId, bundle: impl Into<PathBuf>) -> Self {
         Self {
             id,
+            config: None,
             bundle: bundle.into(),
             stdio: Stdio::Inherit,
             console: Console::None,
             pid_file: None,
+            pidfd_socket: None,
             no_pivot: false,
             no_new_keyring: false,
             preserve_fds: 0,
@@ -90,6 +96,8 @@ pub struct ExecRequest {
     pub console: Console,
     /// File that gets the pid, as text.
     pub pid_file: Option<PathBuf>,
+    /// The listener on this unix socket gets a pidfd of the process by `SCM_RIGHTS`.
+    pub pidfd_socket: Option<PathBuf>,
     /// Cgroup below the container's that the process starts in.
     pub cgroup: Option<String>,
     /// How many descriptors from 3 on reach the process.
@@ -109,6 +117,7 @@ impl ExecRequest {
             stdio: Stdio::Inherit,
             console: Console::None,
             pid_file: None,
+            pidfd_socket: None,
             cgroup: None,
             preserve_fds: 0,
             ignore_paused: false,

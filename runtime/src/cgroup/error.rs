@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use super::Controllers;
+use crate::error::words;
 
 /// Result of every operation in [`crate::cgroup`].
 pub type Result<T> = std::result::Result<T, CgroupError>;
@@ -25,7 +26,7 @@ pub enum CgroupError {
         reason: &'static str,
     },
     /// A system call on a cgroup file or directory failed.
-    #[error("{action} {path}: {source}", path = path.display())]
+    #[error("{action} {path}: {reason}", path = path.display(), reason = words(source))]
     Io {
         /// What was attempted, as a verb ("read", "write \"1\" to").
         action: String,
@@ -78,7 +79,7 @@ pub enum CgroupError {
         reason: String,
     },
     /// The kernel refused a value.
-    #[error("{field}: write {value:?} to {path}: {source}", path = path.display())]
+    #[error("{field}: write {value:?} to {path}: {reason}", path = path.display(), reason = words(source))]
     Apply {
         /// The spec field the value came from.
         field: String,
@@ -119,7 +120,7 @@ pub enum CgroupError {
         seconds: u64,
     },
     /// The device program was refused by the kernel.
-    #[error("linux.resources.devices: {action} on {path}: {source}", path = path.display())]
+    #[error("linux.resources.devices: {action} on {path}: {reason}", path = path.display(), reason = words(source))]
     DeviceProgram {
         /// `load`, `attach`, `query` or `detach`.
         action: &'static str,

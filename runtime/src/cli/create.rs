@@ -1,7 +1,8 @@
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use xebec_runtime::{Console, ContainerId, CreateRequest, Result};
+use xebec_runtime::{Console, CreateRequest, Result};
 
 use super::Context;
 
@@ -9,11 +10,18 @@ use super::Context;
 #[derive(Args, Debug)]
 pub(super) struct Creation {
     /// Directory with config.json
-    #[arg(short, long, value_name = "DIR", default_value = ".")]
-    bundle: PathBuf,
+    #[arg(short, long, value_name = "DIR", default_value = ".",
+        value_parser = clap::value_parser!(OsString))]
+    bundle: OsString,
+    /// Configuration to use instead of the bundle's config.json
+    #[arg(short = 'f', long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Unix socket that receives the master of the terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the container's process
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// File that gets the pid of the container's process
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
@@ -27,7 +35,7 @@ pub(super) struct Creation {
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(super) preserve_fds: u32,
     /// Name of the container
-    pub(super) id: ContainerId,
+    pub(super) id: String,
 }
 
 impl Creation {
@@ -35,16 +43,19 @@ impl Creation {
         self.console_socket.is_some()
     }
 
-    pub(super) fn into_request(self) -> CreateRequest {
-        let mut request = CreateRequest::new(self.id, self.bundle);
+    pub(super) fn into_request(self) -> Result<CreateRequest> {
+        let mut request = CreateRequest::new(self.id.parse()?, self.bundle);
+        // The usual name means the one in the bundle, any other starts here: as in crun.
+        request.config = self.config.filter(|file| file != Path::new("config.json"));
         request.console = self
             .console_socket
             .map_or(Console::None, Console::SocketPath);
         request.pid_file = self.pid_file;
+        request.pidfd_socket = self.pidfd_socket;
         request.no_pivot = self.no_pivot;
         request.no_new_keyring = self.no_new_keyring;
         request.preserve_fds = self.preserve_fds;
-        request
+        Ok(request)
     }
 }
 
@@ -53,12 +64,18 @@ impl Creation {
 pub(super) struct Create {
     #[command(flatten)]
     pub(super) creation: Creation,
+    #[arg(
+        long,
+        hide = true,
+        help = "Accepted for crun's sake: only run has a subreaper"
+    )]
+    no_subreaper: bool,
 }
 
 impl Create {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        let launched = context.runtime.create(self.creation.into_request())?;
-        context.log.warnings(&launched);
+        let launched = context.runtime.create(self.creation.into_request()?)?;
+        context.log.launched(&launched);
         Ok(0)
     }
 }

@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde_json::{Value, json};
 use xebec_runtime::cgroup::{Cgroup, Event};
-use xebec_runtime::{ContainerId, Error, Result, Status};
+use xebec_runtime::{Error, Result, Status};
 
 use super::list::print_json;
 use super::{Context, duration, metrics};
@@ -20,7 +20,7 @@ pub(super) struct Events {
     #[arg(long)]
     stats: bool,
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 impl Events {
@@ -30,13 +30,13 @@ impl Events {
             .ok_or_else(|| {
                 Error::InvalidArgument("duration interval must be greater than 0".into())
             })?;
-        if context.runtime.state(&self.id)?.status == Status::Stopped {
-            let id = &self.id;
+        let id = self.id.parse()?;
+        if context.runtime.state(&id)?.status == Status::Stopped {
             return Err(Error::Status(format!(
                 "container with id {id} is not running"
             )));
         }
-        let cgroup = context.runtime.cgroup(&self.id)?;
+        let cgroup = context.runtime.cgroup(&id)?;
         if self.stats {
             return self.print("stats", Some(metrics::document(&cgroup.stats()?)));
         }
@@ -60,7 +60,7 @@ impl Events {
     }
 
     fn print(&self, kind: &str, data: Option<Value>) -> Result<u8> {
-        let mut event = json!({"type": kind, "id": self.id.as_str()});
+        let mut event = json!({"type": kind, "id": self.id});
         if let (Some(data), Some(members)) = (data, event.as_object_mut()) {
             members.insert("data".to_owned(), data);
         }

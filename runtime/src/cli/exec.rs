@@ -1,3 +1,4 @@
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -13,8 +14,8 @@ use super::foreground::Foreground;
 )]
 pub(super) struct Exec {
     /// Working directory inside the container
-    #[arg(long, value_name = "DIR")]
-    cwd: Option<PathBuf>,
+    #[arg(long, value_name = "DIR", value_parser = clap::value_parser!(OsString))]
+    cwd: Option<OsString>,
     /// Add or change an environment variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     env: Vec<String>,
@@ -36,6 +37,9 @@ pub(super) struct Exec {
     /// File that gets the pid of the process
     #[arg(long, value_name = "FILE")]
     pid_file: Option<PathBuf>,
+    /// Unix socket that receives a pidfd of the process
+    #[arg(long, value_name = "SOCKET")]
+    pidfd_socket: Option<PathBuf>,
     /// Unix socket that receives the master of the terminal
     #[arg(long, value_name = "SOCKET")]
     console_socket: Option<PathBuf>,
@@ -61,7 +65,7 @@ pub(super) struct Exec {
     #[arg(long)]
     ignore_paused: bool,
     /// Name of the container
-    id: ContainerId,
+    id: String,
     /// Program and its arguments
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<String>,
@@ -74,24 +78,26 @@ impl Exec {
                 "cannot allocate tty if runc will detach without setting console socket".into(),
             ));
         }
-        let process = self.process(context)?;
+        let id = self.id.parse()?;
+        let process = self.process(&id, context)?;
         let signals = if self.detach {
             None
         } else {
             Some(Signals::block()?)
         };
         let foreground = Foreground::new(self.detach || self.console_socket.is_some())?;
-        let mut request = ExecRequest::new(self.id, process);
+        let mut request = ExecRequest::new(id, process);
         request.console = self
             .console_socket
             .map_or(Console::None, Console::SocketPath);
         foreground.attach_to(&mut request.console);
         request.pid_file = self.pid_file;
+        request.pidfd_socket = self.pidfd_socket;
         request.preserve_fds = self.preserve_fds;
         request.cgroup = self.cgroup;
         request.ignore_paused = self.ignore_paused;
         let launched = context.runtime.exec(request)?;
-        context.log.warnings(&launched);
+        context.log.launched(&launched);
         match signals {
             Some(signals) => foreground.attend(&launched, &signals),
             None => Ok(0),
@@ -99,10 +105,10 @@ impl Exec {
     }
 
     /// The process of the document, or the container's own with what the options change.
-    fn process(&self, context: &Context) -> Result<Process> {
+    fn process(&self, id: &ContainerId, context: &Context) -> Result<Process> {
         let (process, warnings) = match &self.process {
             Some(file) => xebec_runtime::read_process(file)?,
-            None => context.runtime.process_of(&self.id)?,
+            None => context.runtime.process_of(id)?,
         };
         for warning in &warnings {
             context.log.warning(warning);
@@ -120,8 +126,8 @@ impl Exec {
         }
         process.set_args(Some(self.args.clone()));
         process.set_terminal(Some(self.tty));
-        if let Some(cwd) = &self.cwd {
-            process.set_cwd(cwd.clone());
+        if let Some(cwd) = self.cwd.as_ref().filter(|cwd| !cwd.is_empty()) {
+            process.set_cwd(cwd.into());
         }
         let mut env = process.env().clone().unwrap_or_default();
         env.extend(self.env.iter().cloned());

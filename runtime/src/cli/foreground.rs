@@ -7,7 +7,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, wait, waitid,
+};
 use rustix::termios::{self, OptionalActions, Termios};
 use xebec_runtime::{Console, Error, Launched, Result, Signals, receive_descriptor};
 
@@ -56,14 +58,13 @@ impl Foreground {
             receive_descriptor(ours.as_fd()).ok()
         });
         match master {
-            Some(master) => Relay::new(master)?.attend(launched, signals)?,
-            None => forward_until_exit(launched, signals)?,
+            Some(master) => Relay::new(master)?.attend(launched, signals),
+            None => forward_until_exit(launched, signals),
         }
-        exit_code(launched.pidfd.as_fd())
     }
 }
 
-fn forward_until_exit(launched: &Launched, signals: &Signals) -> Result<()> {
+fn forward_until_exit(launched: &Launched, signals: &Signals) -> Result<u8> {
     loop {
         let mut fds = [
             PollFd::new(&launched.pidfd, PollFlags::IN),
@@ -71,23 +72,46 @@ fn forward_until_exit(launched: &Launched, signals: &Signals) -> Result<()> {
         ];
         wait_for(&mut fds)?;
         if !fds[0].revents().is_empty() {
-            return Ok(());
+            return exit_code(launched.pidfd.as_fd());
         }
-        while let Some(signal) = signals.next()? {
-            forward(launched.pidfd.as_fd(), signal)?;
+        if let Some(code) = heed(launched, signals, || {})? {
+            return Ok(code);
         }
     }
 }
 
-/// Passes a signal on; those about our own children and terminal are ours.
+/// Does what each pending signal calls for; gives the exit code if the process turns out to have
+/// ended.
+fn heed(launched: &Launched, signals: &Signals, on_resize: impl Fn()) -> Result<Option<u8>> {
+    let mut code = None;
+    while let Some(signal) = signals.next()? {
+        match Signal::from_named_raw(signal) {
+            Some(Signal::CHILD) => code = code.or(bury(launched.pid)),
+            Some(Signal::WINCH) => on_resize(),
+            _ => forward(launched.pidfd.as_fd(), signal)?,
+        }
+    }
+    Ok(code)
+}
+
+/// Buries all children that have ended, orphans of the container among them; gives the exit code
+/// of `pid` if it is one.
+fn bury(pid: i32) -> Option<u8> {
+    let mut code = None;
+    while let Ok(Some((ended, status))) = wait(WaitOptions::NOHANG) {
+        if ended.as_raw_nonzero().get() == pid {
+            code = Some(code_of(status.exit_status(), status.terminating_signal()));
+        }
+    }
+    code
+}
+
+/// Passes a signal on; those about our own terminal are ours.
 fn forward(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     let Some(signal) = Signal::from_named_raw(signal) else {
         return Ok(());
     };
-    if matches!(
-        signal,
-        Signal::CHILD | Signal::WINCH | Signal::URG | Signal::TTIN | Signal::TTOU
-    ) {
+    if matches!(signal, Signal::URG | Signal::TTIN | Signal::TTOU) {
         return Ok(());
     }
     match pidfd_send_signal(pidfd, signal) {
@@ -100,11 +124,20 @@ fn forward(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
 fn exit_code(pidfd: BorrowedFd<'_>) -> Result<u8> {
     let status = waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED)
         .map_err(os("wait for the container's process"))?;
-    let code = status.and_then(|s| {
-        s.exit_status()
-            .or_else(|| Some(128 + s.terminating_signal()?))
-    });
-    Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(255))
+    Ok(status.map_or(UNKNOWN, |status| {
+        code_of(status.exit_status(), status.terminating_signal())
+    }))
+}
+
+/// Exit code of a process whose end cannot be told.
+const UNKNOWN: u8 = 255;
+
+/// A process's own exit code, 128 + n after signal n.
+fn code_of(exited: Option<i32>, killed: Option<i32>) -> u8 {
+    exited
+        .or_else(|| killed.map(|signal| 128 + signal))
+        .and_then(|code| u8::try_from(code).ok())
+        .unwrap_or(UNKNOWN)
 }
 
 /// Copies between our terminal and the container's.
@@ -147,7 +180,7 @@ impl Relay {
         }
     }
 
-    fn attend(mut self, launched: &Launched, signals: &Signals) -> Result<()> {
+    fn attend(mut self, launched: &Launched, signals: &Signals) -> Result<u8> {
         loop {
             let stdin = io::stdin();
             let [typing, output] = self.interest();
@@ -160,9 +193,11 @@ impl Relay {
             wait_for(&mut fds)?;
             let [exited, signalled, printed, typed] =
                 fds.each_ref().map(|fd| !fd.revents().is_empty());
-            if signalled {
-                self.handle(launched, signals)?;
-            }
+            let code = if signalled {
+                heed(launched, signals, || self.resize())?
+            } else {
+                None
+            };
             if printed {
                 self.print_output()?;
                 self.hand_over();
@@ -170,8 +205,9 @@ impl Relay {
             if typed && !typing.is_empty() {
                 self.read_typed();
             }
-            if exited {
-                return self.print_output();
+            if exited || code.is_some() {
+                self.print_output()?;
+                return code.map_or_else(|| exit_code(launched.pidfd.as_fd()), Ok);
             }
         }
     }
@@ -192,16 +228,6 @@ impl Relay {
             },
             output,
         ]
-    }
-
-    fn handle(&self, launched: &Launched, signals: &Signals) -> Result<()> {
-        while let Some(signal) = signals.next()? {
-            if signal == Signal::WINCH.as_raw() {
-                self.resize();
-            }
-            forward(launched.pidfd.as_fd(), signal)?;
-        }
-        Ok(())
     }
 
     /// Prints all that is there; the last process's end shows as EIO.

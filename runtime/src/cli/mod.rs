@@ -8,6 +8,7 @@ mod exec;
 mod features;
 mod foreground;
 mod generate;
+mod globals;
 mod kill;
 mod list;
 mod log;
@@ -21,16 +22,15 @@ mod spec;
 mod start;
 mod state;
 mod update;
+mod usage;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
-use xebec_runtime::{Error, Result, Runtime, RuntimeOptions};
+use clap::{Parser, Subcommand};
+use xebec_runtime::{ContainerId, Error, Result, Runtime};
 
-use log::{Level, Log, LogFormat};
-
-const VERSION: &str = concat!("version ", env!("CARGO_PKG_VERSION"), "\nspec: 1.3.0");
+use globals::Globals;
+use log::Log;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -43,7 +43,7 @@ Examples:
 
 /// An OCI runtime, command-line compatible with runc.
 #[derive(Debug, Parser)]
-#[command(name = "xebec", version = VERSION, disable_version_flag = true, after_help = EXAMPLES)]
+#[command(name = "xebec", version, disable_version_flag = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -52,44 +52,6 @@ pub(crate) struct Cli {
     /// Print the version
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-}
-
-/// Options that every command takes, before or after its name.
-#[derive(Args, Debug)]
-struct Globals {
-    /// Directory of the containers' state
-    #[arg(long, global = true, value_name = "DIR", default_value = "/run/xebec")]
-    root: PathBuf,
-    /// Write the log to this file too (errors always go to stderr)
-    #[arg(long, global = true, value_name = "FILE")]
-    log: Option<PathBuf>,
-    /// How log lines look
-    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
-    log_format: LogFormat,
-    /// Least severe lines to log
-    #[arg(long, global = true, value_enum, default_value_t = Level::Info)]
-    log_level: Level,
-    /// The same as --log-level debug
-    #[arg(long, global = true)]
-    debug: bool,
-    /// Let systemd make the cgroups
-    #[arg(long, global = true)]
-    systemd_cgroup: bool,
-    /// Ignore permission errors on cgroups: true, false or auto
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    rootless: Rootless,
-    /// Warn instead of fail when a limit needs a cgroup controller that the host lacks
-    #[arg(long, global = true, env = "XEBEC_IGNORE_MISSING_CONTROLLERS",
-        value_parser = clap::builder::FalseyValueParser::new())]
-    ignore_missing_controllers: bool,
-}
-
-/// Values of `--rootless`, as runc takes them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Rootless {
-    Auto,
-    True,
-    False,
 }
 
 #[derive(Debug, Subcommand)]
@@ -134,6 +96,17 @@ struct Context {
     log: Log,
 }
 
+impl Context {
+    /// The container of this name or, for a regular expression, every one that it matches.
+    fn select(&self, name: &str, is_regex: bool) -> Result<Vec<ContainerId>> {
+        if is_regex {
+            self.runtime.matching(name)
+        } else {
+            Ok(vec![name.parse()?])
+        }
+    }
+}
+
 /// Commands that make a process in a container.
 const LAUNCHING: [&str; 3] = ["create", "exec", "run"];
 
@@ -145,52 +118,51 @@ pub(crate) fn main() -> ExitCode {
     if std::env::args_os().skip(1).any(launches)
         && let Err(e) = xebec_runtime::protect_own_binary()
     {
-        eprintln!("{e}");
-        return ExitCode::FAILURE;
+        return fail(&Log::to_stderr(), &e, ("", 1));
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage::answer(&error),
+    };
+    let failure = cli.command.failure();
     if let Err(e) = cli.command.check_preserved() {
-        eprintln!("{e}");
-        return ExitCode::from(cli.command.failure_code());
+        return fail(&Log::to_stderr(), &e, failure);
     }
-    let level = if cli.globals.debug {
-        Level::Debug
-    } else {
-        cli.globals.log_level
-    };
-    let log = match Log::open(cli.globals.log.as_deref(), cli.globals.log_format, level) {
+    let log = match cli.globals.open_log() {
         Ok(log) => log,
-        Err(e) => {
-            eprintln!("{e}");
-            return ExitCode::FAILURE;
-        }
+        Err(e) => return fail(&Log::to_stderr(), &e, ("", 1)),
     };
-    let failure = cli.command.failure_code();
     match cli.command.carry_out(cli.globals, &log) {
         Ok(code) => ExitCode::from(code),
-        Err(e) => {
-            log.fatal(&e.to_string());
-            ExitCode::from(failure)
-        }
+        Err(e) => fail(&log, &e, failure),
     }
 }
 
+fn fail(log: &Log, error: &Error, (introduction, code): (&str, u8)) -> ExitCode {
+    let reason = error.to_string();
+    // Some of the library's errors have the introduction that every client expects.
+    let reason = reason.strip_prefix(introduction).unwrap_or(&reason);
+    log.fatal(&format!("{introduction}{reason}"));
+    ExitCode::from(code)
+}
+
 impl Command {
-    /// Exit code of a failure that is the runtime's own, not the container's: as runc's.
-    fn failure_code(&self) -> u8 {
-        if matches!(self, Self::Exec(_)) {
-            255
-        } else {
-            1
+    /// What introduces a failure that is the runtime's own, not the container's, and its exit
+    /// code: as runc has them.
+    fn failure(&self) -> (&'static str, u8) {
+        match self {
+            Self::Create(_) => ("xebec create failed: ", 1),
+            Self::Run(_) => ("xebec run failed: ", 1),
+            Self::Exec(_) => ("exec failed: ", 255),
+            _ => ("", 1),
         }
     }
 
     /// Descriptors to be passed on must be there before this process opens any of its own.
     fn check_preserved(&self) -> Result<()> {
         let count = match self {
-            Self::Create(create::Create { creation }) | Self::Run(run::Run { creation, .. }) => {
-                creation.preserve_fds
-            }
+            Self::Create(create::Create { creation, .. })
+            | Self::Run(run::Run { creation, .. }) => creation.preserve_fds,
             Self::Exec(exec) => exec.preserve_fds,
             _ => 0,
         };
@@ -198,43 +170,29 @@ impl Command {
     }
 
     fn carry_out(self, globals: Globals, log: &Log) -> Result<u8> {
-        match self {
-            Self::Features(command) => return command.carry_out(),
-            Self::Spec(command) => return command.carry_out(),
-            Self::Generate(command) => return command.carry_out(),
-            _ => {}
-        }
-        let context = Context {
-            runtime: open(globals)?,
-            log: log.clone(),
+        let open = || -> Result<Context> {
+            Ok(Context {
+                runtime: globals.open_runtime()?,
+                log: log.clone(),
+            })
         };
         match self {
-            Self::Create(command) => command.carry_out(&context),
-            Self::Delete(command) => command.carry_out(&context),
-            Self::Events(command) => command.carry_out(&context),
-            Self::Exec(command) => command.carry_out(&context),
-            Self::Kill(command) => command.carry_out(&context),
-            Self::List(command) => command.carry_out(&context),
-            Self::Pause(command) => command.carry_out(&context),
-            Self::Ps(command) => command.carry_out(&context),
-            Self::Resume(command) => command.carry_out(&context),
-            Self::Run(command) => command.carry_out(&context),
-            Self::Start(command) => command.carry_out(&context),
-            Self::State(command) => command.carry_out(&context),
-            Self::Update(command) => command.carry_out(&context),
-            Self::Features(_) | Self::Spec(_) | Self::Generate(_) => Ok(0),
+            Self::Create(command) => command.carry_out(&open()?),
+            Self::Delete(command) => command.carry_out(&open()?),
+            Self::Events(command) => command.carry_out(&open()?),
+            Self::Exec(command) => command.carry_out(&open()?),
+            Self::Features(command) => command.carry_out(),
+            Self::Generate(command) => command.carry_out(),
+            Self::Kill(command) => command.carry_out(&open()?),
+            Self::List(command) => command.carry_out(&open()?),
+            Self::Pause(command) => command.carry_out(&open()?),
+            Self::Ps(command) => command.carry_out(&open()?),
+            Self::Resume(command) => command.carry_out(&open()?),
+            Self::Run(command) => command.carry_out(&open()?),
+            Self::Spec(command) => command.carry_out(),
+            Self::Start(command) => command.carry_out(&open()?),
+            Self::State(command) => command.carry_out(&open()?),
+            Self::Update(command) => command.carry_out(&open()?),
         }
     }
-}
-
-fn open(globals: Globals) -> Result<Runtime> {
-    if globals.systemd_cgroup {
-        return Err(Error::Unsupported(
-            "--systemd-cgroup: this version makes cgroups by the file system only".into(),
-        ));
-    }
-    Runtime::open(RuntimeOptions {
-        root: globals.root,
-        ignore_missing_controllers: globals.ignore_missing_controllers,
-    })
 }

@@ -1,5 +1,5 @@
 use clap::Args;
-use xebec_runtime::{ContainerId, Result};
+use xebec_runtime::Result;
 
 use super::Context;
 
@@ -7,26 +7,26 @@ use super::Context;
 #[command(after_help = "Example:\n  xebec pause web; xebec resume web")]
 pub(super) struct Pause {
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 #[derive(Args, Debug)]
 #[command(after_help = "Example:\n  xebec resume web")]
 pub(super) struct Resume {
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 impl Pause {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        context.runtime.pause(&self.id)?;
+        context.runtime.pause(&self.id.parse()?)?;
         Ok(0)
     }
 }
 
 impl Resume {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        context.runtime.resume(&self.id)?;
+        context.runtime.resume(&self.id.parse()?)?;
         Ok(0)
     }
 }

@@ -1,7 +1,7 @@
 use std::process::Command;
 
 use clap::Args;
-use xebec_runtime::{ContainerId, Error, Result};
+use xebec_runtime::{Error, Result};
 
 use super::Context;
 use super::list::{Format, print, print_json};
@@ -15,7 +15,7 @@ pub(super) struct Ps {
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     format: Format,
     /// Name of the container
-    id: ContainerId,
+    id: String,
     /// Options for ps(1); its output must have a PID column
     #[arg(
         trailing_var_arg = true,
@@ -27,7 +27,7 @@ pub(super) struct Ps {
 
 impl Ps {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        let pids = context.runtime.pids(&self.id)?;
+        let pids = context.runtime.pids(&self.id.parse()?)?;
         if self.format == Format::Json {
             return print_json(&pids, false);
         }

@@ -26,7 +26,7 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        let id = self.creation.id.clone();
+        let id = self.creation.id.parse()?;
         if self.detach {
             return self.start_only(context);
         }
@@ -39,10 +39,10 @@ impl Run {
         // Blocked before there is a child: no signal, and no exit, can be missed.
         let signals = Signals::block()?;
         let foreground = Foreground::new(self.creation.has_console_socket())?;
-        let mut request = self.creation.into_request();
+        let mut request = self.creation.into_request()?;
         foreground.attach_to(&mut request.console);
         let launched = context.runtime.run(request)?;
-        context.log.warnings(&launched);
+        context.log.launched(&launched);
         let status = foreground.attend(&launched, &signals);
         if !self.keep {
             context.runtime.delete(&id, true)?;
@@ -51,8 +51,8 @@ impl Run {
     }
 
     fn start_only(self, context: &Context) -> Result<u8> {
-        let launched = context.runtime.run(self.creation.into_request())?;
-        context.log.warnings(&launched);
+        let launched = context.runtime.run(self.creation.into_request()?)?;
+        context.log.launched(&launched);
         Ok(0)
     }
 }

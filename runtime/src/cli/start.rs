@@ -1,5 +1,5 @@
 use clap::Args;
-use xebec_runtime::{ContainerId, Result};
+use xebec_runtime::Result;
 
 use super::Context;
 
@@ -7,12 +7,12 @@ use super::Context;
 #[command(after_help = "Example:\n  xebec create --bundle /bundles/web web && xebec start web")]
 pub(super) struct Start {
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 impl Start {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        context.runtime.start(&self.id)?;
+        context.runtime.start(&self.id.parse()?)?;
         Ok(0)
     }
 }

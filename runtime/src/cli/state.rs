@@ -1,5 +1,5 @@
 use clap::Args;
-use xebec_runtime::{ContainerId, Result};
+use xebec_runtime::Result;
 
 use super::{Context, list::print_json};
 
@@ -7,11 +7,11 @@ use super::{Context, list::print_json};
 #[command(after_help = "Example:\n  xebec state web | jq -r .status")]
 pub(super) struct State {
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 impl State {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        print_json(&context.runtime.state(&self.id)?, true)
+        print_json(&context.runtime.state(&self.id.parse()?)?, true)
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Map, Value};
-use xebec_runtime::{ContainerId, Error, Result, parse_resources};
+use xebec_runtime::{Error, Result, parse_resources};
 
 use super::{Context, size};
 
@@ -71,7 +71,7 @@ pub(super) struct Update {
     #[arg(long, value_name = "SCHEMA")]
     mem_bw_schema: Option<String>,
     /// Name of the container
-    id: ContainerId,
+    id: String,
 }
 
 /// How the text of an option becomes a member of the document.
@@ -103,7 +103,7 @@ impl Update {
                 parse_resources("options".as_ref(), text.as_bytes())?
             }
         };
-        for warning in context.runtime.update(&self.id, &resources)? {
+        for warning in context.runtime.update(&self.id.parse()?, &resources)? {
             context.log.warning(&warning);
         }
         Ok(0)

@@ -55,12 +55,26 @@ pub(crate) fn open_terminal(
 
 /// Hands the master to the peer of `socket`, as runc does: a name as data, one descriptor.
 pub(crate) fn send_terminal(socket: BorrowedFd<'_>, master: BorrowedFd<'_>) -> Result<(), Errno> {
+    send_descriptor(socket, b"/dev/ptmx", master)
+}
+
+/// Hands a descriptor to the peer of `socket`; some data has to go with it.
+pub(crate) fn send_descriptor(
+    socket: BorrowedFd<'_>,
+    name: &[u8],
+    fd: BorrowedFd<'_>,
+) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let fds = [master];
+    let fds = [fd];
     if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(Errno::NOBUFS);
     }
-    let name = [IoSlice::new(b"/dev/ptmx")];
-    sendmsg(socket, &name, &mut control, SendFlags::NOSIGNAL).map(drop)
+    sendmsg(
+        socket,
+        &[IoSlice::new(name)],
+        &mut control,
+        SendFlags::NOSIGNAL,
+    )
+    .map(drop)
 }

@@ -14,7 +14,7 @@ mod pivot;
 mod resolve;
 
 pub(crate) use carry::{receive_trees, send_trees};
-pub(crate) use console::{open_terminal, send_terminal};
+pub(crate) use console::{open_terminal, send_descriptor, send_terminal};
 pub(crate) use devices::fill_dev;
 pub(crate) use host::HostTrees;
 pub(crate) use masks::{hide_paths, protect_paths};

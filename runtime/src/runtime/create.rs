@@ -6,9 +6,9 @@ use std::time::SystemTime;
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::Runtime;
 use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, left_out, run_poststart};
+use super::{Runtime, pidfd};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, ResourcePlan, devices};
 use crate::error::{Error, Result};
 use crate::launch::{
@@ -19,8 +19,8 @@ use crate::plan::{FieldError, LaunchPlan, PlanContext};
 use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::seccomp::{Cache, Filter};
-use crate::spec::{Bundle, CONFIG_FILE, check_spec, load_bundle};
-use crate::state::{ContainerId, ProcessFacts, Record, StateDir, Status, rfc3339};
+use crate::spec::{Bundle, check_spec, load_bundle};
+use crate::state::{ProcessFacts, Record, StateDir, Status, rfc3339};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
@@ -60,7 +60,7 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
         dir.remove()?;
         return Err(error);
     }
-    let mut record = new_record(&request.id, &blueprint, request.no_new_keyring);
+    let mut record = new_record(&request, &blueprint);
     let built = dir
         .write_cgroup(&record.cgroup)
         .and_then(|()| dir.write(&record))
@@ -77,11 +77,10 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
 
 /// Reads, checks and plans; changes nothing but the cache of seccomp programs.
 fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
-    let bundle = load_bundle(&request.bundle)?;
-    let file = bundle.path.join(CONFIG_FILE);
-    let mut namespaces = check_spec(&file, &bundle.spec)?;
+    let bundle = load_bundle(&request.bundle, request.config.as_deref())?;
+    let mut namespaces = check_spec(&bundle.file, &bundle.spec)?;
     let refuse = |e: FieldError| Error::Spec {
-        file: file.display().to_string(),
+        file: bundle.file.display().to_string(),
         field: e.field,
         reason: e.reason,
     };
@@ -122,14 +121,18 @@ fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
     ))
 }
 
-fn new_record(id: &ContainerId, blueprint: &Blueprint, no_new_keyring: bool) -> Record {
+fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
     let spec = &blueprint.bundle.spec;
     let hooks = spec.hooks().as_ref();
     let rootfs = blueprint.plan.rootfs.path.to_string_lossy().into_owned();
     Record {
         oci_version: spec.version().clone(),
-        id: id.clone(),
+        id: request.id.clone(),
         bundle: blueprint.bundle.path.clone(),
+        config: request
+            .config
+            .is_some()
+            .then(|| blueprint.bundle.file.clone()),
         rootfs: PathBuf::from(rootfs),
         created: rfc3339(SystemTime::now()),
         owner: rustix::process::getuid().as_raw(),
@@ -141,7 +144,7 @@ fn new_record(id: &ContainerId, blueprint: &Blueprint, no_new_keyring: bool) -> 
             .collect(),
         cgroup: blueprint.cgroup_path.full(),
         namespaces: blueprint.plan.namespaces.all(),
-        keyring: !no_new_keyring,
+        keyring: !request.no_new_keyring,
         pid: 0,
         start_time: 0,
         poststart: hooks
@@ -177,6 +180,7 @@ fn build(
     let spec = blueprint.bundle.spec;
     let hooks = spec.hooks().as_ref();
     let pid_file = request.pid_file.clone();
+    let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let reparent = request.reparent;
     let laid = (blueprint.plan, blueprint.foundation);
     let job = init_job(dir, &spec, laid, blueprint.filter, request, gated)?;
@@ -213,6 +217,7 @@ fn build(
         Some(io) => io.explain(error),
         None => error,
     })?;
+    pidfd::send(receiver, &launched)?;
     write_pid_file(pid_file.as_deref(), launched.pid)?;
     launched.warnings = warnings;
     Ok(launched)

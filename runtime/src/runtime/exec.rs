@@ -2,9 +2,9 @@
 
 use std::ffi::CString;
 
-use super::Runtime;
 use super::create::write_pid_file;
 use super::lifecycle::init_of;
+use super::{Runtime, pidfd};
 use crate::caller::Caller;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
@@ -42,6 +42,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     let process =
         ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
     let init = init_of(&record)?.ok_or(Error::NotRunning)?;
+    let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let cgroup = cgroup_for(&record, request.cgroup.as_deref())?;
     let mut job = ExecJob {
         namespaces: record.namespaces,
@@ -68,6 +69,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         }
         result => result?,
     };
+    pidfd::send(receiver, &launched)?;
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
     Ok(launched)
 }

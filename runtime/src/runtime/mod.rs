@@ -4,6 +4,7 @@ mod create;
 mod exec;
 mod foundation;
 mod lifecycle;
+mod pidfd;
 mod query;
 
 pub use query::{parse_resources, read_process};
@@ -80,6 +81,11 @@ impl Runtime {
     /// The states of all containers below the root.
     pub fn list(&self) -> Result<Listing> {
         crate::state::list(&self.options.root)
+    }
+
+    /// The names of all containers that an extended regular expression matches.
+    pub fn matching(&self, pattern: &str) -> Result<Vec<ContainerId>> {
+        query::matching(self, pattern)
     }
 
     /// Sends a signal to init, or to every process of the container.

@@ -1,5 +1,6 @@
 //! Questions about containers.
 
+use std::ffi::CString;
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxResources, Process};
@@ -7,13 +8,28 @@ use oci_spec::runtime::{LinuxResources, Process};
 use super::Runtime;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
-use crate::spec::{self, CONFIG_FILE, load_bundle, parse_process};
-use crate::state::{ContainerId, ContainerState, Record, StateDir};
+use crate::spec::{self, load_bundle, parse_process};
+use crate::state::{self, ContainerId, ContainerState, Record, StateDir};
+use crate::sys::Regex;
 
 pub(super) fn state(runtime: &Runtime, id: &ContainerId) -> Result<ContainerState> {
     let dir = StateDir::open(&runtime.options.root, id)?;
     let record = dir.record()?;
     Ok(record.view(dir.status(&record)))
+}
+
+pub(super) fn matching(runtime: &Runtime, pattern: &str) -> Result<Vec<ContainerId>> {
+    let refused =
+        || Error::InvalidArgument(format!("{pattern:?} is no extended regular expression"));
+    let regex = CString::new(pattern)
+        .ok()
+        .and_then(|pattern| Regex::new(&pattern))
+        .ok_or_else(refused)?;
+    let matches =
+        |id: &ContainerId| CString::new(id.as_str()).is_ok_and(|name| regex.matches(&name));
+    let mut ids = state::ids(&runtime.options.root)?;
+    ids.retain(matches);
+    Ok(ids)
 }
 
 pub(super) fn pids(runtime: &Runtime, id: &ContainerId) -> Result<Vec<i32>> {
@@ -30,9 +46,9 @@ pub(super) fn cgroup_of(record: &Record) -> Result<Cgroup> {
 
 pub(super) fn process_of(runtime: &Runtime, id: &ContainerId) -> Result<(Process, Vec<String>)> {
     let record = StateDir::open(&runtime.options.root, id)?.record()?;
-    let bundle = load_bundle(&record.bundle)?;
+    let bundle = load_bundle(&record.bundle, record.config.as_deref())?;
     let process = bundle.spec.process().clone().ok_or_else(|| Error::Spec {
-        file: bundle.path.join(CONFIG_FILE).display().to_string(),
+        file: bundle.file.display().to_string(),
         field: "process".to_owned(),
         reason: "process property must not be empty".to_owned(),
     })?;

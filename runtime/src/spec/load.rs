@@ -7,35 +7,40 @@ use std::str::FromStr;
 
 use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::locate;
 use crate::error::{Error, Result};
 
 /// Name of the configuration inside a bundle.
-pub(crate) const CONFIG_FILE: &str = "config.json";
+const CONFIG_FILE: &str = "config.json";
 
 /// A bundle as read from disk.
 #[derive(Debug)]
 pub(crate) struct Bundle {
     /// Absolute path of its directory.
     pub(crate) path: PathBuf,
+    /// Absolute path of the configuration.
+    pub(crate) file: PathBuf,
     /// Its configuration, parsed but not yet checked.
     pub(crate) spec: Spec,
     /// What was ignored in it, for the log.
     pub(crate) warnings: Vec<String>,
 }
 
-/// Reads `config.json` of the bundle at `path`.
-pub(crate) fn load_bundle(path: &Path) -> Result<Bundle> {
-    let path = std::path::absolute(path).map_err(Error::file("resolve", path))?;
-    let file = path.join(CONFIG_FILE);
+/// Reads the bundle at `path`: its `config.json`, or `config` in its place.
+pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> {
+    let absolute = |path| std::path::absolute(path).map_err(Error::file("resolve", path));
+    let path = absolute(path)?;
+    let file = config.map_or_else(|| Ok(path.join(CONFIG_FILE)), absolute)?;
     let text = match fs::read(&file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            let place = path.display();
+            // A bundle that is not there is told apart, in the words of runc.
+            fs::metadata(&path).map_err(Error::file("chdir", &path))?;
+            let file = file.display();
             return Err(Error::InvalidArgument(format!(
-                "JSON specification file {CONFIG_FILE} not found in bundle {place}"
+                "JSON specification file {file} not found"
             )));
         }
         Err(e) => return Err(Error::file("open", file)(e)),
@@ -43,6 +48,7 @@ pub(crate) fn load_bundle(path: &Path) -> Result<Bundle> {
     let (spec, warnings) = parse_document(&file, &text, &["process"])?;
     Ok(Bundle {
         path,
+        file,
         spec,
         warnings,
     })
@@ -71,7 +77,8 @@ fn parse_document<T: DeserializeOwned>(
     };
     if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
         let warnings = drop_unknown_capabilities(&mut value, process_at);
-        if !warnings.is_empty()
+        let completed = complete_user(&mut value, process_at);
+        if (completed || !warnings.is_empty())
             && let Ok(document) = serde_json::from_value(value)
         {
             return Ok((document, warnings));
@@ -82,6 +89,26 @@ fn parse_document<T: DeserializeOwned>(
         field: locate::field_at(text, first_error.line(), first_error.column()),
         reason: first_error.to_string(),
     })
+}
+
+/// Gives the process root's numbers where it names none, which is what they are in Go; whether
+/// there was anything to give.
+fn complete_user(document: &mut Value, process_at: &[&str]) -> bool {
+    let process = process_at
+        .iter()
+        .try_fold(document, |at, key| at.get_mut(key));
+    let Some(Value::Object(process)) = process else {
+        return false;
+    };
+    let user = process.entry("user").or_insert_with(|| json!({}));
+    let Value::Object(user) = user else {
+        return false;
+    };
+    let named = user.len();
+    for id in ["uid", "gid"] {
+        user.entry(id).or_insert_with(|| json!(0));
+    }
+    user.len() > named
 }
 
 fn drop_unknown_capabilities(document: &mut Value, process_at: &[&str]) -> Vec<String> {
@@ -129,6 +156,16 @@ mod tests {
             error.starts_with("config.json: process.user.uid: "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_process_without_a_user_is_roots() {
+        for user in ["", r#""user":{},"#, r#""user":{"umask":18},"#] {
+            let text = format!(r#"{{"ociVersion":"1.0.2","process":{{{user}"cwd":"/"}}}}"#);
+            let (spec, _) = parse(&text).expect("complete");
+            let user = spec.process().as_ref().expect("process").user();
+            assert_eq!((user.uid(), user.gid()), (0, 0));
+        }
     }
 
     #[test]

@@ -11,6 +11,6 @@ pub use id::ContainerId;
 pub(crate) use process::ProcessFacts;
 pub(crate) use record::Record;
 pub use store::Listing;
-pub(crate) use store::{StateDir, list};
+pub(crate) use store::{StateDir, ids, list};
 pub use time::rfc3339;
 pub use view::{ContainerState, Status};

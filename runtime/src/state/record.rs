@@ -17,6 +17,9 @@ pub(crate) struct Record {
     pub(crate) oci_version: String,
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
+    /// The configuration, when it is not the bundle's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) config: Option<PathBuf>,
     pub(crate) rootfs: PathBuf,
     /// RFC 3339.
     pub(crate) created: String,
@@ -47,6 +50,7 @@ impl Record {
             oci_version: String::new(),
             id,
             bundle: PathBuf::new(),
+            config: None,
             rootfs: PathBuf::new(),
             created: String::new(),
             owner: 0,

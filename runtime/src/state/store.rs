@@ -268,6 +268,24 @@ impl StateDir {
     }
 }
 
+/// The names of all containers below `root`, in their order.
+pub(crate) fn ids(root: &Path) -> Result<Vec<ContainerId>> {
+    let entries = match fs::read_dir(root) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(Error::file("read", root)(e)),
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(Error::file("read", root))?;
+        // The runtime's own directories have names that no container can have.
+        let name = entry.file_name();
+        ids.extend(name.to_str().and_then(|name| name.parse().ok()));
+    }
+    ids.sort();
+    Ok(ids)
+}
+
 /// All containers below a state root.
 #[derive(Debug, Default)]
 pub struct Listing {
@@ -280,21 +298,7 @@ pub struct Listing {
 /// The states of all containers below `root`.
 pub(crate) fn list(root: &Path) -> Result<Listing> {
     let mut listing = Listing::default();
-    let entries = match fs::read_dir(root) {
-        Ok(entries) => entries,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(listing),
-        Err(e) => return Err(Error::file("read", root)(e)),
-    };
-    for entry in entries {
-        let entry = entry.map_err(Error::file("read", root))?;
-        // The runtime's own directories have names that no container can have.
-        let Some(id) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
-            continue;
-        };
+    for id in ids(root)? {
         let read = StateDir::open(root, &id).and_then(|dir| {
             let record = dir.record()?;
             Ok(record.view(dir.status(&record)))
@@ -306,7 +310,6 @@ pub(crate) fn list(root: &Path) -> Result<Listing> {
             Err(error) => listing.damaged.push(error),
         }
     }
-    listing.states.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(listing)
 }
 

@@ -10,6 +10,7 @@ mod exec;
 mod mount;
 mod namespace;
 mod net;
+mod regex;
 pub(crate) mod seccomp;
 mod signal;
 
@@ -23,6 +24,7 @@ pub(crate) use exec::{CStrArray, execve, execve_file};
 pub(crate) use mount::{MountAttr, mount_set_attr};
 pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
+pub(crate) use regex::Regex;
 pub(crate) use signal::{
     SIGNAL_RECORD, block_all, default_dispositions, pidfd_send_signal, signal_fd, unblock_all,
     wait_to_be_killed,

@@ -1,0 +1,45 @@
+//! Command lines that cannot be used, and those that ask for help.
+
+use std::process::ExitCode;
+
+use clap::CommandFactory as _;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+
+/// Exit code of runc for a command that it does not have.
+const NO_SUCH_COMMAND: u8 = 3;
+
+/// Prints what the parser has to say; help and version go to stdout and are no failure.
+pub(super) fn answer(error: &clap::Error) -> ExitCode {
+    let code = match error.kind() {
+        ErrorKind::DisplayHelp => 0,
+        ErrorKind::DisplayVersion => return print_version(),
+        ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            // A stdout that is closed is no reason to fail.
+            let _ = super::Cli::command().print_help();
+            return ExitCode::SUCCESS;
+        }
+        ErrorKind::InvalidSubcommand => {
+            if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) {
+                eprintln!("No help topic for '{name}'");
+            }
+            NO_SUCH_COMMAND
+        }
+        _ => 1,
+    };
+    let _ = error.print();
+    ExitCode::from(code)
+}
+
+/// The lines that clients look for: name and version, commit, the newest specification.
+fn print_version() -> ExitCode {
+    let commit = option_env!("XEBEC_COMMIT").filter(|commit| !commit.is_empty());
+    let text = format!(
+        "xebec version {}\ncommit: {}\nspec: 1.3.0\n",
+        env!("CARGO_PKG_VERSION"),
+        commit.unwrap_or("unknown")
+    );
+    match super::list::print(&text) {
+        Ok(_) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
