@@ -70,7 +70,7 @@ pub enum Error {
     #[error("unable to start container process: init died during start: {0}")]
     InitDied(String),
     /// A hook of the configuration failed.
-    #[error("error running {kind} hook #{index}: {reason}")]
+    #[error("{}error running {kind} hook #{index}: {reason}", hook_occasion(kind))]
     Hook {
         /// `createRuntime`, `poststop`, …
         kind: &'static str,
@@ -131,6 +131,14 @@ pub(crate) fn words(source: &io::Error) -> String {
     source
         .raw_os_error()
         .map_or_else(|| source.to_string(), errno_words)
+}
+
+/// What a hook was run for, in the words that precede its failure.
+fn hook_occasion(kind: &str) -> &'static str {
+    match kind {
+        "poststart" | "poststop" => "",
+        _ => "unable to start container process: error during container init: ",
+    }
 }
 
 mod step;

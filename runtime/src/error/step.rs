@@ -72,14 +72,16 @@ steps! {
     Rlimit => "set rlimit",
     /// Adjusting the OOM score.
     OomScore => "set oom_score_adj",
-    /// Setting scheduler, I/O priority or personality.
-    Scheduling => "set scheduling attributes",
+    /// Setting scheduler, I/O priority, processors, memory policy or personality.
+    Scheduling => "error setting",
     /// Changing user and groups.
     User => "set user",
     /// Setting capabilities.
     Capabilities => "set capabilities",
-    /// Setting a security label.
-    Label => "apply security label",
+    /// Naming the AppArmor profile of the program.
+    AppArmor => "unable to apply apparmor profile: apparmor failed to apply profile",
+    /// Setting an SELinux label.
+    SeLinux => "unable to apply SELinux label",
     /// Setting no_new_privs.
     NoNewPrivileges => "set no_new_privs",
     /// Installing the seccomp filter.
@@ -101,11 +103,6 @@ steps! {
 }
 
 impl Step {
-    /// Whether it is about a hook, whose own words say more than an errno.
-    pub(crate) fn is_hook(self) -> bool {
-        matches!(self, Self::CreateContainerHook | Self::StartContainerHook)
-    }
-
     /// The step of this number, as the child sent it.
     pub(crate) fn from_raw(raw: u16) -> Option<Self> {
         Self::ALL.get(usize::from(raw)).copied()
@@ -174,14 +171,8 @@ impl fmt::Display for ChildFailure {
                     "error mounting to rootfs at \"/{detail}\": {words}: {reason}"
                 )
             }
-            step if step.is_hook() => {
-                let reason = match self.errno {
-                    libc::ECANCELED => "failed",
-                    libc::ETIMEDOUT => "timed out",
-                    _ => &reason,
-                };
-                write!(f, "error running {}: {reason}: {detail}", step.words())
-            }
+            Step::AppArmor => write!(f, "{}: {detail}: {reason}", step.words()),
+            Step::Scheduling => write!(f, "{} {detail}: {reason}", step.words()),
             Step::CwdOutside => write!(f, "{}: possible container breakout", step.words()),
             _ if detail.is_empty() => write!(f, "{}: {reason}", step.words()),
             _ => write!(f, "{} {detail:?}: {reason}", step.words()),

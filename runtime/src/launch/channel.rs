@@ -17,6 +17,7 @@ const KIND_MOUNTED: u8 = 1;
 const KIND_READY: u8 = 2;
 const KIND_EXECUTING: u8 = 3;
 const KIND_FORKED: u8 = 4;
+const KIND_LISTENER: u8 = 5;
 
 /// The child's end.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ pub(super) enum Report<'p> {
     Executing,
     /// The intermediate process has made init, with this pid.
     Forked(i32),
+    /// Its filter has a listener, under this number; it waits for a word.
+    Listener(i32),
 }
 
 /// What the parent reads.
@@ -49,6 +52,7 @@ pub(super) enum Message {
     Ready,
     Executing,
     Forked(i32),
+    Listener(i32),
     /// Nobody holds the child's end any more: it executes its program, or is dead.
     Closed,
 }
@@ -77,6 +81,7 @@ impl ChildEnd {
             Report::Ready => (KIND_READY, 0, 0, b""),
             Report::Executing => (KIND_EXECUTING, 0, 0, b""),
             Report::Forked(pid) => (KIND_FORKED, 0, pid, b""),
+            Report::Listener(fd) => (KIND_LISTENER, 0, fd, b""),
         };
         let detail = &detail[..detail.len().min(DETAIL_MAX)];
         packet[0] = kind;
@@ -135,6 +140,7 @@ fn parse(packet: &[u8]) -> Result<Message> {
         KIND_READY => Message::Ready,
         KIND_EXECUTING => Message::Executing,
         KIND_FORKED => Message::Forked(number),
+        KIND_LISTENER => Message::Listener(number),
         _ => return Err(garbled()),
     })
 }

@@ -3,7 +3,6 @@
 //! Nothing here allocates, parses or looks anything up on the host; every step names itself when
 //! it fails.
 
-use std::ffi::CStr;
 use std::os::fd::{AsFd as _, RawFd};
 
 use rustix::fs::Mode;
@@ -14,8 +13,10 @@ use rustix::thread::{Gid, Uid, set_thread_groups, set_thread_res_gid, set_thread
 
 use super::channel::{ChildEnd, Report};
 use super::finish::{FinishJob, apply_early, finish, in_sight, take_terminal};
-use super::hooks::{ChildHookIo, run_child_hooks};
+use super::hooks::{ChildHookIo, ChildHooks, run_child_hooks};
+use super::labels::{host_proc, join_keyring};
 use super::namespaces::Joined;
+use super::processors::run_anywhere;
 use crate::error::{At as _, Failure, Step};
 use crate::plan::LaunchPlan;
 use crate::rootfs::{self, HostTrees, Want};
@@ -76,6 +77,7 @@ fn prepare<'p>(
 ) -> Result<(), Failure<'p>> {
     sys::default_dispositions();
     sys::unblock_all();
+    run_anywhere();
     if plan.id_maps.is_some() {
         // The parent writes the maps, and with the host's privileges limits and OOM score.
         channel.wait_for_word().at(Step::Sync, b"")?;
@@ -92,10 +94,15 @@ fn prepare<'p>(
     setsid().at(Step::Terminal, b"setsid")?;
     name_and_network(plan)?;
     fill_root(plan, trees, rest)?;
-    if plan.has_creation_hooks() {
+    if plan.waits_for_parent() {
         channel.send(Report::Mounted).at(Step::Sync, b"")?;
         channel.wait_for_word().at(Step::Sync, b"")?;
-        run_child_hooks(&plan.create_container, hook_io, Step::CreateContainerHook)?;
+        let hooks = ChildHooks {
+            step: Step::CreateContainerHook,
+            list: &plan.create_container,
+            directory: &plan.rootfs.path,
+        };
+        run_child_hooks(hooks, hook_io)?;
     }
     close_root(plan, trees, rest)
 }
@@ -115,7 +122,16 @@ pub(super) fn become_root() -> Result<(), Failure<'static>> {
 }
 
 fn name_and_network(plan: &LaunchPlan) -> Result<(), Failure<'_>> {
-    join_keyring(plan.keyring.as_deref())?;
+    let labels = &plan.process.labels;
+    let proc = match labels.selinux {
+        Some(_) => Some(host_proc().at(Step::Keyring, b"/proc")?),
+        None => None,
+    };
+    join_keyring(
+        plan.keyring.as_ref(),
+        labels,
+        proc.as_ref().map(|p| p.as_fd()),
+    )?;
     if let Some(name) = &plan.hostname {
         sethostname(name.as_bytes()).at(Step::Hostname, name.as_bytes())?;
     }
@@ -126,16 +142,6 @@ fn name_and_network(plan: &LaunchPlan) -> Result<(), Failure<'_>> {
         sys::loopback_up().at(Step::Loopback, b"lo")?;
     }
     Ok(())
-}
-
-/// Joins a session keyring of the container's own, so that the host's keys stay out of sight.
-pub(super) fn join_keyring(name: Option<&CStr>) -> Result<(), Failure<'_>> {
-    let Some(name) = name else { return Ok(()) };
-    match sys::join_session_keyring(name) {
-        // A kernel without keyrings, or a seccomp filter around the runtime itself.
-        Ok(()) | Err(Errno::NOSYS | Errno::PERM) => Ok(()),
-        Err(errno) => Err(errno).at(Step::Keyring, name.to_bytes()),
-    }
 }
 
 /// Mounts, devices, terminal and working directory.
@@ -168,7 +174,7 @@ fn close_root<'p>(
     rest: &mut FinishJob,
 ) -> Result<(), Failure<'p>> {
     let root = trees.root.as_fd();
-    if rest.proc.is_none() && (!plan.rootfs.sysctls.is_empty() || plan.process.label.is_some()) {
+    if rest.proc.is_none() && (!plan.rootfs.sysctls.is_empty() || !plan.process.labels.is_empty()) {
         rest.proc = Some(rootfs::trusted_proc(root).at(Step::Filesystem, b"proc")?);
     }
     if let Some(proc) = &rest.proc {
@@ -176,9 +182,5 @@ fn close_root<'p>(
     }
     rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
     rootfs::hide_paths(&plan.rootfs.masked, root)?;
-    rootfs::enter(&plan.rootfs, root, plan.no_pivot)?;
-    if let Some(persona) = plan.personality {
-        sys::set_personality(persona).at(Step::Scheduling, b"personality")?;
-    }
-    Ok(())
+    rootfs::enter(&plan.rootfs, root, plan.no_pivot)
 }

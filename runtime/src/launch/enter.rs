@@ -7,10 +7,12 @@ use rustix::process::{setsid, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::channel::{ChildEnd, Report};
-use super::child::{become_root, join_keyring};
+use super::child::become_root;
 use super::finish::{FinishJob, apply_early, finish, in_sight, take_terminal};
+use super::labels::join_keyring;
+use super::processors::choose_processors;
 use crate::error::{At as _, Failure, Step};
-use crate::plan::ProcessPlan;
+use crate::plan::{KeyringPlan, ProcessPlan};
 use crate::rootfs;
 use crate::sys;
 
@@ -24,7 +26,7 @@ pub(crate) struct ExecJob {
     pub(crate) namespaces: u64,
     /// The caller has privileges outside of them.
     pub(crate) privileged: bool,
-    pub(crate) keyring: Option<std::ffi::CString>,
+    pub(crate) keyring: Option<KeyringPlan>,
     pub(crate) finish: FinishJob,
 }
 
@@ -55,7 +57,7 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
         apply_early(process, rest)
             .and_then(|()| enter(init, *namespaces & !(libc::CLONE_NEWPID as u64)))
     };
-    let prepared = entered.and_then(|()| prepare(process, *namespaces, keyring.as_deref(), rest));
+    let prepared = entered.and_then(|()| prepare(process, *namespaces, keyring.as_ref(), rest));
     let end = match prepared {
         Ok(()) => finish(process, rest, channel, (&[], None)),
         Err(failure) => failure,
@@ -79,24 +81,23 @@ fn enter(init: &OwnedFd, namespaces: u64) -> Result<(), Failure<'static>> {
 fn prepare<'p>(
     process: &'p ProcessPlan,
     namespaces: u64,
-    keyring: Option<&'p std::ffi::CStr>,
+    keyring: Option<&'p KeyringPlan>,
     rest: &mut FinishJob,
 ) -> Result<(), Failure<'p>> {
     sys::default_dispositions();
     sys::unblock_all();
+    choose_processors(&process.affinity)?;
     if namespaces & libc::CLONE_NEWUSER as u64 != 0 {
         become_root()?;
     }
     umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;
-    join_keyring(keyring)?;
-    if process.label.is_none() && !process.terminal {
-        return Ok(());
-    }
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(c"/", flags, Mode::empty()).at(Step::Terminal, b"/")?;
-    if process.label.is_some() {
-        rest.proc = Some(rootfs::trusted_proc(root.as_fd()).at(Step::Label, b"proc")?);
+    if !process.labels.is_empty() {
+        rest.proc = Some(rootfs::trusted_proc(root.as_fd()).at(Step::Filesystem, b"proc")?);
     }
+    let proc = rest.proc.as_ref().map(|proc| proc.as_fd());
+    join_keyring(keyring, &process.labels, proc)?;
     take_terminal(process, rest, root.as_fd(), false)
 }

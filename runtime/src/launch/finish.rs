@@ -8,12 +8,12 @@ use rustix::process::{DumpableBehavior, Pid, prlimit, set_dumpable_behavior, uma
 use rustix::thread::set_no_new_privs;
 
 use super::channel::{ChildEnd, Report};
-use super::hooks::{ChildHookIo, run_child_hooks};
+use super::hooks::{ChildHookIo, ChildHooks, run_child_hooks};
 use super::stdio::{ChildStdio, place_streams};
-use super::{identity, program};
+use super::{identity, labels, program};
 use crate::error::{At as _, Failure, Step};
-use crate::plan::{HookPlan, ProcessPlan};
-use crate::rootfs::{open_in_proc, open_terminal, send_terminal};
+use crate::plan::{CommonPlan, HookPlan, ProcessPlan};
+use crate::rootfs::{open_terminal, send_terminal};
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -26,14 +26,22 @@ pub(crate) struct FinishJob {
     /// Read end of the start fifo; without it the program is executed at once.
     pub(crate) gate: Option<OwnedFd>,
     pub(crate) filter: Option<Filter>,
-    /// Connected to the agent of `SCMP_ACT_NOTIFY`.
-    pub(crate) notify: Option<OwnedFd>,
     pub(crate) preserve_fds: u32,
+    pub(crate) common: CommonPlan,
     /// Resource limits are set last, so that they cannot hinder the launch itself; not so with a
     /// user namespace, where the privilege to raise them is gone by then.
     pub(crate) late_rlimits: bool,
+    /// The parent has no privilege to take a descriptor from an undumpable process.
+    pub(crate) lend_descriptors: bool,
     /// A proc file system that can be trusted, once there is one.
     pub(crate) proc: Option<OwnedFd>,
+}
+
+impl FinishJob {
+    /// The filter has a listener, which is given away while the parent is there.
+    fn is_watched(&self) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.notify)
+    }
 }
 
 /// Becomes the program; comes back only with the failure. Once the gate has opened nobody reads
@@ -44,7 +52,13 @@ pub(super) fn finish<'p>(
     channel: &ChildEnd,
     hooks: (&'p [HookPlan], Option<&ChildHookIo>),
 ) -> Failure<'p> {
-    let path = match settle(plan, job, channel, hooks.1) {
+    let settled = settle(plan, job, channel, hooks.1).and_then(|path| {
+        if job.is_watched() {
+            install_watched(plan, job, channel)?;
+        }
+        Ok(path)
+    });
+    let path = match settled {
         Ok(path) => path,
         Err(failure) => return failure,
     };
@@ -87,14 +101,9 @@ fn settle<'p>(
 ) -> Result<&'p std::ffi::CStr, Failure<'p>> {
     place_streams(&job.stdio, plan.uid)?;
     umask(Mode::from_raw_mode(plan.umask & 0o777));
-    if let Some(scheduler) = &plan.scheduler {
-        sys::set_scheduler(scheduler).at(Step::Scheduling, b"scheduler")?;
-    }
-    if let Some(priority) = plan.io_priority {
-        sys::set_io_priority(priority).at(Step::Scheduling, b"ioPriority")?;
-    }
-    if let (Some(label), Some(proc)) = (&plan.label, &job.proc) {
-        write_label(proc.as_fd(), &label.file, &label.value).at(Step::Label, &label.value)?;
+    schedule(plan, &job.common)?;
+    if let (false, Some(proc)) = (plan.labels.is_empty(), &job.proc) {
+        labels::label_next_program(&plan.labels, proc.as_fd())?;
     }
     // From here on paths of the configuration and of the image are followed, and a path may lead
     // through /proc/self/fd: nothing of the host's may be open then (CVE-2024-21626).
@@ -118,30 +127,75 @@ fn settle<'p>(
     program::find(plan)
 }
 
+/// Where and when the process runs, and how the kernel presents itself to it.
+fn schedule(plan: &ProcessPlan, common: &CommonPlan) -> Result<(), Failure<'static>> {
+    if let Some(scheduler) = &plan.scheduler {
+        sys::set_scheduler(scheduler).at(Step::Scheduling, b"scheduler")?;
+    }
+    if let Some(priority) = plan.io_priority {
+        sys::set_io_priority(priority).at(Step::Scheduling, b"io priority")?;
+    }
+    if let Some(policy) = &common.memory_policy {
+        sys::set_memory_policy(policy.mode, policy.nodes.words())
+            .at(Step::Scheduling, b"memory policy")?;
+    }
+    if let Some(persona) = common.personality {
+        sys::set_personality(persona).at(Step::Scheduling, b"personality")?;
+    }
+    Ok(())
+}
+
 /// The last privileges go: filter and capabilities, in the order that the kernel demands.
 fn lock_down<'p>(
     plan: &'p ProcessPlan,
     job: &mut FinishJob,
     (hooks, hook_io): (&'p [HookPlan], Option<&ChildHookIo>),
 ) -> Result<(), Failure<'p>> {
-    run_child_hooks(hooks, hook_io, Step::StartContainerHook)?;
     if plan.no_new_privileges {
         set_no_new_privs(true).at(Step::NoNewPrivileges, b"")?;
-        return install_filter(job);
     }
-    // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so it comes first.
-    install_filter(job)?;
+    let hooks = ChildHooks {
+        step: Step::StartContainerHook,
+        list: hooks,
+        directory: &plan.cwd,
+    };
+    run_child_hooks(hooks, hook_io)?;
+    if !job.is_watched() {
+        install_filter(job)?;
+    }
+    if plan.no_new_privileges {
+        return Ok(());
+    }
+    // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so this comes after it.
     identity::drop_capabilities(plan)
 }
 
-fn install_filter(job: &mut FinishJob) -> Result<(), Failure<'static>> {
-    let Some(filter) = &job.filter else {
-        return Ok(());
-    };
-    let listener =
-        sys::install_seccomp(&filter.insns, filter.flags.into()).at(Step::Seccomp, b"")?;
-    if let (Some(listener), Some(agent)) = (listener, &job.notify) {
-        send_terminal(agent.as_fd(), listener.as_fd()).at(Step::Seccomp, b"listener")?;
+fn install_filter(job: &FinishJob) -> Result<Option<OwnedFd>, Failure<'static>> {
+    match &job.filter {
+        Some(filter) => {
+            sys::install_seccomp(&filter.insns, filter.flags.into()).at(Step::Seccomp, b"")
+        }
+        None => Ok(None),
+    }
+}
+
+/// Installs a filter with a listener, before the wait for `start`: later there is no parent to
+/// pass the listener on. The parent takes it by itself, so that the profile need not allow more
+/// than write(2) and read(2).
+fn install_watched(
+    plan: &ProcessPlan,
+    job: &FinishJob,
+    channel: &ChildEnd,
+) -> Result<(), Failure<'static>> {
+    if plan.no_new_privileges {
+        set_no_new_privs(true).at(Step::NoNewPrivileges, b"")?;
+    }
+    if let Some(listener) = install_filter(job)? {
+        return in_sight(!job.lend_descriptors, || {
+            let report = Report::Listener(listener.as_raw_fd());
+            channel.send(report).at(Step::Sync, b"listener")?;
+            channel.wait_for_word().at(Step::Sync, b"listener")
+        });
     }
     Ok(())
 }
@@ -153,12 +207,11 @@ fn let_go(
     channel: &ChildEnd,
     hook_io: Option<&ChildHookIo>,
 ) -> Result<(), Failure<'static>> {
-    let mut keep = [0; 6];
-    let hook_fds = hook_io.map_or([None; 3], |io| io.raw_fds().map(Some));
+    let mut keep = [0; 7];
+    let hook_fds = hook_io.map_or([None; 5], |io| io.raw_fds().map(Some));
     let own = [
         job.gate.as_ref().map(AsRawFd::as_raw_fd),
         Some(channel.raw_fd()),
-        job.notify.as_ref().map(AsRawFd::as_raw_fd),
     ];
     for (place, fd) in keep.iter_mut().zip(own.into_iter().chain(hook_fds)) {
         *place = fd.map_or(0, |fd| fd as u32);
@@ -209,8 +262,8 @@ pub(super) fn apply_early<'p>(plan: &'p ProcessPlan, job: &FinishJob) -> Result<
 
 /// Resource limits of a process, or of the caller itself.
 pub(super) fn apply_rlimits(pid: Option<Pid>, plan: &ProcessPlan) -> Result<(), Failure<'_>> {
-    for (resource, limit) in &plan.rlimits {
-        prlimit(pid, *resource, *limit).at(Step::Rlimit, b"")?;
+    for wanted in &plan.rlimits {
+        prlimit(pid, wanted.resource, wanted.limit).at(Step::Rlimit, wanted.name.as_bytes())?;
     }
     Ok(())
 }
@@ -230,14 +283,4 @@ pub(super) fn take_terminal(
     send_terminal(socket.as_fd(), terminal.master.as_fd()).at(Step::ConsoleSocket, b"")?;
     job.stdio = ChildStdio::Terminal(terminal.slave);
     Ok(())
-}
-
-fn write_label(
-    proc: BorrowedFd<'_>,
-    file: &std::ffi::CStr,
-    value: &[u8],
-) -> Result<(), rustix::io::Errno> {
-    let this = open_in_proc(proc, c"thread-self", OFlags::PATH)?;
-    let attribute = open_in_proc(this.as_fd(), file, OFlags::WRONLY)?;
-    rustix::io::write(&attribute, value).map(drop)
 }

@@ -7,15 +7,18 @@ use rustix::process::{
     waitid,
 };
 
+use super::agent::{Agent, Witness, take_listener};
 use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::child::{InitJob, go_ahead, init_main};
 use super::enter::{ExecJob, enter_ahead, exec_main};
 use super::finish::apply_rlimits;
 use super::namespaces::ChildrenPointed;
+use super::processors::Confined;
 use super::userns::write_maps;
 use crate::error::{ChildFailure, Error, Failure, Result, Step};
 use crate::plan::{IdMaps, LaunchPlan};
 use crate::request::Launched;
+use crate::state::ContainerState;
 use crate::sys::{CloneRequest, clone3, pidfd_send_signal};
 
 const NEWPID: u64 = libc::CLONE_NEWPID as u64;
@@ -30,6 +33,24 @@ pub(crate) struct InitLaunch<'a> {
     pub(crate) on_pid: &'a mut dyn FnMut(i32) -> Result<()>,
     /// Called when all is mounted, before the root changes: the place of the runtime's hooks.
     pub(crate) on_mounted: &'a mut dyn FnMut(i32) -> Result<()>,
+    /// Gets the listener of init's filter.
+    pub(crate) agent: Option<&'a Agent>,
+    /// The container as the agent is to be told of it, once its pid is known.
+    pub(crate) view: &'a dyn Fn() -> ContainerState,
+}
+
+/// Circumstances of a further process that are the parent's.
+pub(crate) struct ExecLaunch<'a> {
+    /// The cgroup that it is born in.
+    pub(crate) cgroup: BorrowedFd<'a>,
+    /// Make the caller's parent its parent.
+    pub(crate) reparent: bool,
+    /// Called with the pid as soon as there is one.
+    pub(crate) on_pid: &'a mut dyn FnMut(i32) -> Result<()>,
+    /// Gets the listener of its filter.
+    pub(crate) agent: Option<&'a Agent>,
+    /// The container as the agent is to be told of it.
+    pub(crate) view: &'a dyn Fn() -> ContainerState,
 }
 
 /// Makes init and sees it off: to the gate of `start`, or into its program.
@@ -66,11 +87,7 @@ pub(crate) fn launch_init(mut job: InitJob, launch: &mut InitLaunch<'_>) -> Resu
 }
 
 /// Makes a further process of a container and sees it off into its program.
-pub(crate) fn launch_exec(
-    job: &mut ExecJob,
-    cgroup: BorrowedFd<'_>,
-    reparent: bool,
-) -> Result<Launched> {
+pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Result<Launched> {
     hide_own_binary()?;
     let (parent, child) = channel::pair()?;
     let of_exec = |e| match e {
@@ -79,13 +96,21 @@ pub(crate) fn launch_exec(
     };
     let launched = if job.needs_vanguard() {
         let steps = (enter_ahead as Enter<ExecJob>, exec_main as Main<ExecJob>);
-        clone_by_vanguard(job, 0, (reparent, cgroup), steps, (&parent, child)).map_err(of_exec)?
+        clone_by_vanguard(
+            job,
+            0,
+            (launch.reparent, launch.cgroup),
+            steps,
+            (&parent, child),
+        )
+        .map_err(of_exec)?
     } else {
         let mut pointed = ChildrenPointed::default();
         if job.namespaces & NEWPID != 0 {
             pointed.pid(&job.init)?;
         }
-        let request = request(0, reparent, Some(cgroup));
+        let _confined = Confined::to(job.process.affinity.initial.as_ref())?;
+        let request = request(0, launch.reparent, Some(launch.cgroup));
         let (pid, pidfd) =
             clone3(&request, || exec_main(job, &child)).map_err(Error::os("clone3"))?;
         drop(child);
@@ -95,8 +120,14 @@ pub(crate) fn launch_exec(
             warnings: Vec::new(),
         }
     };
-    let seen_off = see_off(&launched, &parent, &mut |_| Ok(())).map_err(of_exec);
-    settle(launched, seen_off, reparent)
+    let witness = Witness {
+        agent: launch.agent,
+        view: launch.view,
+    };
+    let seen_off = (launch.on_pid)(launched.pid)
+        .and_then(|()| see_off(&launched, &parent, &mut |_| Ok(()), &witness))
+        .map_err(of_exec);
+    settle(launched, seen_off, launch.reparent)
 }
 
 /// Until they execute their program, this process and its children cannot be opened through
@@ -180,7 +211,11 @@ fn see_init_off(
         parent.give_word()?;
     }
     (launch.on_pid)(launched.pid)?;
-    see_off(launched, parent, launch.on_mounted)
+    let witness = Witness {
+        agent: launch.agent,
+        view: launch.view,
+    };
+    see_off(launched, parent, launch.on_mounted, &witness)
 }
 
 /// What needs the host's privileges once the child is in a user namespace of its own.
@@ -190,7 +225,7 @@ fn prepare_mapped(plan: &LaunchPlan, maps: &IdMaps, pid: i32) -> Result<()> {
         Error::Init(ChildFailure {
             step: failure.step,
             errno: failure.errno.raw_os_error(),
-            detail: String::new(),
+            detail: String::from_utf8_lossy(failure.detail).into_owned(),
         })
     })?;
     if let Some(score) = &plan.process.oom_score_adj {
@@ -205,6 +240,7 @@ fn see_off(
     launched: &Launched,
     parent: &ParentEnd,
     on_mounted: &mut dyn FnMut(i32) -> Result<()>,
+    witness: &Witness<'_>,
 ) -> Result<()> {
     let mut executing = false;
     loop {
@@ -212,6 +248,12 @@ fn see_off(
             Message::Mounted => {
                 on_mounted(launched.pid)?;
                 parent.give_word()?;
+            }
+            Message::Listener(number) => {
+                let listener = take_listener(launched, number)?;
+                // The child is free to go on: whoever waits for the agent is not us.
+                parent.give_word()?;
+                witness.tell(launched.pid, &listener)?;
             }
             Message::Ready => return Ok(()),
             Message::Executing => executing = true,

@@ -139,7 +139,14 @@ pub(super) fn complain(failure: &Failure<'_>) {
         Errno::ACCESS => b"permission denied",
         _ => b"failed to start",
     };
-    for part in [&b"exec "[..], failure.detail, b": ", reason, b"\n"] {
+    let (what, reason) = match failure.step {
+        Step::StartContainerHook => (
+            &b"error running startContainer hook "[..],
+            &b"it failed"[..],
+        ),
+        _ => (&b"exec "[..], reason),
+    };
+    for part in [what, failure.detail, b": ", reason, b"\n"] {
         if rustix::io::write(rustix::stdio::stderr(), part).is_err() {
             return;
         }

@@ -9,19 +9,24 @@ mod idmaps;
 mod mounts;
 pub(crate) mod options;
 mod process;
+mod resctrl;
 mod rootfs;
+mod scheduling;
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Spec};
+use serde::{Deserialize, Serialize};
 
-pub(crate) use hooks::HookPlan;
+pub(crate) use hooks::{HookPlan, plan as plan_hooks};
 pub(crate) use idmaps::IdMaps;
 pub(crate) use mounts::{BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource};
-pub(crate) use process::{ProcessPlan, Program};
+pub(crate) use process::{LabelPlan, ProcessPlan, Program};
+pub(crate) use resctrl::ResctrlPlan;
 pub(crate) use rootfs::{DevicePlan, RootfsPlan, SysctlPlan};
+pub(crate) use scheduling::{AffinityPlan, BitSet, MemoryPolicyPlan};
 
 use crate::spec::Namespaces;
 use crate::state::ContainerId;
@@ -40,9 +45,10 @@ pub(crate) struct LaunchPlan {
     pub(crate) cgroup_owner: Option<u32>,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
-    pub(crate) personality: Option<u64>,
-    /// Name of a new session keyring.
-    pub(crate) keyring: Option<CString>,
+    /// What every process of the container gets.
+    pub(crate) common: CommonPlan,
+    /// A new session keyring.
+    pub(crate) keyring: Option<KeyringPlan>,
     pub(crate) no_pivot: bool,
     pub(crate) rootfs: RootfsPlan,
     pub(crate) process: ProcessPlan,
@@ -50,8 +56,60 @@ pub(crate) struct LaunchPlan {
     pub(crate) create_container: Vec<HookPlan>,
     /// Hooks that the child runs before it executes the program.
     pub(crate) start_container: Vec<HookPlan>,
-    /// The parent has hooks to run once all is mounted.
-    pub(crate) runtime_hooks: bool,
+    /// The parent has something to do once all is mounted: hooks to run, devices to move.
+    pub(crate) parent_is_needed: bool,
+}
+
+/// What the container's configuration says about each of its processes, init or not; kept in the
+/// record for those that come later.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CommonPlan {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) personality: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) memory_policy: Option<MemoryPolicyPlan>,
+}
+
+impl CommonPlan {
+    /// There is nothing to set.
+    pub(crate) fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A session keyring of the container's own.
+#[derive(Debug)]
+pub(crate) struct KeyringPlan {
+    pub(crate) name: CString,
+    /// Rights to add, so that later processes find it (`keyctl_setperm(3)`); none for those, who
+    /// take it as it is.
+    pub(crate) rights: u32,
+}
+
+impl KeyringPlan {
+    /// The keyring that init makes. In a user namespace its owner is nobody's self: others need
+    /// the right to search it.
+    fn new(id: &ContainerId, user_namespace: bool) -> Result<Self, FieldError> {
+        const USER_SEARCH: u32 = 0x8_0000;
+        const OTHER_SEARCH: u32 = 0x8;
+        Ok(Self {
+            rights: if user_namespace {
+                OTHER_SEARCH
+            } else {
+                USER_SEARCH
+            },
+            ..Self::existing(id)?
+        })
+    }
+
+    /// The keyring that init has made, for a later process.
+    pub(crate) fn existing(id: &ContainerId) -> Result<Self, FieldError> {
+        Ok(Self {
+            name: c_string("id", format!("_ses.{id}").as_bytes())?,
+            rights: 0,
+        })
+    }
 }
 
 /// What a plan depends on besides the configuration.
@@ -120,31 +178,44 @@ impl LaunchPlan {
             loopback: namespaces.create & libc::CLONE_NEWNET as u64 != 0,
             hostname: name(spec.hostname()),
             domainname: name(spec.domainname()),
-            personality: personality(linux),
+            common: common(linux)?,
             keyring: (!context.no_new_keyring)
-                .then(|| c_string("id", format!("_ses.{}", context.id).as_bytes()))
+                .then(|| KeyringPlan::new(context.id, namespaces.has(libc::CLONE_NEWUSER as u64)))
                 .transpose()?,
             no_pivot: context.no_pivot,
             cgroup_owner: cgroup_owner(linux, &namespaces, &rootfs, process.uid),
             rootfs,
-            process,
             create_container: hooks::plan(
                 "createContainer",
                 hooks.and_then(|h| h.create_container().as_ref()),
+                &[],
             )?,
             start_container: hooks::plan(
                 "startContainer",
                 hooks.and_then(|h| h.start_container().as_ref()),
+                process.env.strings(),
             )?,
-            runtime_hooks: hooks.is_some_and(hooks::any_for_the_runtime),
+            parent_is_needed: parent_is_needed(hooks, linux)?,
+            process,
             namespaces,
         })
     }
 
-    /// The child must wait after mounting: someone has hooks to run.
-    pub(crate) fn has_creation_hooks(&self) -> bool {
-        self.runtime_hooks || !self.create_container.is_empty()
+    /// The child must wait after mounting: someone has something to do.
+    pub(crate) fn waits_for_parent(&self) -> bool {
+        self.parent_is_needed || !self.create_container.is_empty()
     }
+}
+
+/// Whether the runtime has work while the container is created; its hooks are checked now, while
+/// nothing is there yet.
+fn parent_is_needed(hooks: Option<&Hooks>, linux: &Linux) -> Result<bool, FieldError> {
+    let moves_devices = linux.net_devices().as_ref().is_some_and(|d| !d.is_empty());
+    let has_hooks = match hooks {
+        Some(hooks) => hooks::check_for_the_runtime(hooks)?,
+        None => false,
+    };
+    Ok(has_hooks || moves_devices || linux.intel_rdt().is_some())
 }
 
 fn plan_rootfs(
@@ -230,11 +301,18 @@ fn time_offsets(linux: &Linux) -> Option<String> {
     Some(lines.collect())
 }
 
-fn personality(linux: &Linux) -> Option<u64> {
+fn common(linux: &Linux) -> Result<CommonPlan, FieldError> {
     const PER_LINUX32: u64 = 8;
-    linux.personality().as_ref().map(|p| match p.domain() {
-        LinuxPersonalityDomain::PerLinux => 0,
-        LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+    let policy = linux.memory_policy().as_ref();
+    Ok(CommonPlan {
+        personality: linux.personality().as_ref().map(|p| match p.domain() {
+            LinuxPersonalityDomain::PerLinux => 0,
+            LinuxPersonalityDomain::PerLinux32 => PER_LINUX32,
+        }),
+        memory_policy: policy
+            .map(MemoryPolicyPlan::from_spec)
+            .transpose()
+            .map_err(|e| e.within("linux"))?,
     })
 }
 

@@ -3,15 +3,13 @@
 use std::collections::HashSet;
 use std::ffi::CString;
 
-use oci_spec::runtime::{
-    IOPriorityClass, LinuxIOPriority, LinuxSchedulerFlag, LinuxSchedulerPolicy, PosixRlimit,
-    PosixRlimitType, Process, Scheduler,
-};
+use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, User};
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
 use rustix::thread::Gid;
 
 use super::capabilities::CapabilityPlan;
+use super::scheduling::{AffinityPlan, io_priority, scheduler};
 use super::{FieldError, c_string};
 use crate::sys::{CStrArray, SchedAttr};
 
@@ -32,13 +30,23 @@ pub(crate) struct ProcessPlan {
     /// None leaves the process all that its user namespace gives it, as runc does.
     pub(crate) capabilities: Option<CapabilityPlan>,
     pub(crate) no_new_privileges: bool,
-    pub(crate) rlimits: Vec<(Resource, Rlimit)>,
+    pub(crate) rlimits: Vec<RlimitPlan>,
     pub(crate) oom_score_adj: Option<String>,
     pub(crate) terminal: bool,
     pub(crate) console_size: Option<Winsize>,
     pub(crate) scheduler: Option<SchedAttr>,
     pub(crate) io_priority: Option<i32>,
-    pub(crate) label: Option<LabelPlan>,
+    /// Only for processes that are added to a container.
+    pub(crate) affinity: AffinityPlan,
+    pub(crate) labels: LabelPlan,
+}
+
+/// A resource limit, and its name in the specification.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RlimitPlan {
+    pub(crate) resource: Resource,
+    pub(crate) limit: Rlimit,
+    pub(crate) name: String,
 }
 
 /// What `argv[0]` names.
@@ -50,11 +58,29 @@ pub(crate) enum Program {
     Search(Vec<CString>),
 }
 
-/// A security module's label for the next `execve`, and the file below `/proc/self` it goes to.
-#[derive(Debug)]
+/// What security modules are told about the process to be.
+#[derive(Debug, Default)]
 pub(crate) struct LabelPlan {
-    pub(crate) file: CString,
-    pub(crate) value: Vec<u8>,
+    /// `exec` and the name of a profile.
+    pub(crate) apparmor: Option<Vec<u8>>,
+    /// The context of the process, and of its session keyring.
+    pub(crate) selinux: Option<Vec<u8>>,
+}
+
+impl LabelPlan {
+    fn from_spec(process: &Process) -> Self {
+        let some = |text: &'_ Option<String>| text.clone().filter(|t| !t.is_empty());
+        Self {
+            apparmor: some(process.apparmor_profile())
+                .map(|profile| format!("exec {profile}").into_bytes()),
+            selinux: some(process.selinux_label()).map(String::into_bytes),
+        }
+    }
+
+    /// Nothing is to be told.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.apparmor.is_none() && self.selinux.is_none()
+    }
 }
 
 impl ProcessPlan {
@@ -68,6 +94,7 @@ impl ProcessPlan {
             environment(process.env().as_deref().unwrap_or_default())?;
         let program = find_candidates(process.args().iter().flatten().next(), search_path)?;
         let user = process.user();
+        check_user(user)?;
         Ok(Self {
             argv: CStrArray::new(argv, false),
             env,
@@ -80,7 +107,6 @@ impl ProcessPlan {
                 .additional_gids()
                 .iter()
                 .flatten()
-                .filter(|gid| **gid != u32::MAX)
                 .map(|gid| Gid::from_raw(*gid))
                 .collect(),
             umask: user.umask().unwrap_or(0o022),
@@ -90,7 +116,7 @@ impl ProcessPlan {
                 .map(CapabilityPlan::from_spec),
             no_new_privileges: process.no_new_privileges().unwrap_or(false),
             rlimits: rlimits(process.rlimits().as_deref().unwrap_or_default())?,
-            oom_score_adj: process.oom_score_adj().map(|adj| adj.to_string()),
+            oom_score_adj: process.oom_score_adj().map(oom_score).transpose()?,
             terminal: process.terminal().unwrap_or(false),
             console_size: process.console_size().map(|size| Winsize {
                 ws_row: size.height() as u16,
@@ -99,16 +125,59 @@ impl ProcessPlan {
                 ws_ypixel: 0,
             }),
             scheduler: process.scheduler().as_ref().map(scheduler).transpose()?,
-            io_priority: process.io_priority().as_ref().map(io_priority),
-            label: label(process)?,
+            io_priority: process
+                .io_priority()
+                .as_ref()
+                .map(io_priority)
+                .transpose()?,
+            affinity: match process.exec_cpu_affinity() {
+                Some(wanted) => AffinityPlan::from_spec(wanted)?,
+                None => AffinityPlan::default(),
+            },
+            labels: LabelPlan::from_spec(process),
         })
     }
 }
 
+/// Ids that no user namespace can map, said as runc says it.
+fn check_user(user: &User) -> Result<(), FieldError> {
+    let refuse = |field: &str, reason: String| Err(FieldError::new(field, &reason));
+    let (uid, gid) = (user.uid(), user.gid());
+    if uid == u32::MAX {
+        let reason = format!("cannot setuid to unmapped uid {uid} in user namespace");
+        return refuse("user.uid", reason);
+    }
+    if gid == u32::MAX {
+        let reason = format!("cannot setgid to unmapped gid {gid} in user namespace");
+        return refuse("user.gid", reason);
+    }
+    let groups = user.additional_gids().iter().flatten();
+    match groups.into_iter().position(|gid| *gid == u32::MAX) {
+        Some(index) => {
+            let reason = format!("cannot set additional gid {} in user namespace", u32::MAX);
+            refuse(&format!("user.additionalGids[{index}]"), reason)
+        }
+        None => Ok(()),
+    }
+}
+
+/// The kernel's range (`proc_pid_oom_score_adj(5)`).
+fn oom_score(adjustment: i32) -> Result<String, FieldError> {
+    if !(-1000..=1000).contains(&adjustment) {
+        let reason = format!("{adjustment} is not from -1000 to 1000");
+        return Err(FieldError::new("oomScoreAdj", &reason));
+    }
+    Ok(adjustment.to_string())
+}
+
 /// Lays the environment out; whether `HOME` is still to be found, and `PATH`.
 fn environment(env: &[String]) -> Result<(CStrArray, bool, Option<&str>), FieldError> {
-    if let Some(index) = env.iter().position(|v| !v.contains('=')) {
-        let reason = "invalid environment variable: missing '='";
+    for (index, variable) in env.iter().enumerate() {
+        let reason = match variable.find('=') {
+            None => "invalid environment variable: missing '='",
+            Some(0) => "invalid environment variable: name cannot be empty",
+            Some(_) => continue,
+        };
         return Err(FieldError::new(&format!("env[{index}]"), reason));
     }
     let env = deduplicated(env);
@@ -123,16 +192,6 @@ fn environment(env: &[String]) -> Result<(CStrArray, bool, Option<&str>), FieldE
     }
     let search_path = variable("PATH");
     Ok((CStrArray::new(strings, needs_home), needs_home, search_path))
-}
-
-/// Class and level in one number (`ioprio_set(2)`).
-fn io_priority(wanted: &LinuxIOPriority) -> i32 {
-    let class = match wanted.class() {
-        IOPriorityClass::IoprioClassRt => 1,
-        IOPriorityClass::IoprioClassBe => 2,
-        IOPriorityClass::IoprioClassIdle => 3,
-    };
-    class << 13 | (wanted.priority() as i32 & 0x1fff)
 }
 
 /// The last word on each variable, in order of appearance.
@@ -169,24 +228,29 @@ fn find_candidates(
     }))
 }
 
-fn rlimits(list: &[PosixRlimit]) -> Result<Vec<(Resource, Rlimit)>, FieldError> {
-    let mut limits: Vec<(Resource, Rlimit)> = Vec::with_capacity(list.len());
+fn rlimits(list: &[PosixRlimit]) -> Result<Vec<RlimitPlan>, FieldError> {
+    let mut limits: Vec<RlimitPlan> = Vec::with_capacity(list.len());
     let value = |v: u64| (v != u64::MAX).then_some(v);
-    for limit in list {
+    for (index, limit) in list.iter().enumerate() {
+        let refuse = |reason: &str| {
+            let reason = format!("{} {reason}", limit.typ());
+            Err(FieldError::new(&format!("rlimits[{index}]"), &reason))
+        };
         let resource = resource(limit.typ());
-        if limits.iter().any(|(known, _)| *known == resource) {
-            return Err(FieldError::new(
-                "rlimits",
-                &format!("{} is given twice", limit.typ()),
-            ));
+        if limits.iter().any(|known| known.resource == resource) {
+            return refuse("is given twice");
         }
-        limits.push((
+        if limit.soft() > limit.hard() {
+            return refuse("has a soft limit above its hard limit");
+        }
+        limits.push(RlimitPlan {
             resource,
-            Rlimit {
+            limit: Rlimit {
                 current: value(limit.soft()),
                 maximum: value(limit.hard()),
             },
-        ));
+            name: limit.typ().to_string(),
+        });
     }
     Ok(limits)
 }
@@ -210,67 +274,6 @@ fn resource(kind: PosixRlimitType) -> Resource {
         PosixRlimitType::RlimitRtprio => Resource::Rtprio,
         PosixRlimitType::RlimitRttime => Resource::Rttime,
     }
-}
-
-fn scheduler(wanted: &Scheduler) -> Result<SchedAttr, FieldError> {
-    let policy = match wanted.policy() {
-        LinuxSchedulerPolicy::SchedOther => 0,
-        LinuxSchedulerPolicy::SchedFifo => 1,
-        LinuxSchedulerPolicy::SchedRr => 2,
-        LinuxSchedulerPolicy::SchedBatch => 3,
-        LinuxSchedulerPolicy::SchedIso => {
-            return Err(FieldError::new(
-                "scheduler.policy",
-                "SCHED_ISO is not in Linux",
-            ));
-        }
-        LinuxSchedulerPolicy::SchedIdle => 5,
-        LinuxSchedulerPolicy::SchedDeadline => 6,
-    };
-    let flag = |flag: &LinuxSchedulerFlag| match flag {
-        LinuxSchedulerFlag::SchedResetOnFork => 0x01,
-        LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
-        LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
-        LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
-        LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
-        LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
-        LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
-    };
-    Ok(SchedAttr {
-        size: 0,
-        policy,
-        flags: wanted
-            .flags()
-            .iter()
-            .flatten()
-            .map(flag)
-            .fold(0, |all, bit| all | bit),
-        nice: wanted.nice().unwrap_or(0),
-        priority: wanted.priority().unwrap_or(0) as u32,
-        runtime: wanted.runtime().unwrap_or(0),
-        deadline: wanted.deadline().unwrap_or(0),
-        period: wanted.period().unwrap_or(0),
-    })
-}
-
-fn label(process: &Process) -> Result<Option<LabelPlan>, FieldError> {
-    let some = |text: &'_ Option<String>| text.clone().filter(|t| !t.is_empty());
-    let apparmor = some(process.apparmor_profile()).filter(|p| p != "unconfined");
-    Ok(match (apparmor, some(process.selinux_label())) {
-        (Some(_), Some(_)) => {
-            let reason = "apparmorProfile and selinuxLabel exclude each other";
-            return Err(FieldError::new("selinuxLabel", reason));
-        }
-        (Some(profile), None) => Some(LabelPlan {
-            file: c"attr/apparmor/exec".to_owned(),
-            value: format!("exec {profile}").into_bytes(),
-        }),
-        (None, Some(label)) => Some(LabelPlan {
-            file: c"attr/exec".to_owned(),
-            value: label.into_bytes(),
-        }),
-        (None, None) => None,
-    })
 }
 
 #[cfg(test)]
@@ -317,9 +320,42 @@ mod tests {
             current: Some(1024),
             maximum: None,
         };
-        assert_eq!(limits, [(Resource::Nofile, expected)]);
-        let twice = plan(&format!("{head}[{one},{one}]}}"));
-        assert_eq!(twice.map_err(|e| e.field).err().as_deref(), Some("rlimits"));
+        assert_eq!(limits.len(), 1);
+        assert_eq!(
+            (limits[0].resource, limits[0].limit),
+            (Resource::Nofile, expected)
+        );
+        let inverted = r#"{"type":"RLIMIT_CORE","soft":2,"hard":1}"#;
+        for bad in [one, inverted] {
+            let refused = plan(&format!("{head}[{one},{bad}]}}")).map_err(|e| e.field);
+            assert_eq!(refused.err().as_deref(), Some("rlimits[1]"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_is_out_of_range_names_its_field() {
+        let table = [
+            (r#""user":{"uid":4294967295,"gid":0}"#, "user.uid"),
+            (r#""user":{"uid":0,"gid":4294967295}"#, "user.gid"),
+            (
+                r#""user":{"uid":0,"gid":0,"additionalGids":[1,4294967295]}"#,
+                "user.additionalGids[1]",
+            ),
+            (
+                r#""user":{"uid":0,"gid":0},"oomScoreAdj":1001"#,
+                "oomScoreAdj",
+            ),
+            (r#""user":{"uid":0,"gid":0},"env":["A=1","B"]"#, "env[1]"),
+            (r#""user":{"uid":0,"gid":0},"env":["=1"]"#, "env[0]"),
+        ];
+        for (fields, field) in table {
+            let bad = plan(&format!(r#"{{"cwd":"/","args":["a"],{fields}}}"#));
+            assert_eq!(
+                bad.map_err(|e| e.field).err().as_deref(),
+                Some(field),
+                "{fields}"
+            );
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! From a bundle to a container: checks and plans first, then everything that must be undone if
 //! a later step fails.
 
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,15 +13,17 @@ use super::{Runtime, pidfd};
 use crate::cgroup::{Cgroup, CgroupError, CgroupPath, ResourcePlan, devices};
 use crate::error::{Error, Result};
 use crate::launch::{
-    ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, connect_to,
-    launch_init, run_hooks,
+    Agent, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, launch_init,
+    run_hooks, selinux_is_enabled,
 };
-use crate::plan::{FieldError, LaunchPlan, PlanContext};
+use crate::netdev::{self, Moved};
+use crate::plan::{FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan};
 use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
+use crate::resctrl::Membership;
 use crate::seccomp::{Cache, Filter};
-use crate::spec::{Bundle, check_spec, load_bundle};
-use crate::state::{ProcessFacts, Record, StateDir, Status, rfc3339};
+use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
+use crate::state::{AgentAddress, ProcessFacts, Record, StateDir, Status, rfc3339};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
@@ -34,6 +37,8 @@ struct Blueprint {
     resources: ResourcePlan,
     device_program: devices::DeviceProgram,
     cgroup_path: CgroupPath,
+    /// Groups of resctrl, and what they are to allow.
+    resctrl: Option<(Membership, ResctrlPlan)>,
 }
 
 pub(super) fn create(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<Launched> {
@@ -77,7 +82,8 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
 
 /// Reads, checks and plans; changes nothing but the cache of seccomp programs.
 fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
-    let bundle = load_bundle(&request.bundle, request.config.as_deref())?;
+    let mut bundle = load_bundle(&request.bundle, request.config.as_deref())?;
+    bundle.warnings.extend(ignored_fields(&bundle.spec));
     let mut namespaces = check_spec(&bundle.file, &bundle.spec)?;
     let refuse = |e: FieldError| Error::Spec {
         file: bundle.file.display().to_string(),
@@ -99,17 +105,38 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         in_user_namespace: foundation.caller.in_user_namespace,
     };
     let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
+    check_labels(&plan.process.labels)?;
+    let resctrl = linux
+        .and_then(|linux| linux.intel_rdt().as_ref())
+        .map(ResctrlPlan::from_spec)
+        .transpose()
+        .map_err(refuse)?;
+    let groups = match &resctrl {
+        Some(plan) => Membership::of(plan, &request.id)?,
+        None => None,
+    };
     let none = LinuxResources::default();
     let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
     Ok(Blueprint {
         filter: filter(&runtime.options.root, &bundle.spec)?,
         device_program: devices::compile(resources.devices().as_deref().unwrap_or_default())?,
         resources: ResourcePlan::from_spec(resources)?,
+        resctrl: groups.zip(resctrl),
         bundle,
         plan,
         foundation,
         cgroup_path,
     })
+}
+
+/// A label that nobody would look at is refused, as by runc.
+pub(super) fn check_labels(labels: &LabelPlan) -> Result<()> {
+    if labels.selinux.is_some() && !selinux_is_enabled() {
+        return Err(Error::Unsupported(
+            "selinux label is specified in config, but selinux is disabled or not supported".into(),
+        ));
+    }
+    Ok(())
 }
 
 fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
@@ -145,6 +172,9 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
         cgroup: blueprint.cgroup_path.full(),
         namespaces: blueprint.plan.namespaces.all(),
         keyring: !request.no_new_keyring,
+        common: blueprint.plan.common.clone(),
+        seccomp_agent: agent_address(blueprint),
+        resctrl: blueprint.resctrl.as_ref().map(|(groups, _)| groups.clone()),
         pid: 0,
         start_time: 0,
         poststart: hooks
@@ -152,6 +182,17 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
             .unwrap_or_default(),
         poststop: hooks.and_then(|h| h.poststop().clone()).unwrap_or_default(),
     }
+}
+
+/// Who is to be told of the container's processes, if their filter has a listener.
+fn agent_address(blueprint: &Blueprint) -> Option<AgentAddress> {
+    blueprint.filter.as_ref().filter(|filter| filter.notify)?;
+    let linux = blueprint.bundle.spec.linux().as_ref()?;
+    let profile = linux.seccomp().as_ref()?;
+    Some(AgentAddress {
+        path: profile.listener_path().clone()?,
+        metadata: profile.listener_metadata().clone(),
+    })
 }
 
 /// Makes the container; on failure the caller removes what the record names.
@@ -177,15 +218,21 @@ fn build(
     if let Some(filter) = &blueprint.filter {
         dir.write_seccomp(&filter.to_bytes())?;
     }
+    let agent = record
+        .seccomp_agent
+        .as_ref()
+        .map(Agent::connect)
+        .transpose()?;
+    let resctrl = blueprint.resctrl;
     let spec = blueprint.bundle.spec;
-    let hooks = spec.hooks().as_ref();
     let pid_file = request.pid_file.clone();
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let reparent = request.reparent;
     let laid = (blueprint.plan, blueprint.foundation);
-    let job = init_job(dir, &spec, laid, blueprint.filter, request, gated)?;
+    let job = init_job(dir, laid, blueprint.filter, request, gated)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
-    let record = std::cell::RefCell::new(record);
+    let record = RefCell::new(record);
+    let mut moved = None;
     let mut launch = InitLaunch {
         cgroup: cgroup.fd(),
         reparent,
@@ -195,23 +242,15 @@ fn build(
             record.start_time = ProcessFacts::of(pid).map_or(0, |facts| facts.start_time);
             dir.write(&record)
         },
-        on_mounted: &mut |_| {
-            let record = record.borrow();
-            let creating = record.view(Status::Creating);
-            // The older kind is still what most users of hooks configure.
-            #[allow(deprecated)]
-            run_hooks(
-                "prestart",
-                hooks.and_then(|h| h.prestart().as_ref()),
-                &creating,
-            )?;
-            let list = hooks.and_then(|h| h.create_runtime().as_ref());
-            run_hooks("createRuntime", list, &creating)?;
-            match &child_hooks {
-                Some(io) => io.fill(&creating, &record.view(Status::Created)),
-                None => Ok(()),
+        on_mounted: &mut |pid| {
+            if let Some((groups, plan)) = &resctrl {
+                groups.enter(plan, pid)?;
             }
+            moved = move_devices(&spec, pid)?;
+            run_creation_hooks(&spec, &record.borrow(), child_hooks.as_ref())
         },
+        agent: agent.as_ref(),
+        view: &|| record.borrow().view(Status::Creating),
     };
     let mut launched = launch_init(job, &mut launch).map_err(|error| match &child_hooks {
         Some(io) => io.explain(error),
@@ -219,8 +258,39 @@ fn build(
     })?;
     pidfd::send(receiver, &launched)?;
     write_pid_file(pid_file.as_deref(), launched.pid)?;
+    if let Some(moved) = moved {
+        moved.keep();
+    }
     launched.warnings = warnings;
     Ok(launched)
+}
+
+fn move_devices(spec: &Spec, pid: i32) -> Result<Option<Moved>> {
+    match spec.linux() {
+        Some(linux) => netdev::move_devices(linux, pid),
+        None => Ok(None),
+    }
+}
+
+/// The runtime's own hooks of a creation; then the child's have their states.
+fn run_creation_hooks(
+    spec: &Spec,
+    record: &Record,
+    child_hooks: Option<&ChildHookIo>,
+) -> Result<()> {
+    let creating = record.view(Status::Creating);
+    if let Some(hooks) = spec.hooks() {
+        // The older kind is still what most users of hooks configure.
+        #[allow(deprecated)]
+        let prestart = hooks.prestart();
+        run_hooks("prestart", prestart.as_ref(), &creating, &record.bundle)?;
+        let list = hooks.create_runtime().as_ref();
+        run_hooks("createRuntime", list, &creating, &record.bundle)?;
+    }
+    match child_hooks {
+        Some(io) => io.fill(&creating, &record.view(Status::Created)),
+        None => Ok(()),
+    }
 }
 
 /// A cgroup with processes is never taken over; refused before the state names it, so that nobody
@@ -257,26 +327,20 @@ fn set_up_cgroup(
 
 fn init_job(
     dir: &StateDir,
-    spec: &Spec,
     (mut plan, foundation): (LaunchPlan, Foundation),
     filter: Option<Filter>,
     request: CreateRequest,
     gated: bool,
 ) -> Result<InitJob> {
     let has_child_hooks = !plan.create_container.is_empty() || !plan.start_container.is_empty();
-    let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let agent = profile.and_then(|p| p.listener_path().as_deref());
-    let notify = match (&filter, agent) {
-        (Some(filter), Some(agent)) if filter.notify => Some(connect_to(agent)?),
-        _ => None,
-    };
     let finish = FinishJob {
         stdio: ChildStdio::new(request.stdio)?,
         console: connect_console(request.console, plan.process.terminal)?,
         gate: if gated { Some(dir.make_gate()?) } else { None },
         filter,
-        notify,
         preserve_fds: request.preserve_fds,
+        common: plan.common.clone(),
+        lend_descriptors: !foundation.caller.privileged,
         late_rlimits: !plan.namespaces.has(libc::CLONE_NEWUSER as u64),
         proc: None,
     };

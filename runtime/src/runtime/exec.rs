@@ -1,15 +1,15 @@
 //! A further process in a running container.
 
-use std::ffi::CString;
-
-use super::create::write_pid_file;
+use super::create::{check_labels, write_pid_file};
 use super::lifecycle::init_of;
 use super::{Runtime, pidfd};
 use crate::caller::Caller;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
-use crate::launch::{ChildStdio, ExecJob, FinishJob, connect_console, launch_exec};
-use crate::plan::ProcessPlan;
+use crate::launch::{
+    Agent, ChildStdio, ExecJob, ExecLaunch, FinishJob, connect_console, launch_exec,
+};
+use crate::plan::{KeyringPlan, ProcessPlan};
 use crate::request::{ExecRequest, Launched};
 use crate::seccomp::Filter;
 use crate::spec::check_process;
@@ -41,42 +41,61 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     check_process(&request.process).map_err(|(field, reason)| refuse(field, reason))?;
     let process =
         ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
+    check_labels(&process.labels)?;
     let init = init_of(&record)?.ok_or(Error::NotRunning)?;
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
+    let agent = record
+        .seccomp_agent
+        .as_ref()
+        .map(Agent::connect)
+        .transpose()?;
     let cgroup = cgroup_for(&record, request.cgroup.as_deref())?;
+    let caller = Caller::probe()?;
     let mut job = ExecJob {
         namespaces: record.namespaces,
         init,
-        privileged: Caller::probe()?.privileged,
-        keyring: record.keyring.then(|| keyring_name(&record)),
+        privileged: caller.privileged,
+        keyring: record
+            .keyring
+            .then(|| KeyringPlan::existing(&record.id))
+            .transpose()
+            .map_err(|e| refuse(&e.field, e.reason))?,
         finish: FinishJob {
             stdio: ChildStdio::new(request.stdio)?,
             console: connect_console(request.console, process.terminal)?,
             gate: None,
             filter: filter(&dir)?,
-            notify: None,
             preserve_fds: request.preserve_fds,
+            common: record.common.clone(),
+            lend_descriptors: !caller.privileged,
             late_rlimits: record.namespaces & libc::CLONE_NEWUSER as u64 == 0,
             proc: None,
         },
         process,
     };
-    let launched = match launch_exec(&mut job, cgroup.fd(), request.reparent) {
+    let mut launch = ExecLaunch {
+        cgroup: cgroup.fd(),
+        reparent: request.reparent,
+        on_pid: &mut |pid| match &record.resctrl {
+            Some(groups) => groups.add(pid),
+            None => Ok(()),
+        },
+        agent: agent.as_ref(),
+        view: &|| record.view(dir.status(&record)),
+    };
+    let launched = match launch_exec(&mut job, &mut launch) {
         // The container's processes have moved to cgroups of their own below, so that this one may
         // have none any more: the place is where init went.
         Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
-            launch_exec(&mut job, cgroup_of_init(&record)?.fd(), request.reparent)?
+            let place = cgroup_of_init(&record)?;
+            launch.cgroup = place.fd();
+            launch_exec(&mut job, &mut launch)?
         }
         result => result?,
     };
     pidfd::send(receiver, &launched)?;
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
     Ok(launched)
-}
-
-fn keyring_name(record: &Record) -> CString {
-    // A container's id has no zero byte.
-    CString::new(format!("_ses.{}", record.id)).unwrap_or_default()
 }
 
 fn filter(dir: &StateDir) -> Result<Option<Filter>> {

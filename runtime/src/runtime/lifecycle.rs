@@ -12,7 +12,7 @@ use super::Runtime;
 use super::query::cgroup_of;
 use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, Skipped};
 use crate::error::{Error, Result};
-use crate::launch::run_hooks;
+use crate::launch::{run_all_hooks, run_hooks};
 use crate::state::{ContainerId, Record, StateDir, Status};
 use crate::sys::pidfd_send_signal;
 
@@ -54,6 +54,7 @@ pub(super) fn run_poststart(record: &Record) -> Result<()> {
         "poststart",
         Some(&record.poststart),
         &record.view(Status::Running),
+        &record.bundle,
     );
     if done.is_err() {
         kill_all(record)?;
@@ -168,13 +169,21 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
     if let Some(cgroup) = &cgroup {
         cgroup.remove()?;
     }
-    let hooks = run_hooks(
+    if let Some(groups) = &record.resctrl {
+        groups.remove()?;
+    }
+    // All of them run, whichever fail (runtime-spec, "Lifecycle"); the first failure is told.
+    let failures = run_all_hooks(
         "poststop",
         Some(&record.poststop),
         &record.view(Status::Stopped),
-    );
+        &record.bundle,
+    )?;
     dir.remove()?;
-    hooks
+    match failures.into_iter().next() {
+        Some(failure) => Err(failure),
+        None => Ok(()),
+    }
 }
 
 fn wait_for_death(init: &OwnedFd) -> Result<()> {

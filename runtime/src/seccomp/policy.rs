@@ -165,8 +165,17 @@ pub(super) fn check_notify(profile: &LinuxSeccomp) -> Result<bool> {
             return Err(invalid("syscalls", reason));
         }
     }
-    if notify && profile.listener_path().is_none() {
+    let has_listener = profile
+        .listener_path()
+        .as_ref()
+        .is_some_and(|path| !path.as_os_str().is_empty());
+    if notify && !has_listener {
         return Err(invalid("listenerPath", "seccomp listenerPath is not set"));
+    }
+    let metadata = profile.listener_metadata().as_deref().unwrap_or_default();
+    if !metadata.is_empty() && !has_listener {
+        let reason = "must not be set without listenerPath";
+        return Err(invalid("listenerMetadata", reason));
     }
     Ok(notify)
 }

@@ -3,12 +3,12 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
-use oci_spec::runtime::{Capability, LinuxResources, Process, Spec};
+use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::amend::amend_process;
 use super::locate;
 use crate::error::{Error, Result};
 
@@ -64,8 +64,7 @@ pub(crate) fn parse_resources(file: &Path, text: &[u8]) -> Result<LinuxResources
     parse_document(file, text, &[]).map(|(resources, _)| resources)
 }
 
-/// Parses `text`; a capability that this version does not know is dropped with a warning, because
-/// a runtime must not refuse a configuration that a newer kernel's list was written into.
+/// Parses `text`; what the types are too narrow for is amended when it is met.
 fn parse_document<T: DeserializeOwned>(
     file: &Path,
     text: &[u8],
@@ -76,12 +75,14 @@ fn parse_document<T: DeserializeOwned>(
         Err(e) => e,
     };
     if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
-        let warnings = drop_unknown_capabilities(&mut value, process_at);
-        let completed = complete_user(&mut value, process_at);
-        if (completed || !warnings.is_empty())
+        let process = process_at
+            .iter()
+            .try_fold(&mut value, |at, key| at.get_mut(*key));
+        let amended = process.map(amend_process).unwrap_or_default();
+        if amended.changed
             && let Ok(document) = serde_json::from_value(value)
         {
-            return Ok((document, warnings));
+            return Ok((document, amended.warnings));
         }
     }
     Err(Error::Spec {
@@ -89,55 +90,6 @@ fn parse_document<T: DeserializeOwned>(
         field: locate::field_at(text, first_error.line(), first_error.column()),
         reason: first_error.to_string(),
     })
-}
-
-/// Gives the process root's numbers where it names none, which is what they are in Go; whether
-/// there was anything to give.
-fn complete_user(document: &mut Value, process_at: &[&str]) -> bool {
-    let process = process_at
-        .iter()
-        .try_fold(document, |at, key| at.get_mut(key));
-    let Some(Value::Object(process)) = process else {
-        return false;
-    };
-    let user = process.entry("user").or_insert_with(|| json!({}));
-    let Value::Object(user) = user else {
-        return false;
-    };
-    let named = user.len();
-    for id in ["uid", "gid"] {
-        user.entry(id).or_insert_with(|| json!(0));
-    }
-    user.len() > named
-}
-
-fn drop_unknown_capabilities(document: &mut Value, process_at: &[&str]) -> Vec<String> {
-    let process = process_at
-        .iter()
-        .try_fold(document, |at, key| at.get_mut(key));
-    let Some(Value::Object(sets)) = process.and_then(|p| p.get_mut("capabilities")) else {
-        return Vec::new();
-    };
-    let mut warnings = Vec::new();
-    for (set, names) in sets {
-        let Some(names) = names.as_array_mut() else {
-            continue;
-        };
-        names.retain(|name| {
-            let known = name.as_str().is_none_or(is_known_capability);
-            if !known {
-                warnings.push(format!("ignoring unknown capability {name} in {set} set"));
-            }
-            known
-        });
-    }
-    warnings
-}
-
-fn is_known_capability(name: &str) -> bool {
-    let upper = name.to_ascii_uppercase();
-    let short = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    Capability::from_str(short).is_ok() || Capability::from_str(&format!("CAP_{short}")).is_ok()
 }
 
 #[cfg(test)]
@@ -187,19 +139,5 @@ mod tests {
         assert_eq!(caps.map(std::collections::HashSet::len), Some(2));
         assert_eq!(warnings.len(), 1);
         assert!(warnings[0].contains("CAP_TO_COME"));
-    }
-
-    #[test]
-    fn every_capability_of_the_kernel_headers_is_known() {
-        for name in [
-            "CAP_CHOWN",
-            "cap_net_raw",
-            "SYSLOG",
-            "CAP_CHECKPOINT_RESTORE",
-            "CAP_BPF",
-        ] {
-            assert!(is_known_capability(name), "{name}");
-        }
-        assert!(!is_known_capability("CAP_NONE"));
     }
 }

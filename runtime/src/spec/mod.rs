@@ -1,5 +1,6 @@
 //! `config.json` → checked types, with errors that name the field.
 
+mod amend;
 mod load;
 mod locate;
 mod namespaces;
@@ -9,4 +10,4 @@ mod validate;
 pub(crate) use load::{Bundle, load_bundle, parse_process, parse_resources};
 pub(crate) use namespaces::{Join, Namespaces};
 pub use template::spec_template;
-pub(crate) use validate::{check_process, check_spec};
+pub(crate) use validate::{check_process, check_spec, ignored_fields};

@@ -40,30 +40,40 @@ pub(crate) fn check_spec(file: &Path, spec: &Spec) -> Result<Namespaces> {
         .ok_or_else(|| fail("linux", "a Linux container needs the linux section".into()))?;
     let namespaces = Namespaces::from_spec(linux.namespaces().as_deref().unwrap_or_default())
         .map_err(|(index, reason)| fail(&format!("linux.namespaces[{index}]"), reason))?;
-    check_supported(linux).map_err(|(field, reason)| fail(field, reason))?;
+    check_net_devices(linux, &namespaces).map_err(|(field, reason)| fail(&field, reason))?;
     check_isolation(spec, linux, &namespaces).map_err(|(field, reason)| fail(field, reason))?;
     check_sysctls(linux, &namespaces)
         .map_err(|(key, reason)| fail(&format!("linux.sysctl[{key}]"), reason))?;
     Ok(namespaces)
 }
 
-/// What this version does not do is refused, not left out in silence.
-fn check_supported(linux: &Linux) -> std::result::Result<(), (&'static str, String)> {
-    let asked_for = [
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
-        ("linux.memoryPolicy", linux.memory_policy().is_some()),
-        (
-            "linux.netDevices",
-            linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()),
-        ),
-    ];
-    match asked_for.into_iter().find(|(_, asked)| *asked) {
-        Some((field, _)) => Err((field, NOT_SUPPORTED.to_owned())),
-        None => Ok(()),
+/// Devices go into a network namespace that is not the host's, under names that the kernel takes.
+fn check_net_devices(
+    linux: &Linux,
+    namespaces: &Namespaces,
+) -> std::result::Result<(), (String, String)> {
+    for (name, device) in linux.net_devices().iter().flatten() {
+        let refuse = |reason: String| Err((format!("linux.netDevices[{name}]"), reason));
+        if !namespaces.has(NEWNET) {
+            return refuse("unable to move network devices without a NET namespace".into());
+        }
+        let new_name = device.name().as_deref().filter(|name| !name.is_empty());
+        for name in [Some(name.as_str()), new_name].into_iter().flatten() {
+            if !is_device_name(name) {
+                return refuse(format!("invalid network device name {name:?}"));
+            }
+        }
     }
+    Ok(())
 }
 
-const NOT_SUPPORTED: &str = "is not supported by this version";
+/// As the kernel's `dev_valid_name`.
+fn is_device_name(name: &str) -> bool {
+    (1..16).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && !name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_ascii_whitespace())
+}
 
 /// Checks a process document; the error is the field and what is wrong with it.
 pub(crate) fn check_process(process: &Process) -> std::result::Result<(), (&'static str, String)> {
@@ -76,10 +86,23 @@ pub(crate) fn check_process(process: &Process) -> std::result::Result<(), (&'sta
     if process.args().as_ref().is_none_or(Vec::is_empty) {
         return Err(("args", "args must not be empty".into()));
     }
-    if process.exec_cpu_affinity().is_some() {
-        return Err(("execCPUAffinity", NOT_SUPPORTED.into()));
-    }
     Ok(())
+}
+
+/// What the specification lets a runtime leave out, in runc's words.
+pub(crate) fn ignored_fields(spec: &Spec) -> Vec<String> {
+    let personality = spec.linux().as_ref().and_then(|l| l.personality().as_ref());
+    let flags = personality.and_then(|p| p.flags().as_ref());
+    flags
+        .filter(|flags| !flags.is_empty())
+        .map(|flags| {
+            format!(
+                "ignoring unsupported personality flags: [{}]",
+                flags.join(" ")
+            )
+        })
+        .into_iter()
+        .collect()
 }
 
 fn check_version(version: &str) -> std::result::Result<(), String> {
@@ -262,6 +285,30 @@ mod tests {
                 error.starts_with(&format!("config.json: {field}: ")),
                 "{text}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn network_devices_need_a_namespace_and_names_of_the_kernels_kind() {
+        let namespaces = |kinds: &[&str]| {
+            let list: Vec<_> = kinds
+                .iter()
+                .map(|kind| serde_json::json!({ "type": kind }))
+                .collect();
+            let list: Vec<_> = serde_json::from_value(list.into()).expect("well formed");
+            Namespaces::from_spec(&list).expect("valid")
+        };
+        for (kinds, devices, fine) in [
+            (&["network"][..], r#"{"eth1":{}}"#, true),
+            (&["network"], r#"{"eth1":{"name":"ctr%d"}}"#, true),
+            (&[], r#"{"eth1":{}}"#, false),
+            (&["network"], r#"{"eth1":{"name":"a/b"}}"#, false),
+            (&["network"], r#"{"a device with a long name":{}}"#, false),
+        ] {
+            let linux: Linux = serde_json::from_str(&format!(r#"{{"netDevices":{devices}}}"#))
+                .expect("well formed");
+            let checked = check_net_devices(&linux, &namespaces(kinds));
+            assert_eq!(checked.is_ok(), fine, "{kinds:?} {devices}");
         }
     }
 

@@ -9,7 +9,7 @@ mod view;
 
 pub use id::ContainerId;
 pub(crate) use process::ProcessFacts;
-pub(crate) use record::Record;
+pub(crate) use record::{AgentAddress, Record};
 pub use store::Listing;
 pub(crate) use store::{StateDir, ids, list};
 pub use time::rfc3339;

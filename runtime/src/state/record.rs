@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::process::ProcessFacts;
 use super::{ContainerId, ContainerState, Status};
+use crate::plan::CommonPlan;
+use crate::resctrl;
 
 /// Content of `state.json`, written before anything of the container exists and once more when
 /// init does; so whatever a killed command leaves behind can be found from it.
@@ -33,6 +35,15 @@ pub(crate) struct Record {
     pub(crate) namespaces: u64,
     /// Init is in a session keyring of the container.
     pub(crate) keyring: bool,
+    /// What later processes get as well as init.
+    #[serde(default, skip_serializing_if = "CommonPlan::is_empty")]
+    pub(crate) common: CommonPlan,
+    /// Who is told of each process whose filter has a listener.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) seccomp_agent: Option<AgentAddress>,
+    /// The groups of cache and memory bandwidth control that the processes are in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) resctrl: Option<resctrl::Membership>,
     /// Pid of init, 0 until there is one.
     pub(crate) pid: i32,
     /// Start time of init, so that nobody else is taken for it.
@@ -41,6 +52,14 @@ pub(crate) struct Record {
     pub(crate) poststart: Vec<Hook>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) poststop: Vec<Hook>,
+}
+
+/// A seccomp agent, from the profile.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct AgentAddress {
+    pub(crate) path: PathBuf,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) metadata: Option<String>,
 }
 
 impl Record {
@@ -60,6 +79,9 @@ impl Record {
             keyring: false,
             pid: 0,
             start_time: 0,
+            common: CommonPlan::default(),
+            seccomp_agent: None,
+            resctrl: None,
             poststart: Vec::new(),
             poststop: Vec::new(),
         }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// Where a container stands (runtime-spec, "State", plus runc's `paused`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,4 +59,94 @@ pub struct ContainerState {
     pub annotations: BTreeMap<String, String>,
     /// Name of the user who created it, as `list` shows it.
     pub owner: String,
+}
+
+/// The state as the runtime-spec defines it, for hooks and seccomp agents.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SpecState<'a> {
+    oci_version: &'a str,
+    id: &'a str,
+    status: Status,
+    pid: i32,
+    bundle: &'a Path,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: &'a BTreeMap<String, String>,
+}
+
+/// What a seccomp agent is told along with the listener (runtime-spec, "Container Process State").
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SpecProcessState<'a> {
+    oci_version: &'a str,
+    fds: [&'a str; 1],
+    pid: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<&'a str>,
+    state: SpecState<'a>,
+}
+
+impl ContainerState {
+    fn spec_state(&self) -> SpecState<'_> {
+        SpecState {
+            oci_version: &self.oci_version,
+            id: &self.id,
+            status: self.status,
+            pid: self.pid,
+            bundle: &self.bundle,
+            annotations: &self.annotations,
+        }
+    }
+
+    /// The document that hooks read.
+    pub(crate) fn for_hooks(&self) -> Result<Vec<u8>> {
+        encode(&self.spec_state())
+    }
+
+    /// The document for a seccomp agent, about the process `pid` of this container.
+    pub(crate) fn for_agent(&self, pid: i32, metadata: Option<&str>) -> Result<Vec<u8>> {
+        encode(&SpecProcessState {
+            oci_version: &self.oci_version,
+            fds: ["seccompFd"],
+            pid,
+            metadata: metadata.filter(|text| !text.is_empty()),
+            state: self.spec_state(),
+        })
+    }
+}
+
+fn encode(document: &impl Serialize) -> Result<Vec<u8>> {
+    serde_json::to_vec(document).map_err(|e| Error::Os {
+        op: "encode state".to_owned(),
+        source: e.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_agent_is_told_about_the_process_and_its_container() {
+        let state = ContainerState {
+            oci_version: "1.3.0".into(),
+            id: "c".into(),
+            pid: 7,
+            status: Status::Running,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: "2026-01-01T00:00:00Z".into(),
+            annotations: BTreeMap::from([("k".into(), "v".into())]),
+            owner: "root".into(),
+        };
+        let state_json = r#"{"ociVersion":"1.3.0","id":"c","status":"running","pid":7,"bundle":"/b","annotations":{"k":"v"}}"#;
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("UTF-8");
+        assert_eq!(text(state.for_hooks().expect("encoded")), state_json);
+        assert_eq!(
+            text(state.for_agent(9, Some("m")).expect("encoded")),
+            format!(
+                r#"{{"ociVersion":"1.3.0","fds":["seccompFd"],"pid":9,"metadata":"m","state":{state_json}}}"#
+            )
+        );
+    }
 }

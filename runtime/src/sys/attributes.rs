@@ -1,7 +1,7 @@
 //! Attributes of the calling process.
 
 use std::ffi::CStr;
-use std::mem::size_of;
+use std::mem::{size_of, size_of_val};
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 
 use rustix::io::Errno;
@@ -56,14 +56,43 @@ pub(crate) fn die_with_parent(parent: i32) -> Result<bool, Errno> {
     }
 }
 
-/// Joins a new session keyring of this name (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).
-pub(crate) fn join_session_keyring(name: &CStr) -> Result<(), Errno> {
+/// Joins the session keyring of this name, which is made if there is none; its serial number
+/// (`keyctl(2)`, `KEYCTL_JOIN_SESSION_KEYRING`).
+pub(crate) fn join_session_keyring(name: &CStr) -> Result<i32, Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
     // SAFETY: `name` is a C string.
     super::check(unsafe {
         libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, name.as_ptr())
     })
-    .map(drop)
+    .map(|serial| serial as i32)
+}
+
+/// Adds rights to those that a key has (`KEYCTL_DESCRIBE`, `KEYCTL_SETPERM`).
+pub(crate) fn grant_key_rights(serial: i32, rights: u32) -> Result<(), Errno> {
+    const KEYCTL_SETPERM: libc::c_int = 5;
+    const KEYCTL_DESCRIBE: libc::c_int = 6;
+    let mut text = [0_u8; 512];
+    // SAFETY: the kernel writes at most as many bytes as the buffer has.
+    let length = super::check(unsafe {
+        libc::syscall(
+            libc::SYS_keyctl,
+            KEYCTL_DESCRIBE,
+            serial,
+            text.as_mut_ptr(),
+            text.len(),
+        )
+    })?;
+    let text = &text[..text.len().min(length as usize)];
+    let has = rights_of(text).ok_or(Errno::INVAL)?;
+    // SAFETY: takes integers only.
+    super::check(unsafe { libc::syscall(libc::SYS_keyctl, KEYCTL_SETPERM, serial, has | rights) })
+        .map(drop)
+}
+
+/// `type;uid;gid;rights;description`, the rights in hexadecimal.
+fn rights_of(description: &[u8]) -> Option<u32> {
+    let field = description.split(|byte| *byte == b';').nth(3)?;
+    u32::from_str_radix(std::str::from_utf8(field).ok()?, 16).ok()
 }
 
 /// Installs a seccomp filter on the calling thread; returns the listener when `flags` ask for one.
@@ -105,7 +134,7 @@ pub(crate) fn set_io_priority(value: i32) -> Result<(), Errno> {
         .map(drop)
 }
 
-/// `struct sched_attr` up to its first version (`sched_setattr(2)`).
+/// `struct sched_attr` with utilization clamps (`sched_setattr(2)`, kernel 5.3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub(crate) struct SchedAttr {
@@ -117,6 +146,8 @@ pub(crate) struct SchedAttr {
     pub(crate) runtime: u64,
     pub(crate) deadline: u64,
     pub(crate) period: u64,
+    pub(crate) util_min: u32,
+    pub(crate) util_max: u32,
 }
 
 /// Sets scheduling policy and parameters of the calling thread.
@@ -125,6 +156,49 @@ pub(crate) fn set_scheduler(attr: &SchedAttr) -> Result<(), Errno> {
     attr.size = size_of::<SchedAttr>() as u32;
     // SAFETY: `attr` carries its own size and outlives the call.
     super::check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) }).map(drop)
+}
+
+/// Lets the calling thread run on the processors of this bit mask only (`sched_setaffinity(2)`).
+pub(crate) fn set_affinity(cpus: &[u64]) -> Result<(), Errno> {
+    // SAFETY: the kernel reads as many bytes as the slice has.
+    super::check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_setaffinity,
+            0,
+            size_of_val(cpus),
+            cpus.as_ptr(),
+        )
+    })
+    .map(drop)
+}
+
+/// The processors that the calling thread may run on, as [`set_affinity`] takes them.
+pub(crate) fn affinity() -> Result<Vec<u64>, Errno> {
+    let mut cpus = vec![0_u64; 128];
+    // SAFETY: the kernel writes at most as many bytes as the vector has, and says how many.
+    let length = super::check(unsafe {
+        libc::syscall(
+            libc::SYS_sched_getaffinity,
+            0,
+            size_of_val(cpus.as_slice()),
+            cpus.as_mut_ptr(),
+        )
+    })?;
+    cpus.truncate(length as usize / size_of::<u64>());
+    Ok(cpus)
+}
+
+/// Where the calling thread's memory comes from (`set_mempolicy(2)`); flags are part of `mode`.
+pub(crate) fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<(), Errno> {
+    // The kernel takes one less than the number of bits it is told.
+    let bits = if nodes.is_empty() {
+        0
+    } else {
+        nodes.len() * u64::BITS as usize + 1
+    };
+    // SAFETY: the kernel reads no more bits than the slice has.
+    super::check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, nodes.as_ptr(), bits) })
+        .map(drop)
 }
 
 /// First byte of the working directory's path as the kernel prints it: `/`, or `(` when it is
@@ -139,4 +213,20 @@ pub(crate) fn working_directory(buffer: &mut [u8; 4096]) -> Result<u8, Errno> {
 pub(crate) fn unshare(namespaces: u64) -> Result<(), Errno> {
     // SAFETY: without CLONE_FILES no descriptor changes hands, and the launch path has one thread.
     super::check(unsafe { libc::unshare(namespaces as libc::c_int) }.into()).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rights_of_a_key_are_its_fourth_field() {
+        assert_eq!(
+            rights_of(b"keyring;0;0;3f3f0000;_ses.c\0"),
+            Some(0x3f3f_0000)
+        );
+        for bad in [&b""[..], b"keyring;0;0", b"keyring;0;0;rw;name"] {
+            assert_eq!(rights_of(bad), None);
+        }
+    }
 }

@@ -537,6 +537,10 @@ fn a_profile_that_cannot_work_is_refused_with_its_field() {
             "seccomp listenerPath is not set",
         ),
         (
+            r#"{"defaultAction":"SCMP_ACT_ALLOW","listenerMetadata":"m"}"#,
+            "listenerMetadata: must not be set",
+        ),
+        (
             r#"{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":[""],"action":"SCMP_ACT_LOG"}]}"#,
             "syscalls[0].names: empty string",
         ),
