@@ -1,1 +1,518 @@
-//! Namespaces, user namespaces and users who are not root.
+//! Namespaces by creation and by path, user namespaces, users who are not root, containers in
+//! containers; side by side with runc where runc can do it here.
+
+use integration::bundle::Bundle;
+use integration::hosts::NativeHost;
+use integration::leftovers::Inventory;
+use serde_json::{Value, json};
+
+use super::{assert_restored, host, ok, settled, xebec};
+
+/// A user with ids to give away.
+const ALICE: &str = "useradd --create-home --uid 1000 alice; \
+                     echo alice:100000:65536 | tee /etc/subuid > /etc/subgid";
+
+/// Adds namespaces to a configuration, or replaces those of the same kind.
+fn set_namespaces(config: &mut Value, added: &[Value]) {
+    let Some(list) = config["linux"]["namespaces"].as_array_mut() else {
+        return;
+    };
+    for namespace in added {
+        list.retain(|known| known["type"] != namespace["type"]);
+        list.push(namespace.clone());
+    }
+}
+
+fn map(inside: u32, outside: u32, size: u32) -> Value {
+    json!({ "containerID": inside, "hostID": outside, "size": size })
+}
+
+/// Runs a bundle to its end with both runtimes; ours has to write what runc writes.
+#[track_caller]
+fn same_as_runc(host: &NativeHost, bundle: &Bundle<'_>) -> String {
+    let run = |runtime: &str| {
+        host.run(&[runtime, "run", "--bundle", bundle.path(), "same"])
+            .expect("a command runs")
+    };
+    let (runc, ours) = (run("runc"), run("xebec"));
+    assert!(
+        runc.success() && ours.success(),
+        "runc: {runc:?}\nours: {ours:?}"
+    );
+    assert_eq!(ours.stdout, runc.stdout);
+    ours.stdout
+}
+
+/// A bundle without limits, which runc cannot set here.
+fn bundle<'a>(host: &'a NativeHost, path: &str, args: &[&str]) -> Bundle<'a> {
+    let mut bundle = Bundle::create(host, path, args).expect("a bundle");
+    bundle.config["linux"]["resources"] = json!({});
+    bundle.write().expect("config.json");
+    bundle
+}
+
+#[test]
+fn a_container_joins_each_namespace_of_another_one_by_its_path() {
+    let host = host();
+    let mut pod = bundle(&host, "/tmp/pod", &["sleep", "1000"]);
+    pod.config["hostname"] = json!("pod");
+    set_namespaces(&mut pod.config, &[json!({ "type": "time" })]);
+    pod.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 1_000_000 } });
+    pod.write().unwrap();
+    host.check_sh(
+        "xebec run --detach --pid-file /tmp/pid --bundle /tmp/pod pod </dev/null >/dev/null 2>&1",
+    )
+    .unwrap();
+    let pid = host.read_file("/tmp/pid").unwrap();
+    let links = |of: &str| {
+        let kinds = "pid net ipc uts cgroup time";
+        format!("for kind in {kinds}; do ls -l {of}/ns/$kind | sed 's/.*-> //'; done")
+    };
+    let pods = host.check_sh(&links(&format!("/proc/{pid}"))).unwrap();
+    let mut guest = bundle(&host, "/tmp/guest", &["sh", "-c"]);
+    host.check_sh("ln -s busybox /tmp/guest/rootfs/bin/sed")
+        .unwrap();
+    let script = format!(
+        "{}; cat /proc/sys/kernel/hostname /proc/1/comm",
+        links("/proc/self")
+    );
+    guest.config["process"]["args"] = json!(["sh", "-c", script]);
+    guest.config["hostname"] = Value::Null;
+    let by_path =
+        |kind: &str, file: &str| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") });
+    let kinds = [
+        ("pid", "pid"),
+        ("network", "net"),
+        ("ipc", "ipc"),
+        ("uts", "uts"),
+        ("cgroup", "cgroup"),
+        ("time", "time"),
+    ];
+    set_namespaces(
+        &mut guest.config,
+        &kinds.map(|(kind, file)| by_path(kind, file)),
+    );
+    guest.write().unwrap();
+    let inside = same_as_runc(&host, &guest);
+    assert_eq!(inside, format!("{pods}pod\nsleep\n"));
+    ok(&host, &["delete", "--force", "pod"]);
+}
+
+/// A namespace, other fields of `linux`, and what the refusal says.
+fn bad_namespaces() -> Vec<(Value, Value, &'static str)> {
+    let by_path = |kind: &str, path: &str| json!({ "type": kind, "path": path });
+    let new = |kind: &str| json!({ "type": kind });
+    let time = |clock: &str| json!({ "timeOffsets": { clock: { "secs": 1 } } });
+    let sysctl = |key: &str| json!({ "sysctl": { key: "1" } });
+    let none = json!({});
+    vec![
+        (
+            by_path("pid", "/proc/1/ns/net"),
+            none.clone(),
+            "linux.namespaces[5].path: /proc/1/ns/net is a namespace of kind network, not pid",
+        ),
+        (
+            by_path("pid", "/etc/passwd"),
+            none.clone(),
+            "linux.namespaces[5].path: /etc/passwd is no namespace",
+        ),
+        (
+            by_path("pid", "/tmp/fifo"),
+            none.clone(),
+            "linux.namespaces[5].path: /tmp/fifo is no namespace",
+        ),
+        (
+            by_path("pid", "/no/such"),
+            none.clone(),
+            "linux.namespaces[5].path: namespace path: lstat /no/such: no such file or directory",
+        ),
+        (
+            by_path("pid", "no/such"),
+            none.clone(),
+            "linux.namespaces[5]: path no/such is not absolute",
+        ),
+        (
+            new("user"),
+            none,
+            "linux.uidMappings: user namespaces enabled, but no uid mappings found",
+        ),
+        (
+            new("user"),
+            json!({ "uidMappings": [map(0, 1, 9)] }),
+            "linux.gidMappings: user namespaces enabled, but no gid mappings found",
+        ),
+        (
+            new("time"),
+            time("realtime"),
+            "linux.timeOffsets: \"realtime\" is no clock that a time namespace has",
+        ),
+        (
+            new("ipc"),
+            time("boottime"),
+            "linux.timeOffsets: time namespace offsets specified, but time namespace isn't enabled in the config",
+        ),
+        (
+            by_path("network", "/proc/1/ns/net"),
+            sysctl("net.ipv4.ip_forward"),
+            "sysctl \"net.ipv4.ip_forward\" not allowed in host network namespace",
+        ),
+        (
+            new("ipc"),
+            sysctl("kernel.panic"),
+            "sysctl \"kernel.panic\" is not in a separate kernel namespace",
+        ),
+        (
+            new("uts"),
+            sysctl("kernel.hostname"),
+            "sysctl \"kernel.hostname\" is not allowed as it conflicts with the OCI \"hostname\" field",
+        ),
+    ]
+}
+
+#[test]
+fn a_bad_namespace_is_refused_by_its_field_before_anything_is_made() {
+    let host = host();
+    let good = Bundle::create(&host, "/tmp/good", &["true"]).unwrap();
+    host.check_sh("mkfifo /tmp/fifo").unwrap();
+    let before = settled(&host, &good);
+    for (namespace, more, says) in bad_namespaces() {
+        let mut bad = Bundle::create(&host, "/tmp/bad", &["true"]).unwrap();
+        set_namespaces(&mut bad.config, &[namespace]);
+        for (key, value) in more.as_object().into_iter().flatten() {
+            bad.config["linux"][key] = value.clone();
+        }
+        bad.write().unwrap();
+        let output = xebec(&host, &["run", "--bundle", "/tmp/bad", "bad"]).unwrap();
+        let said = output.stderr.replace("\\\"", "\"");
+        assert!(
+            output.status == 1 && said.contains(says),
+            "{says} is missing in {output:?}"
+        );
+        host.check_sh("rm -r /tmp/bad").unwrap();
+    }
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn clocks_names_and_the_loopback_device_are_the_containers_own() {
+    let host = host();
+    let script = "cat /proc/self/timens_offsets | sed 's/  */ /g'; cat /proc/sys/kernel/hostname \
+                  /proc/sys/kernel/domainname /proc/sys/net/ipv4/ip_forward /proc/sys/kernel/msgmax; \
+                  cat /sys/class/net/lo/flags; ls /sys/class/net";
+    let mut bundle = bundle(&host, "/tmp/b", &["sh", "-c", script]);
+    host.check_sh("ln -s busybox /tmp/b/rootfs/bin/sed")
+        .unwrap();
+    set_namespaces(&mut bundle.config, &[json!({ "type": "time" })]);
+    bundle.config["linux"]["timeOffsets"] =
+        json!({ "monotonic": { "secs": 172_800, "nanosecs": 7 }, "boottime": { "secs": 604_800 } });
+    bundle.config["hostname"] = json!("inside");
+    bundle.config["domainname"] = json!("example.test");
+    bundle.config["linux"]["sysctl"] =
+        json!({ "net.ipv4.ip_forward": "1", "kernel/msgmax": "4096" });
+    bundle.write().unwrap();
+    let output = same_as_runc(&host, &bundle);
+    assert_eq!(
+        output,
+        "monotonic 172800 7\nboottime 604800 0\ninside\nexample.test\n1\n4096\n0x9\nlo\n"
+    );
+}
+
+/// Shows who a process is, and who owns what it can see.
+const WHO: &str = "cat /proc/self/uid_map /proc/self/gid_map /proc/self/setgroups | sed 's/  */ /g'; \
+                   id -u; id -G; stat -c '%u %g %n' / /dev/pts /dev/null /bin/busybox; \
+                   touch /made && echo made; readlink /dev/ptmx; echo x > /dev/null && echo null";
+
+fn user_bundle<'a>(host: &'a NativeHost, path: &str) -> Bundle<'a> {
+    let mut bundle = bundle(host, path, &["sh", "-c", WHO]);
+    host.check_sh(&format!(
+        "for a in sed stat touch readlink; do ln -s busybox {path}/rootfs/bin/$a; done"
+    ))
+    .unwrap();
+    set_namespaces(&mut bundle.config, &[json!({ "type": "user" })]);
+    bundle
+}
+
+#[test]
+fn a_user_namespace_of_several_extents_has_its_own_root() {
+    let host = host();
+    let mut bundle = user_bundle(&host, "/tmp/b");
+    let maps = json!([
+        map(0, 100_000, 1000),
+        map(1000, 300_000, 500),
+        map(5000, 400_000, 1)
+    ]);
+    bundle.config["linux"]["uidMappings"] = maps.clone();
+    bundle.config["linux"]["gidMappings"] = maps;
+    bundle.config["process"]["user"] =
+        json!({ "uid": 0, "gid": 0, "additionalGids": [1001, 5000] });
+    bundle.write().unwrap();
+    host.check_sh("chown -R 100000:100000 /tmp/b/rootfs")
+        .unwrap();
+    let output = same_as_runc(&host, &bundle);
+    let expected = [
+        "5000 400000 1",
+        "allow",
+        "0 1001 5000",
+        "0 0 /",
+        "65534 65534 /dev/null",
+        "made",
+        "null",
+    ];
+    for line in expected {
+        assert!(
+            output.lines().any(|it| it.trim() == line),
+            "{line} is missing in\n{output}"
+        );
+    }
+    let owner = host.check_sh("stat -c %u:%g /tmp/b/rootfs/made").unwrap();
+    assert_eq!(owner.trim(), "100000:100000");
+
+    // A further process, and one that is nobody in particular.
+    host.check_sh("jq '.process.args = [\"sleep\", \"1000\"]' /tmp/b/config.json > /tmp/c && mv /tmp/c /tmp/b/config.json")
+        .unwrap();
+    host.check_sh("xebec run --detach --bundle /tmp/b u </dev/null >/dev/null 2>&1")
+        .unwrap();
+    let inside = ok(
+        &host,
+        &[
+            "exec",
+            "--user",
+            "1002:1003",
+            "u",
+            "sh",
+            "-c",
+            "id -u; id -g; cat /proc/self/uid_map | wc -l",
+        ],
+    );
+    assert!(inside.starts_with("1002\n1003\n"), "{inside}");
+    let outside = xebec(&host, &["exec", "--user", "4000", "u", "true"]).unwrap();
+    assert_eq!(outside.status, 255, "{outside:?}");
+    ok(&host, &["delete", "--force", "u"]);
+}
+
+#[test]
+fn a_pod_with_a_user_namespace_takes_further_containers_in() {
+    let host = host();
+    let mut pod = user_bundle(&host, "/tmp/pod");
+    let maps = json!([map(0, 100_000, 65536)]);
+    pod.config["process"]["args"] = json!(["sleep", "1000"]);
+    pod.config["linux"]["uidMappings"] = maps.clone();
+    pod.config["linux"]["gidMappings"] = maps.clone();
+    pod.write().unwrap();
+    host.check_sh(
+        "xebec run --detach --pid-file /tmp/pid --bundle /tmp/pod pod </dev/null >/dev/null 2>&1",
+    )
+    .unwrap();
+    let pid = host.read_file("/tmp/pid").unwrap();
+    let by_path =
+        |kind: &str, file: &str| json!({ "type": kind, "path": format!("/proc/{pid}/ns/{file}") });
+    let mut guest = user_bundle(&host, "/tmp/guest");
+    // As containerd does it for pods with hostUsers: false: the maps stand there once more.
+    guest.config["linux"]["uidMappings"] = maps.clone();
+    guest.config["linux"]["gidMappings"] = maps;
+    set_namespaces(
+        &mut guest.config,
+        &[
+            by_path("user", "user"),
+            by_path("network", "net"),
+            by_path("ipc", "ipc"),
+        ],
+    );
+    guest.write().unwrap();
+    let output = same_as_runc(&host, &guest);
+    assert!(output.starts_with(" 0 100000 65536\n"), "{output}");
+
+    // The pid namespace of the pod, and one of the user namespace's own with clocks of its own.
+    set_namespaces(&mut guest.config, &[by_path("pid", "pid")]);
+    guest.config["process"]["args"] = json!(["cat", "/proc/1/comm"]);
+    guest.write().unwrap();
+    assert_eq!(
+        ok(&host, &["run", "--bundle", "/tmp/guest", "in-pid"]),
+        "sleep\n"
+    );
+    set_namespaces(
+        &mut guest.config,
+        &[json!({ "type": "pid" }), json!({ "type": "time" })],
+    );
+    guest.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 500 } });
+    guest.config["process"]["args"] = json!(["sh", "-c", "echo $$; cat /proc/self/timens_offsets"]);
+    guest.write().unwrap();
+    let clocks = ok(&host, &["run", "--bundle", "/tmp/guest", "clocks"]);
+    assert!(
+        clocks.starts_with("1\n") && clocks.contains(" 500 "),
+        "{clocks}"
+    );
+
+    guest.config["linux"]["uidMappings"] = json!([map(0, 100_000, 5)]);
+    guest.write().unwrap();
+    let refused = xebec(&host, &["run", "--bundle", "/tmp/guest", "other-maps"]).unwrap();
+    let says = "both namespace path and non-matching mapping specified";
+    assert!(
+        refused.stderr.contains(says) && refused.stderr.contains("linux.uidMappings"),
+        "{refused:?}"
+    );
+    ok(&host, &["delete", "--force", "pod"]);
+}
+
+#[test]
+fn a_new_user_namespace_can_be_in_the_hosts_other_namespaces() {
+    let host = host();
+    host.check_sh("ip netns add blue && ip -n blue link add d0 type veth peer name d1")
+        .unwrap();
+    let mut bundle = user_bundle(&host, "/tmp/b");
+    bundle.config["linux"]["uidMappings"] = json!([map(0, 100_000, 10)]);
+    bundle.config["linux"]["gidMappings"] = json!([map(0, 100_000, 10)]);
+    bundle.config["mounts"] = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+    bundle.config["process"]["args"] = json!(["sh", "-c", "grep -o d0 /proc/net/dev; id -u"]);
+    host.check_sh("ln -s busybox /tmp/b/rootfs/bin/grep; chown -R 100000:100000 /tmp/b/rootfs")
+        .unwrap();
+    set_namespaces(
+        &mut bundle.config,
+        &[json!({ "type": "network", "path": "/run/netns/blue" })],
+    );
+    bundle.write().unwrap();
+    assert_eq!(same_as_runc(&host, &bundle), "d0\n0\n");
+}
+
+/// Prepares a bundle and a cgroup that belong to alice, and runs `script` as her.
+fn as_alice(host: &NativeHost, bundle: &Bundle<'_>, script: &str) -> integration::command::Output {
+    let path = bundle.path();
+    host.check_sh(&format!(
+        "chown -R alice {path}; mkdir -p /sys/fs/cgroup/alice/init; chown -R alice /sys/fs/cgroup/alice; \
+         mkdir -p /run/user/1000; chown alice /run/user/1000"
+    ))
+    .unwrap();
+    let script = format!("cd {path}; export XDG_RUNTIME_DIR=/run/user/1000; {script}");
+    let enter = "echo $$ > /sys/fs/cgroup/alice/init/cgroup.procs; exec setpriv --reuid 1000 --regid 1000 \
+                 --clear-groups sh -c \"$1\"";
+    host.run(&["sh", "-c", enter, "sh", &script]).unwrap()
+}
+
+fn rootless_bundle<'a>(host: &'a NativeHost, path: &str, args: &[&str]) -> Bundle<'a> {
+    host.check_sh(ALICE).unwrap();
+    let mut bundle = Bundle::create(host, path, args).unwrap();
+    host.check_sh(&format!(
+        "for a in sed stat touch readlink; do ln -s busybox {path}/rootfs/bin/$a; done; rm {path}/config.json; \
+         cd {path}; setpriv --reuid 1000 --regid 1000 --clear-groups xebec spec --rootless > /dev/null 2>&1 \
+         || (chown alice . && setpriv --reuid 1000 --regid 1000 --clear-groups xebec spec --rootless)"
+    ))
+    .unwrap();
+    let text = host.read_file(format!("{path}/config.json")).unwrap();
+    bundle.config = serde_json::from_str(&text).unwrap();
+    bundle.config["process"]["terminal"] = json!(false);
+    bundle.config["process"]["args"] = json!(args);
+    bundle.config["root"]["readonly"] = json!(false);
+    bundle.config["linux"]["cgroupsPath"] = json!("/alice/container");
+    bundle.write().unwrap();
+    bundle
+}
+
+#[test]
+fn a_user_with_nothing_but_a_user_namespace_runs_containers() {
+    let host = host();
+    let bundle = rootless_bundle(&host, "/tmp/b", &["sh", "-c", WHO]);
+    let ran = as_alice(
+        &host,
+        &bundle,
+        "runc run same > /tmp/runc.out 2>&1; rm -f rootfs/made; xebec run same > /tmp/ours.out 2>&1; \
+         echo $?; ls /run/user/1000/xebec",
+    );
+    let (runc, ours) = (
+        host.read_file("/tmp/runc.out").unwrap(),
+        host.read_file("/tmp/ours.out").unwrap(),
+    );
+    assert_eq!(ours, runc, "{ran:?}");
+    for line in [" 0 1000 1", "deny", "made", "null"] {
+        assert!(
+            ours.lines().any(|it| it == line),
+            "{line} is missing in\n{ours}"
+        );
+    }
+    assert!(ran.stdout.starts_with("0\n"), "{ran:?}");
+}
+
+#[test]
+fn a_user_with_subordinate_ids_runs_steers_and_deletes_a_container() {
+    let host = host();
+    let mut bundle = rootless_bundle(&host, "/tmp/b", &["sleep", "1000"]);
+    let maps = json!([map(0, 1000, 1), map(1, 100_000, 65536)]);
+    bundle.config["linux"]["uidMappings"] = maps.clone();
+    bundle.config["linux"]["gidMappings"] = maps;
+    bundle.config["process"]["user"] = json!({ "uid": 33, "gid": 34, "additionalGids": [35] });
+    bundle.config["process"]["oomScoreAdj"] = json!(500);
+    set_namespaces(
+        &mut bundle.config,
+        &[json!({ "type": "time" }), json!({ "type": "network" })],
+    );
+    bundle.config["linux"]["timeOffsets"] = json!({ "boottime": { "secs": 300 } });
+    bundle.write().unwrap();
+    let before = Inventory::of(&host).unwrap();
+    let script = "set -e; xebec create --pid-file /tmp/b/pid c </dev/null >/dev/null 2>&1; \
+        xebec state c | jq -r .status; xebec start c; xebec state c | jq -r .status; \
+        cat /proc/$(cat pid)/oom_score_adj; \
+        xebec exec c sh -c 'id -u; id -g; readlink /proc/self/ns/pid | wc -c; ls /proc | head -1; \
+            cat /proc/self/timens_offsets | tail -1 | sed \"s/  */ /g\"; cat /sys/class/net/lo/flags' \
+            || echo exec: $?; \
+        xebec exec -u 0 c sh -c 'echo root $(id -u)'; \
+        xebec exec c sh -c 'exit 7' || echo $?; \
+        xebec kill c KILL; until xebec state c | jq -e '.status == \"stopped\"' >/dev/null; do sleep 0.1; done; \
+        xebec delete c; xebec list -q | wc -l";
+    let ran = as_alice(&host, &bundle, script);
+    assert!(ran.success(), "{ran:?}");
+    let lines: Vec<_> = ran.stdout.lines().map(str::trim).collect();
+    let expected = ["created", "running", "500", "33", "34"];
+    assert_eq!(lines[..5], expected, "{ran:?}");
+    for line in ["1", "boottime 300 0", "0x9", "root 0", "7"] {
+        assert!(lines.contains(&line), "{line} is missing in {ran:?}");
+    }
+    assert_eq!(lines.last(), Some(&"0"), "{ran:?}");
+    host.check_sh("rm -rf /run/user/1000/xebec /tmp/b/pid; rmdir /sys/fs/cgroup/alice/init /sys/fs/cgroup/alice")
+        .unwrap();
+    assert_restored(&host, &before);
+}
+
+/// How a configuration goes beyond what its user may do, and what the refusal says.
+type Presumption = (fn(&mut Value), &'static str);
+
+const PRESUMPTIONS: [Presumption; 4] = [
+    (
+        |config| {
+            if let Some(list) = config["linux"]["namespaces"].as_array_mut() {
+                list.retain(|namespace| namespace["type"] != "user");
+            }
+        },
+        "linux.namespaces: rootless container requires user namespaces",
+    ),
+    (
+        |config| config["process"]["user"] = json!({ "uid": 5, "gid": 0 }),
+        "process.user.uid: cannot setuid to unmapped uid 5 in user namespace",
+    ),
+    (
+        |config| config["linux"]["uidMappings"] = json!([map(0, 1000, 1), map(1, 900_000, 5)]),
+        "failed to use newuidmap for the map \"0 1000 1\n1 900000 5\": ",
+    ),
+    (
+        |config| config["root"]["path"] = json!("nowhere"),
+        "invalid rootfs: stat /tmp/b/nowhere: no such file or directory",
+    ),
+];
+
+#[test]
+fn what_a_user_may_not_do_is_told_in_one_line() {
+    let host = host();
+    let mut bundle = rootless_bundle(&host, "/tmp/b", &["true"]);
+    let good = bundle.config.clone();
+    for (spoil, says) in PRESUMPTIONS {
+        bundle.config = good.clone();
+        spoil(&mut bundle.config);
+        bundle.write().unwrap();
+        let ran = as_alice(&host, &bundle, "xebec run refused");
+        let said = ran.stderr.replace("\\\\n", "\n").replace("\\\"", "\"");
+        assert!(said.contains(says), "{says} is missing in {said}");
+        assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    }
+    let left = host
+        .sh("find /run/user/1000/xebec -mindepth 1 ! -path '*@seccomp*'")
+        .unwrap();
+    assert_eq!(left.stdout, "", "{left:?}");
+}
