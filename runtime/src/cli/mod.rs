@@ -1,5 +1,6 @@
 //! The command line: one file a command, each a screen over the library.
 
+mod commands;
 mod create;
 mod delete;
 mod duration;
@@ -19,16 +20,19 @@ mod run;
 mod signals;
 mod size;
 mod spec;
+mod spelling;
 mod start;
 mod state;
 mod update;
 mod usage;
 
+use std::env;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use xebec_runtime::{ContainerId, Error, Result, Runtime};
 
+use commands::Command;
 use globals::Globals;
 use log::Log;
 
@@ -52,42 +56,6 @@ pub(crate) struct Cli {
     /// Print the version
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Create a container; its process waits for `start`
-    Create(create::Create),
-    /// Delete a stopped container, or any with --force
-    Delete(delete::Delete),
-    /// Print statistics and out-of-memory kills of a container, as JSON
-    Events(events::Events),
-    /// Run a further process in a running container
-    Exec(Box<exec::Exec>),
-    /// Print what this runtime supports, as JSON
-    Features(features::Features),
-    /// Send a signal to a container
-    Kill(kill::Kill),
-    /// List containers
-    List(list::List),
-    /// Freeze all processes of a container
-    Pause(pause::Pause),
-    /// List the processes of a container
-    Ps(ps::Ps),
-    /// Thaw a paused container
-    Resume(pause::Resume),
-    /// Create and start a container, and wait for its end
-    Run(run::Run),
-    /// Write a config.json to start from
-    Spec(spec::SpecCommand),
-    /// Start a created container's process
-    Start(start::Start),
-    /// Print a container's state, as JSON
-    State(state::State),
-    /// Change the limits of a container
-    Update(Box<update::Update>),
-    #[command(flatten)]
-    Generate(generate::Generate),
 }
 
 /// What every command works with.
@@ -115,27 +83,56 @@ pub(crate) fn main() -> ExitCode {
     // Before the command line is parsed, which would be done twice otherwise. A launching command's
     // name as the value of another's option costs an execution, and no more.
     let launches = |word: std::ffi::OsString| LAUNCHING.iter().any(|name| word == *name);
-    if std::env::args_os().skip(1).any(launches)
+    if env::args_os().skip(1).any(launches)
         && let Err(e) = xebec_runtime::protect_own_binary()
     {
         return fail(&Log::to_stderr(), &e, ("", 1));
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let (globals, command) = match parse() {
+        Ok(parsed) => parsed,
         Err(error) => return usage::answer(&error),
     };
-    let failure = cli.command.failure();
-    if let Err(e) = cli.command.check_preserved() {
+    let failure = command.failure();
+    if let Err(e) = command.check_preserved() {
         return fail(&Log::to_stderr(), &e, failure);
     }
-    let log = match cli.globals.open_log() {
+    let log = match globals.open_log() {
         Ok(log) => log,
         Err(e) => return fail(&Log::to_stderr(), &e, ("", 1)),
     };
-    match cli.command.carry_out(cli.globals, &log) {
+    match command.carry_out(globals, &log) {
         Ok(code) => ExitCode::from(code),
         Err(e) => fail(&log, &e, failure),
     }
+}
+
+fn parse() -> clap::error::Result<(Globals, Command)> {
+    // Nearly always it will do to define the command that is named. Whatever this cannot make sense
+    // of, a request for help among it, is looked at again with everything defined.
+    let named = env::args_os()
+        .skip(1)
+        .find_map(|word| Command::definition(word.to_str()?));
+    if let Some(command) = named
+        && let Ok(parsed) = parse_only(command)
+    {
+        return Ok(parsed);
+    }
+    let parsed = Cli::try_parse().or_else(|error| {
+        let respelled = spelling::from_go(&Cli::command(), env::args_os());
+        Cli::try_parse_from(respelled).map_err(|_| error)
+    });
+    parsed.map(|cli| (cli.globals, cli.command))
+}
+
+fn parse_only(command: clap::Command) -> clap::error::Result<(Globals, Command)> {
+    let matches = Globals::augment_args(clap::Command::new("xebec"))
+        .subcommand(command)
+        .disable_help_subcommand(true)
+        .try_get_matches()?;
+    Ok((
+        Globals::from_arg_matches(&matches)?,
+        Command::from_arg_matches(&matches)?,
+    ))
 }
 
 fn fail(log: &Log, error: &Error, (introduction, code): (&str, u8)) -> ExitCode {
@@ -144,55 +141,4 @@ fn fail(log: &Log, error: &Error, (introduction, code): (&str, u8)) -> ExitCode 
     let reason = reason.strip_prefix(introduction).unwrap_or(&reason);
     log.fatal(&format!("{introduction}{reason}"));
     ExitCode::from(code)
-}
-
-impl Command {
-    /// What introduces a failure that is the runtime's own, not the container's, and its exit
-    /// code: as runc has them.
-    fn failure(&self) -> (&'static str, u8) {
-        match self {
-            Self::Create(_) => ("xebec create failed: ", 1),
-            Self::Run(_) => ("xebec run failed: ", 1),
-            Self::Exec(_) => ("exec failed: ", 255),
-            _ => ("", 1),
-        }
-    }
-
-    /// Descriptors to be passed on must be there before this process opens any of its own.
-    fn check_preserved(&self) -> Result<()> {
-        let count = match self {
-            Self::Create(create::Create { creation, .. })
-            | Self::Run(run::Run { creation, .. }) => creation.preserve_fds,
-            Self::Exec(exec) => exec.preserve_fds,
-            _ => 0,
-        };
-        xebec_runtime::check_preserved(count)
-    }
-
-    fn carry_out(self, globals: Globals, log: &Log) -> Result<u8> {
-        let open = || -> Result<Context> {
-            Ok(Context {
-                runtime: globals.open_runtime()?,
-                log: log.clone(),
-            })
-        };
-        match self {
-            Self::Create(command) => command.carry_out(&open()?),
-            Self::Delete(command) => command.carry_out(&open()?),
-            Self::Events(command) => command.carry_out(&open()?),
-            Self::Exec(command) => command.carry_out(&open()?),
-            Self::Features(command) => command.carry_out(),
-            Self::Generate(command) => command.carry_out(),
-            Self::Kill(command) => command.carry_out(&open()?),
-            Self::List(command) => command.carry_out(&open()?),
-            Self::Pause(command) => command.carry_out(&open()?),
-            Self::Ps(command) => command.carry_out(&open()?),
-            Self::Resume(command) => command.carry_out(&open()?),
-            Self::Run(command) => command.carry_out(&open()?),
-            Self::Spec(command) => command.carry_out(),
-            Self::Start(command) => command.carry_out(&open()?),
-            Self::State(command) => command.carry_out(&open()?),
-            Self::Update(command) => command.carry_out(&open()?),
-        }
-    }
 }

@@ -2,8 +2,10 @@
 
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, FromArgMatches as _};
+
+use super::globals::Globals;
 
 /// Exit code of runc for a command that it does not have.
 const NO_SUCH_COMMAND: u8 = 3;
@@ -26,8 +28,25 @@ pub(super) fn answer(error: &clap::Error) -> ExitCode {
         }
         _ => 1,
     };
+    if code != 0 {
+        record(error);
+    }
     let _ = error.print();
     ExitCode::from(code)
+}
+
+/// Logs the error where the readable part of the command line says, for those who read nothing else.
+fn record(error: &clap::Error) {
+    let globals = super::Cli::command()
+        .ignore_errors(true)
+        .try_get_matches()
+        .and_then(|matches| Globals::from_arg_matches(&matches));
+    let Ok(Ok(log)) = globals.map(|globals| globals.open_log()) else {
+        return;
+    };
+    let text = error.to_string();
+    let reason = text.lines().next().unwrap_or_default();
+    log.record(reason.strip_prefix("error: ").unwrap_or(reason));
 }
 
 /// The lines that clients look for: name and version, commit, the newest specification.

@@ -95,6 +95,13 @@ impl Log {
         }
     }
 
+    /// An error that stderr gets in another form.
+    pub(super) fn record(&self, message: &str) {
+        if !matches!(self.sink, Sink::Stderr) {
+            self.write(Level::Error, message);
+        }
+    }
+
     fn write(&self, level: Level, message: &str) {
         if level <= self.level {
             let time = rfc3339(SystemTime::now());
