@@ -138,7 +138,7 @@ pub fn features() -> Value {
             "namespaces": ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"],
             "capabilities": CAPABILITIES,
             "cgroup": {
-                "v1": false, "v2": true, "systemd": false, "systemdUser": false, "rdma": true,
+                "v1": false, "v2": true, "systemd": true, "systemdUser": true, "rdma": true,
             },
             "seccomp": seccomp(),
             "apparmor": {"enabled": true},

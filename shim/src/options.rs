@@ -76,18 +76,6 @@ impl Options {
         self
     }
 
-    /// Refuses what the chosen engine cannot do, rather than ignoring it.
-    pub fn check(&self) -> Result<()> {
-        if self.systemd_cgroup && self.binary_name.is_empty() {
-            return Err(Error::Unimplemented(
-                "SystemdCgroup: the built-in runtime makes cgroups by the file system only; \
-                 unset it, or name a program in BinaryName"
-                    .into(),
-            ));
-        }
-        Ok(())
-    }
-
     /// State directory of the runtime for one containerd namespace.
     pub fn state_root(&self, namespace: &str) -> PathBuf {
         let default = if self.binary_name.is_empty() {
@@ -226,23 +214,6 @@ mod tests {
             let error = Options::decode(Some(&any)).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
-    }
-
-    #[test]
-    fn systemd_cgroups_need_a_program_that_knows_them() {
-        let alone = Options::decode(Some(&generic("SystemdCgroup = true"))).unwrap();
-        assert!(
-            alone
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("SystemdCgroup")
-        );
-        let body = "SystemdCgroup = true\nBinaryName = \"runc\"\n";
-        Options::decode(Some(&generic(body)))
-            .unwrap()
-            .check()
-            .unwrap();
     }
 
     #[test]

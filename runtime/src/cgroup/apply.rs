@@ -52,7 +52,8 @@ impl Cgroup {
         Ok(skipped)
     }
 
-    fn check_usage(&self, plan: &ResourcePlan) -> Result<()> {
+    /// Refuses a memory limit below the present use, where the plan asks for that.
+    pub(crate) fn check_usage(&self, plan: &ResourcePlan) -> Result<()> {
         if plan.usage_checks().is_empty() {
             return Ok(());
         }

@@ -255,6 +255,10 @@ fn enable_level(
     let Err(refused) = write_subtree_control(dir, todo) else {
         return Ok(());
     };
+    if matches!(refused, Errno::ACCESS | Errno::PERM | Errno::ROFS) {
+        // Not ours to give: a limit that misses its controller will say so.
+        return Ok(());
+    }
     let controllers = todo.intersection(needed);
     if refused == Errno::BUSY {
         let path = path.to_owned();

@@ -101,6 +101,22 @@ pub enum CgroupError {
         /// `memory.current`, in bytes.
         usage: u64,
     },
+    /// A container needs a cgroup that its caller may not make (runc's wording).
+    #[error(
+        "rootless needs no limits + no cgrouppath when no permission is granted for cgroups: {0}"
+    )]
+    NoPermission(Box<CgroupError>),
+    /// Scopes were asked for and systemd does not run this system (runc's wording).
+    #[error("systemd not running on this host, cannot use systemd cgroups manager")]
+    NoSystemd,
+    /// systemd refused something, or could not be asked.
+    #[error("systemd: {action}: {reason}")]
+    Systemd {
+        /// What was attempted on which unit.
+        action: String,
+        /// systemd's answer, with the name of its error.
+        reason: String,
+    },
     /// A cgroup file does not have the format the kernel documents.
     #[error("parse {path}: {reason}", path = path.display())]
     Parse {
@@ -129,4 +145,20 @@ pub enum CgroupError {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+impl CgroupError {
+    /// systemd has a unit of that name already.
+    pub(crate) fn is_unit_exists(&self) -> bool {
+        self.is_answer("org.freedesktop.systemd1.UnitExists")
+    }
+
+    /// systemd has no unit of that name (any more).
+    pub(super) fn is_no_such_unit(&self) -> bool {
+        self.is_answer("org.freedesktop.systemd1.NoSuchUnit")
+    }
+
+    fn is_answer(&self, name: &str) -> bool {
+        matches!(self, Self::Systemd { reason, .. } if reason.ends_with(&format!("({name})")))
+    }
 }

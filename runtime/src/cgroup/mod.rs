@@ -14,6 +14,7 @@ mod path;
 mod plan;
 mod state;
 mod stats;
+pub(crate) mod systemd;
 mod watch;
 
 pub use apply::Skipped;
@@ -27,6 +28,18 @@ pub use stats::{
     RdmaDevice, RdmaStats, Stats,
 };
 pub use watch::{Event, Watch};
+
+/// Who makes the cgroups of containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CgroupManager {
+    /// This runtime, in the file system.
+    #[default]
+    Cgroupfs,
+    /// systemd: each container is a scope.
+    Systemd,
+    /// Nobody: containers stay in their caller's cgroup, without limits.
+    Disabled,
+}
 
 /// What to do with a limit whose controller the host does not offer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use xebec_runtime::cgroup::CgroupManager;
 use xebec_runtime::{Error, Result, Runtime, RuntimeOptions};
 
 use super::log::{Level, Log, LogFormat};
@@ -37,9 +38,9 @@ pub(super) struct Globals {
     /// Let systemd make the cgroups; the same as --cgroup-manager systemd
     #[arg(long, global = true)]
     systemd_cgroup: bool,
-    /// Who makes the cgroups
+    /// Who makes the cgroups of new containers
     #[arg(long, global = true, value_enum, value_name = "MANAGER")]
-    cgroup_manager: Option<CgroupManager>,
+    cgroup_manager: Option<Manager>,
     /// Ignore permission errors on cgroups: true, false or auto
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     rootless: Rootless,
@@ -51,7 +52,7 @@ pub(super) struct Globals {
 
 /// Values of `--cgroup-manager`, as crun takes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CgroupManager {
+enum Manager {
     Cgroupfs,
     Systemd,
     Disabled,
@@ -76,16 +77,17 @@ impl Globals {
     }
 
     pub(super) fn open_runtime(self) -> Result<Runtime> {
-        let manager = self.cgroup_manager.unwrap_or(if self.systemd_cgroup {
-            CgroupManager::Systemd
-        } else {
-            CgroupManager::Cgroupfs
-        });
-        if manager != CgroupManager::Cgroupfs {
-            return Err(Error::Unsupported(
-                "this version makes cgroups by the file system only".into(),
-            ));
-        }
+        let cgroup_manager = match self.cgroup_manager {
+            Some(Manager::Systemd) => CgroupManager::Systemd,
+            Some(Manager::Disabled) => CgroupManager::Disabled,
+            None if self.systemd_cgroup => CgroupManager::Systemd,
+            Some(Manager::Cgroupfs) | None => CgroupManager::Cgroupfs,
+        };
+        let rootless = match self.rootless {
+            Rootless::Auto => None,
+            Rootless::True => Some(true),
+            Rootless::False => Some(false),
+        };
         let root = match self.root {
             Some(root) => root,
             None => default_root()?,
@@ -93,6 +95,8 @@ impl Globals {
         Runtime::open(RuntimeOptions {
             root,
             ignore_missing_controllers: self.ignore_missing_controllers,
+            cgroup_manager,
+            rootless,
         })
     }
 }

@@ -25,8 +25,8 @@ const NEWPID: u64 = libc::CLONE_NEWPID as u64;
 
 /// Circumstances of a launch that are the parent's.
 pub(crate) struct InitLaunch<'a> {
-    /// The cgroup that init is born in.
-    pub(crate) cgroup: BorrowedFd<'a>,
+    /// The cgroup that init is born in, if it is not the caller's own.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Make the caller's parent the parent of init.
     pub(crate) reparent: bool,
     /// Called with the pid as soon as there is one.
@@ -42,7 +42,7 @@ pub(crate) struct InitLaunch<'a> {
 /// Circumstances of a further process that are the parent's.
 pub(crate) struct ExecLaunch<'a> {
     /// The cgroup that it is born in.
-    pub(crate) cgroup: BorrowedFd<'a>,
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Make the caller's parent its parent.
     pub(crate) reparent: bool,
     /// Called with the pid as soon as there is one.
@@ -70,7 +70,7 @@ pub(crate) fn launch_init(mut job: InitJob, launch: &mut InitLaunch<'_>) -> Resu
                 (&parent, child),
             )?
         } else {
-            let request = request(flags, launch.reparent, Some(launch.cgroup));
+            let request = request(flags, launch.reparent, launch.cgroup);
             let (pid, pidfd) =
                 clone3(&request, || init_main(&mut job, &child)).map_err(Error::os("clone3"))?;
             drop(child);
@@ -110,7 +110,7 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
             pointed.pid(&job.init)?;
         }
         let _confined = Confined::to(job.process.affinity.initial.as_ref())?;
-        let request = request(0, launch.reparent, Some(launch.cgroup));
+        let request = request(0, launch.reparent, launch.cgroup);
         let (pid, pidfd) =
             clone3(&request, || exec_main(job, &child)).map_err(Error::os("clone3"))?;
         drop(child);
@@ -158,11 +158,11 @@ type Main<J> = fn(&mut J, &ChildEnd) -> i32;
 fn clone_by_vanguard<J>(
     job: &mut J,
     flags: u64,
-    (reparent, cgroup): (bool, BorrowedFd<'_>),
+    (reparent, cgroup): (bool, Option<BorrowedFd<'_>>),
     (enter, main): (Enter<J>, Main<J>),
     (parent, child): (&ParentEnd, ChildEnd),
 ) -> Result<Launched> {
-    let outer = request(0, reparent, Some(cgroup));
+    let outer = request(0, reparent, cgroup);
     let (_, first) = clone3(&outer, || {
         if let Err(failure) = enter(job) {
             // Without a parent there is nobody to tell.

@@ -5,12 +5,13 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use oci_spec::runtime::{LinuxResources, Spec};
+use oci_spec::runtime::Spec;
 
+use super::confinement::Confinement;
 use super::foundation::{Foundation, lay};
-use super::lifecycle::{destroy, left_out, run_poststart};
+use super::lifecycle::{destroy, run_poststart};
 use super::{Runtime, pidfd};
-use crate::cgroup::{Cgroup, CgroupError, CgroupPath, ResourcePlan, devices};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::launch::{
     Agent, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, launch_init,
@@ -34,9 +35,7 @@ struct Blueprint {
     plan: LaunchPlan,
     foundation: Foundation,
     filter: Option<Filter>,
-    resources: ResourcePlan,
-    device_program: devices::DeviceProgram,
-    cgroup_path: CgroupPath,
+    confinement: Confinement,
     /// Groups of resctrl, and what they are to allow.
     resctrl: Option<(Membership, ResctrlPlan)>,
 }
@@ -61,7 +60,7 @@ pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched>
 fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
     let blueprint = draw(runtime, &request)?;
     let dir = StateDir::create(&runtime.options.root, &request.id)?;
-    if let Err(error) = refuse_taken_cgroup(&blueprint.cgroup_path) {
+    if let Err(error) = blueprint.confinement.refuse_taken() {
         dir.remove()?;
         return Err(error);
     }
@@ -91,22 +90,21 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         reason: e.reason,
     };
     let foundation = lay(&bundle.spec, &mut namespaces)?.map_err(refuse)?;
-    let linux = bundle.spec.linux().as_ref();
-    let wanted = linux
-        .and_then(|l| l.cgroups_path().as_ref())
-        .map(|path| path.to_string_lossy());
-    let cgroup_path = CgroupPath::resolve(wanted.as_deref(), request.id.as_str())?;
+    let confinement = Confinement::draw(runtime, &bundle.spec, &request.id)?;
     let context = PlanContext {
         id: &request.id,
         bundle: &bundle.path,
-        cgroup_path: &cgroup_path.full(),
+        cgroup_path: &confinement.full_path(),
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
         in_user_namespace: foundation.caller.in_user_namespace,
     };
     let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
     check_labels(&plan.process.labels)?;
-    let resctrl = linux
+    let resctrl = bundle
+        .spec
+        .linux()
+        .as_ref()
         .and_then(|linux| linux.intel_rdt().as_ref())
         .map(ResctrlPlan::from_spec)
         .transpose()
@@ -115,17 +113,13 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         Some(plan) => Membership::of(plan, &request.id)?,
         None => None,
     };
-    let none = LinuxResources::default();
-    let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
     Ok(Blueprint {
         filter: filter(&runtime.options.root, &bundle.spec)?,
-        device_program: devices::compile(resources.devices().as_deref().unwrap_or_default())?,
-        resources: ResourcePlan::from_spec(resources)?,
         resctrl: groups.zip(resctrl),
         bundle,
         plan,
         foundation,
-        cgroup_path,
+        confinement,
     })
 }
 
@@ -169,7 +163,8 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
             .unwrap_or_default()
             .into_iter()
             .collect(),
-        cgroup: blueprint.cgroup_path.full(),
+        cgroup: blueprint.confinement.full_path(),
+        unit: blueprint.confinement.unit(),
         namespaces: blueprint.plan.namespaces.all(),
         keyring: !request.no_new_keyring,
         common: blueprint.plan.common.clone(),
@@ -200,21 +195,30 @@ fn build(
     runtime: &Runtime,
     dir: &StateDir,
     record: &mut Record,
-    blueprint: Blueprint,
+    mut blueprint: Blueprint,
     request: CreateRequest,
     gated: bool,
 ) -> Result<Launched> {
     let mut warnings = blueprint.bundle.warnings.clone();
-    let needed = blueprint.resources.controllers();
-    let cgroup = match Cgroup::create(&blueprint.cgroup_path, needed) {
-        Ok(cgroup) => cgroup,
+    let mut cell = match blueprint.confinement.make(&record.id) {
+        Ok(cell) => cell,
         Err(error) => {
-            // What is at that path belongs to somebody else: the clean-up must not touch it.
+            // What is there belongs to somebody else: the clean-up must not touch it.
             record.cgroup = PathBuf::new();
-            return Err(error.into());
+            record.unit = None;
+            return Err(error);
         }
     };
-    set_up_cgroup(runtime, &cgroup, &blueprint, &mut warnings)?;
+    if let Some(cgroup) = &cell.cgroup {
+        let (caller, owner) = (blueprint.foundation.caller, blueprint.plan.cgroup_owner);
+        warnings.extend(
+            blueprint
+                .confinement
+                .limit(cgroup, runtime, caller, owner)?,
+        );
+    } else {
+        record.cgroup = PathBuf::new();
+    }
     if let Some(filter) = &blueprint.filter {
         dir.write_seccomp(&filter.to_bytes())?;
     }
@@ -233,10 +237,12 @@ fn build(
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = RefCell::new(record);
     let mut moved = None;
+    let mut placeholder = cell.placeholder.take();
     let mut launch = InitLaunch {
-        cgroup: cgroup.fd(),
+        cgroup: cell.cgroup.as_ref().map(Cgroup::fd),
         reparent,
         on_pid: &mut |pid| {
+            placeholder.take();
             let mut record = record.borrow_mut();
             record.pid = pid;
             record.start_time = ProcessFacts::of(pid).map_or(0, |facts| facts.start_time);
@@ -291,38 +297,6 @@ fn run_creation_hooks(
         Some(io) => io.fill(&creating, &record.view(Status::Created)),
         None => Ok(()),
     }
-}
-
-/// A cgroup with processes is never taken over; refused before the state names it, so that nobody
-/// can mistake it for the container's.
-fn refuse_taken_cgroup(path: &CgroupPath) -> Result<()> {
-    if !path.full().exists() {
-        return Ok(());
-    }
-    match Cgroup::open(path)?.pids(true)?.len() {
-        0 => Ok(()),
-        count => Err(CgroupError::NotEmpty { count }.into()),
-    }
-}
-
-fn set_up_cgroup(
-    runtime: &Runtime,
-    cgroup: &Cgroup,
-    blueprint: &Blueprint,
-    warnings: &mut Vec<String>,
-) -> Result<()> {
-    let skipped = cgroup.apply(&blueprint.resources, runtime.controllers_policy())?;
-    warnings.extend(skipped.iter().map(left_out));
-    let caller = blueprint.foundation.caller;
-    // Elsewhere the kernel takes no device program, and lets nobody make a device either.
-    if caller.privileged && !caller.in_user_namespace {
-        cgroup.attach_devices(&blueprint.device_program)?;
-    }
-    let owner = blueprint.plan.cgroup_owner;
-    if let Some(owner) = owner.filter(|_| caller.privileged) {
-        cgroup.delegate(owner)?;
-    }
-    Ok(())
 }
 
 fn init_job(

@@ -74,7 +74,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         process,
     };
     let mut launch = ExecLaunch {
-        cgroup: cgroup.fd(),
+        cgroup: cgroup.as_ref().map(Cgroup::fd),
         reparent: request.reparent,
         on_pid: &mut |pid| match &record.resctrl {
             Some(groups) => groups.add(pid),
@@ -88,7 +88,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         // have none any more: the place is where init went.
         Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let place = cgroup_of_init(&record)?;
-            launch.cgroup = place.fd();
+            launch.cgroup = Some(place.fd());
             launch_exec(&mut job, &mut launch)?
         }
         result => result?,
@@ -110,28 +110,25 @@ fn filter(dir: &StateDir) -> Result<Option<Filter>> {
         })
 }
 
-/// The cgroup that init is in now (`cgroups(7)`: the line of version 2 begins with `0::`).
+/// The cgroup that init is in now.
 fn cgroup_of_init(record: &Record) -> Result<Cgroup> {
-    let file = format!("/proc/{}/cgroup", record.pid);
-    let text = std::fs::read_to_string(&file).map_err(Error::file("read", &file))?;
-    let inner = text
-        .lines()
-        .find_map(|line| line.strip_prefix("0::/"))
-        .ok_or(Error::NotRunning)?;
-    let mount = CgroupPath::from_full(&record.cgroup)?.mount().join(inner);
-    Ok(Cgroup::open(&CgroupPath::from_full(&mount)?)?)
+    Ok(Cgroup::open(&CgroupPath::of_process(record.pid)?)?)
 }
 
-/// The container's cgroup, or one below it that exists already.
-fn cgroup_for(record: &Record, below: Option<&str>) -> Result<Cgroup> {
-    let mut full = record.cgroup.clone();
-    if let Some(below) = below {
-        full.push(below.trim_start_matches('/'));
-        if !full.starts_with(&record.cgroup) || below.split('/').any(|part| part == "..") {
-            return Err(Error::InvalidArgument(format!(
-                "{below:?} is not a sub cgroup path of the container"
-            )));
-        }
+/// The container's cgroup, or one below it that exists already; none if the container has none.
+fn cgroup_for(record: &Record, below: Option<&str>) -> Result<Option<Cgroup>> {
+    if record.cgroup.as_os_str().is_empty() {
+        return Ok(None);
     }
-    Ok(Cgroup::open(&CgroupPath::from_full(&full)?)?)
+    let path = CgroupPath::from_full(&record.cgroup)?;
+    let Some(below) = below.filter(|below| !below.is_empty()) else {
+        return Ok(Some(Cgroup::open(&path)?));
+    };
+    let refuse = |_| {
+        let reason = format!("{below} is not a sub cgroup path");
+        Error::Status(format!(
+            "exec failed: unable to create new parent process: {reason}"
+        ))
+    };
+    Ok(Some(Cgroup::open(&path.below(below).map_err(refuse)?)?))
 }

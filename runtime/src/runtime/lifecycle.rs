@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Runtime;
+use super::confinement::{forget_unit, update_unit};
 use super::query::cgroup_of;
 use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, Skipped};
 use crate::error::{Error, Result};
@@ -67,19 +68,30 @@ pub(super) fn kill(runtime: &Runtime, id: &ContainerId, signal: i32, all: bool) 
     if all {
         return signal_all(&record, signal);
     }
-    let Some(init) = init_of(&record)? else {
+    signal_init(&record, signal)
+}
+
+fn signal_init(record: &Record, signal: i32) -> Result<()> {
+    let Some(init) = init_of(record)? else {
         return Err(Error::NotRunning);
     };
     match pidfd_send_signal(init.as_fd(), signal) {
         Ok(()) => Ok(()),
         Err(Errno::SRCH) => Err(Error::NotRunning),
-        Err(errno) => Err(Error::os(format!("send signal {signal} to container {id}"))(errno)),
+        Err(errno) => {
+            let id = &record.id;
+            Err(Error::os(format!("send signal {signal} to container {id}"))(errno))
+        }
     }
 }
 
 fn signal_all(record: &Record, signal: i32) -> Result<()> {
     if signal == libc::SIGKILL {
         return kill_all(record);
+    }
+    if record.cgroup.as_os_str().is_empty() {
+        // In its pid namespace init is the one to speak to.
+        return signal_init(record, signal);
     }
     for pid in cgroup_of(record)?.pids(true)? {
         let Some(pid) = Pid::from_raw(pid) else {
@@ -97,6 +109,12 @@ fn signal_all(record: &Record, signal: i32) -> Result<()> {
 }
 
 fn kill_all(record: &Record) -> Result<()> {
+    if record.cgroup.as_os_str().is_empty() {
+        return match signal_init(record, libc::SIGKILL) {
+            Err(Error::NotRunning) => Ok(()),
+            result => result,
+        };
+    }
     match existing_cgroup(&record.cgroup)? {
         Some(cgroup) => Ok(cgroup.kill()?),
         None => Ok(()),
@@ -166,6 +184,9 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
     if let Some(init) = &init {
         wait_for_death(init)?;
     }
+    if let Some(unit) = &record.unit {
+        forget_unit(unit);
+    }
     if let Some(cgroup) = &cgroup {
         cgroup.remove()?;
     }
@@ -234,6 +255,10 @@ pub(super) fn update(
     let cgroup = cgroup_of(&record)?;
     let resources = &cgroup.present()?.complete(resources);
     let plan = ResourcePlan::from_spec(resources)?;
+    cgroup.check_usage(&plan)?;
+    if let Some(unit) = &record.unit {
+        update_unit(unit, resources)?;
+    }
     let skipped = cgroup.apply(&plan, runtime.controllers_policy())?;
     if let Some(rules) = resources
         .devices()

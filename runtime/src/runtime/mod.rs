@@ -1,5 +1,6 @@
 //! The library's front: one method a lifecycle operation.
 
+mod confinement;
 mod create;
 mod exec;
 mod foundation;
@@ -13,7 +14,7 @@ use std::path::PathBuf;
 
 use oci_spec::runtime::{LinuxResources, Process};
 
-use crate::cgroup::{Cgroup, ControllersPolicy};
+use crate::cgroup::{Cgroup, CgroupManager, ControllersPolicy};
 use crate::error::Result;
 use crate::request::{CreateRequest, ExecRequest, Launched};
 use crate::state::{ContainerId, ContainerState, Listing};
@@ -25,6 +26,11 @@ pub struct RuntimeOptions {
     pub root: PathBuf,
     /// Warn instead of fail when a limit needs a cgroup controller that the host lacks.
     pub ignore_missing_controllers: bool,
+    /// Who makes the cgroups of new containers; existing ones stay with whom they are.
+    pub cgroup_manager: CgroupManager,
+    /// Whether the caller may lack permission on cgroups, and systemd is the user's; found out
+    /// when it is not said.
+    pub rootless: Option<bool>,
 }
 
 impl Default for RuntimeOptions {
@@ -32,6 +38,8 @@ impl Default for RuntimeOptions {
         Self {
             root: PathBuf::from("/run/xebec"),
             ignore_missing_controllers: false,
+            cgroup_manager: CgroupManager::default(),
+            rootless: None,
         }
     }
 }
@@ -129,6 +137,12 @@ impl Runtime {
     /// ignored in it.
     pub fn process_of(&self, id: &ContainerId) -> Result<(Process, Vec<String>)> {
         query::process_of(self, id)
+    }
+
+    fn rootless_cgroups(&self) -> bool {
+        let manager = self.options.cgroup_manager;
+        let found_out = || confinement::is_rootless(manager);
+        self.options.rootless.unwrap_or_else(found_out)
     }
 
     fn controllers_policy(&self) -> ControllersPolicy {

@@ -41,6 +41,10 @@ pub(super) fn cgroup(runtime: &Runtime, id: &ContainerId) -> Result<Cgroup> {
 }
 
 pub(super) fn cgroup_of(record: &Record) -> Result<Cgroup> {
+    if record.cgroup.as_os_str().is_empty() {
+        let reason = "the container has no cgroup of its own";
+        return Err(Error::Unsupported(reason.to_owned()));
+    }
     Ok(Cgroup::open(&CgroupPath::from_full(&record.cgroup)?)?)
 }
 

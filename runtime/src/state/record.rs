@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::ProcessFacts;
 use super::{ContainerId, ContainerState, Status};
+use crate::cgroup::systemd::Unit;
 use crate::plan::CommonPlan;
 use crate::resctrl;
 
@@ -29,8 +30,11 @@ pub(crate) struct Record {
     pub(crate) owner: u32,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
-    /// Full path of the cgroup's directory.
+    /// Full path of the cgroup's directory; empty when the container has none of its own.
     pub(crate) cgroup: PathBuf,
+    /// The unit that systemd keeps for the cgroup.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) unit: Option<Unit>,
     /// `CLONE_NEW*` bits of the namespaces that a further process has to enter.
     pub(crate) namespaces: u64,
     /// Init is in a session keyring of the container.
@@ -75,6 +79,8 @@ impl Record {
             owner: 0,
             annotations: BTreeMap::new(),
             cgroup,
+            // Without processes systemd lets go of a scope by itself.
+            unit: None,
             namespaces: 0,
             keyring: false,
             pid: 0,

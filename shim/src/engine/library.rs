@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xebec_runtime::cgroup::CgroupManager;
 use xebec_runtime::{ContainerId, Error, Runtime, RuntimeOptions};
 
-use super::{Console, Launched, Streams};
+use super::{Console, Launched, Streams, manager};
 use crate::log;
 use crate::options::Options;
 use crate::spawner::{Launch, Request, Spawner};
@@ -33,6 +34,9 @@ impl Library {
             options: RuntimeOptions {
                 root: options.state_root(namespace),
                 ignore_missing_controllers: options.ignore_missing_controllers,
+                cgroup_manager: manager(options.systemd_cgroup),
+                // containerd's containers belong to the system's manager, as with runc.
+                ..RuntimeOptions::default()
             },
             no_pivot: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
@@ -132,6 +136,7 @@ impl Library {
             root: self.options.root.clone(),
             id: id.to_owned(),
             ignore_missing_controllers: self.options.ignore_missing_controllers,
+            systemd_cgroup: self.options.cgroup_manager == CgroupManager::Systemd,
             descriptors: descriptors.map(|fd| fd.is_some()),
             pid_file,
             launch,

@@ -9,6 +9,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use xebec_runtime::cgroup::CgroupManager;
+
 use crate::error::{Error, Result};
 use crate::options::Options;
 pub use crate::spawner::Launched;
@@ -140,6 +142,15 @@ impl Engine {
     /// True if the runtime has state of this container.
     pub fn knows(&self, id: &str) -> bool {
         either!(self, engine => engine.root().join(id).exists())
+    }
+}
+
+/// Who makes cgroups for a handler's containers.
+pub(crate) fn manager(systemd: bool) -> CgroupManager {
+    if systemd {
+        CgroupManager::Systemd
+    } else {
+        CgroupManager::Cgroupfs
     }
 }
 

@@ -9,6 +9,7 @@ use xebec_runtime::{
 };
 
 use super::wire::{self, Launch, Message, Reply, Request};
+use crate::engine::manager;
 use crate::{log, sys};
 
 /// Serves the daemon at the other end of `socket` and exits with it.
@@ -62,6 +63,8 @@ fn launch(message: Message<Request>) -> Result<Launched, String> {
     let runtime = Runtime::open(RuntimeOptions {
         root: request.root,
         ignore_missing_controllers: request.ignore_missing_controllers,
+        cgroup_manager: manager(request.systemd_cgroup),
+        ..RuntimeOptions::default()
     })
     .map_err(text)?;
     let id = request.id.parse().map_err(text)?;

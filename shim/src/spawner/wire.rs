@@ -27,6 +27,7 @@ pub(crate) struct Request {
     /// Container id.
     pub(crate) id: String,
     pub(crate) ignore_missing_controllers: bool,
+    pub(crate) systemd_cgroup: bool,
     /// Which of the descriptors stdin, stdout, stderr, console come along, in this order.
     pub(crate) descriptors: [bool; MAX_FDS],
     pub(crate) pid_file: PathBuf,
@@ -152,6 +153,7 @@ mod tests {
             root: "/r".into(),
             id: "c".into(),
             ignore_missing_controllers: false,
+            systemd_cgroup: false,
             descriptors: [true, false, false, false],
             pid_file: "/b/init.pid".into(),
             launch: Launch::Exec,

@@ -56,7 +56,6 @@ impl Container {
             return Err(Error::Unimplemented(text.into()));
         }
         let options = Options::decode(request.options.as_ref())?.with_environment();
-        options.check()?;
         let container = Container::plan(shim, request, &options);
         let record = Record {
             options,

@@ -134,8 +134,8 @@ fn containerd(flavour: Flavour) -> String {
     .map(|(name, kind, path)| {
         let table = format!("plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.{name}");
         let path = path.map_or(String::new(), |path| format!("runtime_path = '{path}'\n"));
-        // Our runtime makes its cgroups by the file system only.
-        let systemd = !native && name == "runc";
+        // The machine has systemd for its first process.
+        let systemd = !native;
         format!(
             "[{table}]\nruntime_type = '{kind}'\n{path}[{table}.options]\nSystemdCgroup = {systemd}\n"
         )
@@ -184,7 +184,7 @@ mod tests {
         assert!(native.contains("restrict_oom_score_adj = true"));
         assert!(native.contains("SystemdCgroup = false"));
         assert!(vm.contains("restrict_oom_score_adj = false"));
-        assert_eq!(vm.matches("SystemdCgroup = true").count(), 1);
+        assert_eq!(vm.matches("SystemdCgroup = true").count(), 3);
     }
 
     #[test]

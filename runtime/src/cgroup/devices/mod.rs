@@ -5,6 +5,7 @@
 //! last, as runc does it.
 
 mod attach;
+mod list;
 mod program;
 mod rules;
 
@@ -12,17 +13,27 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 
 use super::error::Result;
 
+pub(crate) use list::AllowList;
 pub use program::{DeviceProgram, Instruction};
 
 /// Compiles `linux.resources.devices` into the program that enforces them; pure.
 pub fn compile(rules: &[LinuxDeviceCgroup]) -> Result<DeviceProgram> {
+    Ok(program::emit(&with_defaults(rules)?))
+}
+
+/// The same rules as a list of what is allowed, which has no exceptions.
+pub(crate) fn allow_list(rules: &[LinuxDeviceCgroup]) -> Result<AllowList> {
+    Ok(list::from_rules(&with_defaults(rules)?))
+}
+
+fn with_defaults(rules: &[LinuxDeviceCgroup]) -> Result<Vec<rules::Rule>> {
     let mut all = rules
         .iter()
         .enumerate()
         .map(|(index, rule)| rules::Rule::from_spec(index, rule))
         .collect::<Result<Vec<_>>>()?;
     all.extend(rules::DEFAULTS);
-    Ok(program::emit(&all))
+    Ok(all)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@ use oci_spec::runtime::LinuxDeviceCgroup;
 
 use super::program::{self, DeviceProgram};
 use super::rules::{ALL, DEFAULTS, Kind, MKNOD, READ, Rule, WRITE};
-use super::{compile, program::Instruction};
+use super::{AllowList, allow_list, compile, program::Instruction};
 
 /// What a process asks for.
 #[derive(Clone, Copy, Debug)]
@@ -207,4 +207,47 @@ fn any_rule_list_means_the_same_as_its_naive_reading() {
             );
         }
     }
+}
+
+fn list_of(rules: &str) -> AllowList {
+    let rules: Vec<_> = serde_json::from_str(rules).expect("the test's JSON is valid");
+    allow_list(&rules).expect("valid rules")
+}
+
+#[test]
+fn a_list_has_what_is_left_of_the_rules_and_the_defaults() {
+    let AllowList::Only(entries) = list_of(
+        r#"[{"allow":true,"type":"c","major":7,"access":"rwm"},{"allow":false,"access":"rwm"},
+            {"allow":true,"type":"b","major":8,"minor":0,"access":"rw"},
+            {"allow":true,"type":"b","major":8,"minor":0,"access":"m"},
+            {"allow":true,"major":10,"access":"rwm"},
+            {"allow":false,"type":"c","major":10,"access":"w"}]"#,
+    ) else {
+        panic!("not everything is allowed");
+    };
+    let access = |device: &str| {
+        let entry = entries.iter().find(|(name, _)| name == device);
+        entry.map(|(_, access)| access.as_str())
+    };
+    assert_eq!(access("char-7"), None);
+    assert_eq!(access("/dev/block/8:0"), Some("rwm"));
+    assert_eq!(
+        (access("block-10"), access("char-10")),
+        (Some("rwm"), Some("rm"))
+    );
+    assert_eq!(
+        (access("/dev/char/1:3"), access("char-136")),
+        (Some("rwm"), Some("rwm"))
+    );
+    assert_eq!(
+        (access("char-*"), access("block-*")),
+        (Some("m"), Some("m"))
+    );
+}
+
+#[test]
+fn an_exception_from_everything_is_left_to_the_program() {
+    let rules =
+        r#"[{"allow":true,"access":"rwm"},{"allow":false,"type":"c","major":1,"access":"w"}]"#;
+    assert_eq!(list_of(rules), AllowList::Everything);
 }

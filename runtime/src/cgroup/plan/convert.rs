@@ -1,12 +1,12 @@
 //! Conversions from the runtime spec's cgroup v1 numbers to cgroup v2 values, as runc does them.
 
 /// What `cpu.weight` is unless it is set.
-pub(super) const DEFAULT_WEIGHT: u64 = 100;
+pub(in crate::cgroup) const DEFAULT_WEIGHT: u64 = 100;
 
 /// `cpu.shares` (2..=262144, default 1024) to `cpu.weight` (1..=10000, default 100); 0 is unset.
 ///
 /// The quadratic in log2(shares) goes through the minimum, the default and the maximum of both.
-pub(super) fn shares_to_weight(shares: u64) -> Option<u64> {
+pub(in crate::cgroup) fn shares_to_weight(shares: u64) -> Option<u64> {
     match shares {
         0 => None,
         1..=2 => Some(1),
@@ -20,7 +20,7 @@ pub(super) fn shares_to_weight(shares: u64) -> Option<u64> {
 }
 
 /// `blockIO.weight` (10..=1000) to `io.weight` (1..=10000), linearly; 0 is unset.
-pub(super) fn blkio_to_io_weight(weight: u16) -> Option<u64> {
+pub(in crate::cgroup) fn blkio_to_io_weight(weight: u16) -> Option<u64> {
     match weight {
         0 => None,
         1..10 => Some(1),
@@ -30,7 +30,10 @@ pub(super) fn blkio_to_io_weight(weight: u16) -> Option<u64> {
 
 /// `memory.swap` counts memory and swap together; `memory.swap.max` counts swap alone. 0 is
 /// unset and -1 unlimited, in the result too.
-pub(super) fn swap_alone(memory_and_swap: i64, memory: i64) -> Result<i64, &'static str> {
+pub(in crate::cgroup) fn swap_alone(
+    memory_and_swap: i64,
+    memory: i64,
+) -> Result<i64, &'static str> {
     match (memory_and_swap, memory) {
         (0, -1) => Ok(-1),
         (-1 | 0, _) | (_, -1) => Ok(memory_and_swap),

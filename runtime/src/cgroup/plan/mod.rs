@@ -3,7 +3,7 @@
 //! Every entry knows the spec field it came from and the controller it needs, so that the host's
 //! refusal can be told in the words of the configuration.
 
-mod convert;
+pub(super) mod convert;
 mod present;
 
 use std::borrow::Cow;
