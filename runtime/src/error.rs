@@ -66,6 +66,9 @@ pub enum Error {
     /// The new process could not enter the running container.
     #[error("exec failed: unable to start container process: {0}")]
     Exec(ChildFailure),
+    /// Mounts of a running container could not be changed.
+    #[error("cannot change mounts: {0}")]
+    Mounts(ChildFailure),
     /// The new process died before it could report anything.
     #[error("unable to start container process: init died during start: {0}")]
     InitDied(String),

@@ -7,8 +7,8 @@ use xebec_runtime::Result;
 use super::globals::Globals;
 use super::log::Log;
 use super::{
-    Context, create, delete, events, exec, features, generate, kill, list, pause, ps, run, spec,
-    start, state, update,
+    Context, create, delete, events, exec, features, generate, kill, list, mounts, pause, ps, run,
+    spec, start, state, update,
 };
 
 /// Declares the enumeration, and what clap would derive for it; by hand, so that one command can be
@@ -60,6 +60,7 @@ commands! {
     "features", "Print what this runtime supports, as JSON" => Features(features::Features),
     "kill", "Send a signal to a container" => Kill(kill::Kill),
     "list", "List containers" => List(list::List),
+    "mounts", "Add mounts to a running container, or remove them" => Mounts(mounts::Mounts),
     "pause", "Freeze all processes of a container" => Pause(pause::Pause),
     "ps", "List the processes of a container" => Ps(ps::Ps),
     "resume", "Thaw a paused container" => Resume(pause::Resume),
@@ -127,6 +128,7 @@ impl Command {
             Self::Kill(command) => command.carry_out(&open()?),
             Self::List(command) => command.carry_out(&open()?),
             Self::Man(command) => command.carry_out(),
+            Self::Mounts(command) => command.carry_out(&open()?),
             Self::Pause(command) => command.carry_out(&open()?),
             Self::Ps(command) => command.carry_out(&open()?),
             Self::Resume(command) => command.carry_out(&open()?),

@@ -14,6 +14,7 @@ mod kill;
 mod list;
 mod log;
 mod metrics;
+mod mounts;
 mod pause;
 mod ps;
 mod run;

@@ -37,13 +37,31 @@ steps! {
     /// Attaching the root file system.
     AttachRootfs => "attach rootfs at",
     /// Making a file system.
-    Filesystem => "create file system for",
+    Filesystem => "create file system",
     /// Setting a parameter of a file system.
-    FilesystemOption => "set file system option",
+    FilesystemOption => "option",
     /// Finding or making the place of a mount.
-    MountTarget => "open mount target",
+    MountTarget => "create mountpoint",
+    /// The place of a proc or sysfs is not a plain directory.
+    PlainTarget => "filesystem must be mounted on ordinary directory",
+    /// The place of a mount turned out to be inside a proc file system.
+    InsideProc => "cannot be mounted because it is inside /proc",
     /// Attaching a mount.
-    Mount => "mount at",
+    Mount => "mount",
+    /// Filling a tmpfs with what it covers.
+    CopyUp => "tmpcopyup",
+    /// Mapping the ids of a new file system.
+    MapIds => "map ids",
+    /// Labelling the root of a new file system.
+    LabelMount => "set SELinux label",
+    /// Making a symlink in place of a mount.
+    Symlink => "copy symlink",
+    /// Changing an existing mount.
+    Remount => "remount",
+    /// Taking a mount away.
+    Unmount => "unmount",
+    /// Making a mount read-only once it is filled.
+    Seal => "make read-only",
     /// Making a device node or link.
     Device => "create device",
     /// Setting a kernel parameter.
@@ -103,6 +121,22 @@ steps! {
 }
 
 impl Step {
+    /// Whether it is about one mount, which the detail names.
+    fn is_mount(self) -> bool {
+        matches!(
+            self,
+            Self::Filesystem
+                | Self::MountTarget
+                | Self::Mount
+                | Self::CopyUp
+                | Self::MapIds
+                | Self::LabelMount
+                | Self::Symlink
+                | Self::Remount
+                | Self::Seal
+        )
+    }
+
     /// The step of this number, as the child sent it.
     pub(crate) fn from_raw(raw: u16) -> Option<Self> {
         Self::ALL.get(usize::from(raw)).copied()
@@ -145,6 +179,16 @@ pub struct ChildFailure {
     pub detail: String,
 }
 
+impl From<Failure<'_>> for ChildFailure {
+    fn from(failure: Failure<'_>) -> Self {
+        Self {
+            step: failure.step,
+            errno: failure.errno.raw_os_error(),
+            detail: String::from_utf8_lossy(failure.detail).into_owned(),
+        }
+    }
+}
+
 impl fmt::Display for ChildFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { step, detail, .. } = self;
@@ -164,12 +208,13 @@ impl fmt::Display for ChildFailure {
                     "chdir to cwd ({detail:?}) set in config.json failed: {reason}"
                 )
             }
-            Step::Mount | Step::MountTarget | Step::Filesystem => {
-                let words = step.words();
-                write!(
-                    f,
-                    "error mounting to rootfs at \"/{detail}\": {words}: {reason}"
-                )
+            // The detail names the option.
+            Step::FilesystemOption => write!(f, "error mounting {detail}: {reason}"),
+            Step::PlainTarget | Step::InsideProc => {
+                write!(f, "error mounting {detail}: {}", step.words())
+            }
+            step if step.is_mount() => {
+                write!(f, "error mounting {detail}: {}: {reason}", step.words())
             }
             Step::AppArmor => write!(f, "{}: {detail}: {reason}", step.words()),
             Step::Scheduling => write!(f, "{} {detail}: {reason}", step.words()),

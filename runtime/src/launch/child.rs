@@ -153,11 +153,11 @@ fn fill_root<'p>(
     // The tree's descriptor is the root for every path from here on.
     let HostTrees {
         root,
-        binds,
+        mounts,
         devices,
     } = trees;
+    rest.proc = rootfs::mount_all(&plan.rootfs.mounts, root, mounts)?;
     let root = root.as_fd();
-    rest.proc = rootfs::mount_all(&plan.rootfs, root, binds)?;
     if plan.rootfs.own_dev {
         rootfs::fill_dev(&plan.rootfs, root, devices)?;
     }
@@ -182,5 +182,6 @@ fn close_root<'p>(
     }
     rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
     rootfs::hide_paths(&plan.rootfs.masked, root)?;
+    rootfs::seal(&plan.rootfs.mounts, &trees.mounts)?;
     rootfs::enter(&plan.rootfs, root, plan.no_pivot)
 }

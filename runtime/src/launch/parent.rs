@@ -132,7 +132,7 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
 
 /// Until they execute their program, this process and its children cannot be opened through
 /// `/proc`, so nothing inside a container reaches the runtime's binary (CVE-2019-5736).
-fn hide_own_binary() -> Result<()> {
+pub(super) fn hide_own_binary() -> Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Error::os("prctl"))
 }
 
@@ -280,14 +280,14 @@ fn settle(launched: Launched, seen_off: Result<()>, reparented: bool) -> Result<
     }
 }
 
-fn reap(pidfd: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn reap(pidfd: BorrowedFd<'_>) -> Result<()> {
     let wait = || waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED);
     rustix::io::retry_on_intr(wait)
         .map(drop)
         .map_err(Error::os("wait for the new process"))
 }
 
-fn died(pidfd: Option<BorrowedFd<'_>>) -> Error {
+pub(super) fn died(pidfd: Option<BorrowedFd<'_>>) -> Error {
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     let status = pidfd.and_then(|fd| waitid(WaitId::PidFd(fd), options).ok().flatten());
     Error::InitDied(match status {

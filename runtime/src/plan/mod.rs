@@ -17,12 +17,15 @@ use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
-use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Spec};
+use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use hooks::{HookPlan, plan as plan_hooks};
 pub(crate) use idmaps::IdMaps;
-pub(crate) use mounts::{BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource};
+pub(crate) use mounts::{
+    BindPlan, FilesystemPlan, FsParam, IdmapSource, MountContext, MountIdmap, MountPlan,
+    MountSource, OldMount, ProcTarget, Reach, RemountPlan, SourceSymlink, relative_target,
+};
 pub(crate) use process::{LabelPlan, ProcessPlan, Program};
 pub(crate) use resctrl::ResctrlPlan;
 pub(crate) use rootfs::{DevicePlan, RootfsPlan, SysctlPlan};
@@ -119,6 +122,8 @@ pub(crate) struct PlanContext<'a> {
     pub(crate) bundle: &'a Path,
     /// The container's cgroup as the host sees it.
     pub(crate) cgroup_path: &'a Path,
+    /// Where the hierarchy of cgroups is mounted.
+    pub(crate) cgroup_mount: &'a Path,
     pub(crate) no_pivot: bool,
     pub(crate) no_new_keyring: bool,
     /// The caller lives in a user namespace.
@@ -218,6 +223,17 @@ fn parent_is_needed(hooks: Option<&Hooks>, linux: &Linux) -> Result<bool, FieldE
     Ok(has_hooks || moves_devices || linux.intel_rdt().is_some())
 }
 
+/// Plans a list of mounts; an error names the entry.
+pub(crate) fn plan_mounts(
+    list: &[Mount],
+    context: &MountContext<'_>,
+) -> Result<Vec<MountPlan>, FieldError> {
+    let plan = |(index, mount)| {
+        mounts::plan_mount(mount, context).map_err(|e| rootfs::mount_field(mount, index, &e))
+    };
+    list.iter().enumerate().map(plan).collect()
+}
+
 fn plan_rootfs(
     spec: &Spec,
     linux: &Linux,
@@ -234,21 +250,29 @@ fn plan_rootfs(
         Some(word) => options::propagation(word)
             .ok_or_else(|| FieldError::new("linux.rootfsPropagation", "is no propagation type"))?,
     };
-    let mount_context = mounts::MountContext {
-        bind_cgroup: namespaces.has(libc::CLONE_NEWUSER as u64)
-            && !namespaces.has(libc::CLONE_NEWCGROUP as u64),
+    let mount_context = MountContext {
+        namespaces,
         cgroup_path: context.cgroup_path,
+        cgroup_mount: context.cgroup_mount,
         label: linux.mount_label().as_deref().filter(|l| !l.is_empty()),
         propagation,
         bundle: context.bundle,
-        id_maps: IdMaps::from_spec(linux),
+        uid_mappings: linux.uid_mappings().as_deref().unwrap_or_default(),
+        gid_mappings: linux.gid_mappings().as_deref().unwrap_or_default(),
+        joined_user: namespaces
+            .join
+            .iter()
+            .find(|join| join.flag == libc::CLONE_NEWUSER as u64)
+            .map(|join| join.path.as_path()),
     };
-    let mut mounts = Vec::new();
-    for (index, mount) in spec.mounts().iter().flatten().enumerate() {
-        let plan = mounts::plan_mount(mount, &mount_context)
-            .map_err(|e| rootfs::mount_field(mount, index, &e))?;
-        mounts.push(plan);
+    if context.no_pivot && propagation.0 == libc::MS_PRIVATE {
+        return Err(FieldError::new(
+            "linux.rootfsPropagation",
+            "[r]private is not safe without pivot_root",
+        ));
     }
+    let list = spec.mounts().as_deref().unwrap_or_default();
+    let mounts = plan_mounts(list, &mount_context)?;
     let within = |e: FieldError| e.within("linux");
     let path = context.bundle.join(root.path());
     Ok(RootfsPlan {
@@ -256,6 +280,7 @@ fn plan_rootfs(
         readonly: root.readonly().unwrap_or(false),
         propagation,
         own_dev: rootfs::has_own_dev(&mounts),
+        warnings: rootfs::mount_warnings(list),
         mounts,
         devices: rootfs::plan_devices(linux.devices().as_deref().unwrap_or_default())
             .map_err(within)?,
@@ -281,7 +306,7 @@ fn cgroup_owner(
         MountSource::Filesystem(fs) => {
             fs.kind.as_c_str() == c"cgroup2" && fs.attrs & libc::MOUNT_ATTR_RDONLY == 0
         }
-        MountSource::Bind(_) => false,
+        MountSource::Bind(_) | MountSource::Remount(_) => false,
     });
     if !(isolated && writable) {
         return None;

@@ -23,18 +23,34 @@ pub(crate) struct MountOptions {
     pub(crate) bind: bool,
     /// `rbind` was given.
     pub(crate) recursive: bool,
-    /// Propagation (`MS_*`), and whether it reaches the whole tree; the last word wins.
-    pub(crate) propagation: Option<(u64, bool)>,
+    /// Changes of propagation (`MS_*`, and whether each reaches the whole tree), in their order:
+    /// a mount can be the slave of one group and share with another.
+    pub(crate) propagation: Vec<(u64, bool)>,
     /// The tmpfs starts with what the directory below it holds.
     pub(crate) copy_up: bool,
-    /// `idmap` (`Some(false)`) or `ridmap` (`Some(true)`).
-    pub(crate) idmap: Option<bool>,
+    /// A source that is a symlink is made again at the target instead of being mounted.
+    pub(crate) copy_symlink: bool,
+    /// A source that is a symlink is bound itself.
+    pub(crate) src_nofollow: bool,
+    /// The target exists; if it is a symlink, it is what is mounted over.
+    pub(crate) dest_nofollow: bool,
+    /// `idmap` or `ridmap`.
+    pub(crate) idmap: Option<IdmapOption>,
     /// `remount` was given.
     pub(crate) remount: bool,
     /// Flags of the file system itself (`sync`, `dirsync`, …).
     pub(crate) flags: Vec<&'static str>,
     /// Everything else: for the file system to understand.
     pub(crate) data: Vec<String>,
+}
+
+/// How `idmap` was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct IdmapOption {
+    /// `ridmap`: the whole tree.
+    pub(crate) recursive: bool,
+    /// What stood behind `=`: maps in crun's notation.
+    pub(crate) maps: Option<String>,
 }
 
 enum Effect {
@@ -56,18 +72,35 @@ pub(crate) fn parse(words: &[String]) -> MountOptions {
             "rbind" => (options.bind, options.recursive) = (true, true),
             "remount" => options.remount = true,
             "tmpcopyup" => options.copy_up = true,
-            "idmap" => options.idmap = Some(false),
-            "ridmap" => options.idmap = Some(true),
-            word => apply_word(&mut options, word),
+            "copy-symlink" => options.copy_symlink = true,
+            "src-nofollow" => options.src_nofollow = true,
+            "dest-nofollow" => options.dest_nofollow = true,
+            word => match idmap_option(word) {
+                Some(idmap) => options.idmap = Some(idmap),
+                None => apply_word(&mut options, word),
+            },
         }
     }
     options
 }
 
+fn idmap_option(word: &str) -> Option<IdmapOption> {
+    let (name, maps) = match word.split_once('=') {
+        Some((name, maps)) => (name, Some(maps.to_owned())),
+        None => (word, None),
+    };
+    let recursive = match name {
+        "idmap" => false,
+        "ridmap" => true,
+        _ => return None,
+    };
+    Some(IdmapOption { recursive, maps })
+}
+
 fn apply_word(options: &mut MountOptions, word: &str) {
     if let Some(effect) = effect_of(word) {
         match effect {
-            Effect::Propagation(kind) => options.propagation = Some((kind, false)),
+            Effect::Propagation(kind) => options.propagation.push((kind, false)),
             Effect::SuperFlag(flag) => options.flags.push(flag),
             Effect::Nothing => {}
             effect => change(&mut options.top, &effect),
@@ -78,7 +111,7 @@ fn apply_word(options: &mut MountOptions, word: &str) {
         .strip_prefix('r')
         .and_then(|rest| Some((rest, effect_of(rest)?)))
     {
-        Some((_, Effect::Propagation(kind))) => options.propagation = Some((kind, true)),
+        Some((_, Effect::Propagation(kind))) => options.propagation.push((kind, true)),
         Some((_, effect @ (Effect::Set(_) | Effect::Clear(_) | Effect::Atime(_)))) => {
             change(&mut options.deep, &effect);
         }
@@ -137,8 +170,7 @@ fn effect_of(word: &str) -> Option<Effect> {
 
 /// Propagation named by `linux.rootfsPropagation`.
 pub(crate) fn propagation(word: &str) -> Option<(u64, bool)> {
-    let parsed = parse(&[word.to_owned()]);
-    parsed.propagation
+    parse(&[word.to_owned()]).propagation.first().copied()
 }
 
 #[cfg(test)]
@@ -164,7 +196,8 @@ mod tests {
             (options.top.set, options.top.clear),
             (0, RDONLY | ATIME_MASK)
         );
-        assert_eq!(options.propagation, Some((libc::MS_SLAVE, true)));
+        let both = [(libc::MS_SHARED, false), (libc::MS_SLAVE, true)];
+        assert_eq!(options.propagation, both);
     }
 
     #[test]
@@ -172,7 +205,19 @@ mod tests {
         let options = parsed(&["rbind", "rro", "rnosuid", "rprivate"]);
         assert!(options.bind && options.recursive && options.top.is_noop());
         assert_eq!(options.deep.set, RDONLY | NOSUID);
-        assert_eq!(options.propagation, Some((libc::MS_PRIVATE, true)));
+        assert_eq!(options.propagation, [(libc::MS_PRIVATE, true)]);
+    }
+
+    #[test]
+    fn an_idmap_may_bring_its_maps() {
+        for (word, recursive, maps) in [
+            ("idmap", false, None),
+            ("ridmap", true, None),
+            ("idmap=uids=0-1-2", false, Some("uids=0-1-2")),
+        ] {
+            let idmap = parsed(&[word]).idmap.expect("an idmap");
+            assert_eq!((idmap.recursive, idmap.maps.as_deref()), (recursive, maps));
+        }
     }
 
     #[test]

@@ -18,6 +18,8 @@ pub(crate) struct RootfsPlan {
     /// Propagation of the root's own tree.
     pub(crate) propagation: (u64, bool),
     pub(crate) mounts: Vec<MountPlan>,
+    /// What is taken otherwise than written, for the log.
+    pub(crate) warnings: Vec<String>,
     /// Whether `/dev` is the container's own, to be filled with nodes and links.
     pub(crate) own_dev: bool,
     pub(crate) devices: Vec<DevicePlan>,
@@ -159,6 +161,22 @@ pub(crate) fn plan_paths(
     list.into_iter()
         .flatten()
         .map(|path| relative_target(Path::new(path)).map_err(|e| FieldError::new(field, &e.reason)))
+        .collect()
+}
+
+/// Destinations that the specification wants absolute.
+pub(crate) fn mount_warnings(mounts: &[Mount]) -> Vec<String> {
+    mounts
+        .iter()
+        .enumerate()
+        .filter(|(_, mount)| !mount.destination().is_absolute())
+        .map(|(index, mount)| {
+            let destination = mount.destination().display();
+            format!(
+                "mounts[{index}].destination: {destination} is not absolute and taken as relative \
+                 to the root"
+            )
+        })
         .collect()
 }
 

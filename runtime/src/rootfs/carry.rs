@@ -1,5 +1,6 @@
 //! Trees from one process to another: opened where the privileges are, attached elsewhere.
 
+use std::ffi::CString;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
@@ -10,14 +11,15 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::host::{HostTree, HostTrees};
+use super::host::{HostPart, HostTree, HostTrees};
 use crate::error::{Error, Result};
 
 /// What a packet carries: its first byte.
 const ROOT: u8 = b'r';
-const NO_BIND: u8 = b'-';
+const NOTHING: u8 = b'-';
 const DIRECTORY: u8 = b'd';
 const FILE: u8 = b'f';
+const LINK: u8 = b'l';
 const DEVICE: u8 = b'n';
 const FAILURE: u8 = b'!';
 
@@ -29,12 +31,16 @@ pub(crate) fn send_trees(socket: BorrowedFd<'_>, opened: &Result<HostTrees>) -> 
     let send = |kind: u8, fd: Option<BorrowedFd<'_>>| send_packet(socket, &[kind], fd);
     let sent = match opened {
         Ok(trees) => trees
-            .binds
+            .mounts
             .iter()
-            .try_for_each(|bind| match bind {
-                Some(tree) if tree.is_dir => send(DIRECTORY, Some(tree.fd.as_fd())),
-                Some(tree) => send(FILE, Some(tree.fd.as_fd())),
-                None => send(NO_BIND, None),
+            .try_for_each(|part| match &part.tree {
+                Some(HostTree::Tree { fd, is_dir }) => {
+                    send(if *is_dir { DIRECTORY } else { FILE }, Some(fd.as_fd()))
+                }
+                Some(HostTree::Link(target)) => {
+                    send_packet(socket, &[&[LINK], target.to_bytes()].concat(), None)
+                }
+                None => send(NOTHING, None),
             })
             .and_then(|()| {
                 let mut devices = trees.devices.iter();
@@ -53,23 +59,32 @@ pub(crate) fn send_trees(socket: BorrowedFd<'_>, opened: &Result<HostTrees>) -> 
 
 /// Receives what [`send_trees`] sends.
 pub(crate) fn receive_trees(socket: BorrowedFd<'_>) -> Result<HostTrees> {
-    let (mut binds, mut devices) = (Vec::new(), Vec::new());
+    let (mut mounts, mut devices) = (Vec::new(), Vec::new());
     loop {
         let mut text = [0; TEXT_MAX];
         let (length, fd) = receive_packet(socket, &mut text).map_err(Error::os("receive trees"))?;
-        let tree = |fd: Option<OwnedFd>, is_dir: bool| {
-            let fd = fd.ok_or_else(|| Error::os("receive trees")(Errno::BADMSG))?;
-            Ok::<_, Error>(HostTree { fd, is_dir })
+        let garbled = || Error::os("receive trees")(Errno::BADMSG);
+        let fd = || fd.ok_or_else(garbled);
+        let mut mount = |tree| {
+            mounts.push(HostPart {
+                tree,
+                ..HostPart::default()
+            });
         };
         match text[..length].split_first() {
-            Some((&NO_BIND, _)) => binds.push(None),
-            Some((&DIRECTORY, _)) => binds.push(Some(tree(fd, true)?)),
-            Some((&FILE, _)) => binds.push(Some(tree(fd, false)?)),
-            Some((&DEVICE, _)) => devices.push(tree(fd, false)?.fd),
+            Some((&NOTHING, _)) => mount(None),
+            Some((kind @ (&DIRECTORY | &FILE), _)) => mount(Some(HostTree::Tree {
+                fd: fd()?,
+                is_dir: *kind == DIRECTORY,
+            })),
+            Some((&LINK, target)) => mount(Some(HostTree::Link(
+                CString::new(target).map_err(|_| garbled())?,
+            ))),
+            Some((&DEVICE, _)) => devices.push(fd()?),
             Some((&ROOT, _)) => {
                 return Ok(HostTrees {
-                    root: tree(fd, true)?.fd,
-                    binds,
+                    root: fd()?,
+                    mounts,
                     devices,
                 });
             }
@@ -135,22 +150,45 @@ mod tests {
         let (ours, theirs) = pair();
         let fd =
             |path: &str| open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).expect("opens");
-        let bind = HostTree {
+        let part = |tree| HostPart {
+            tree,
+            ..HostPart::default()
+        };
+        let bind = HostTree::Tree {
             fd: fd("/proc"),
             is_dir: true,
         };
+        let link = HostTree::Link(c"/there".to_owned());
         let trees = HostTrees {
             root: fd("/"),
-            binds: vec![None, Some(bind)],
+            mounts: vec![part(None), part(Some(bind)), part(Some(link))],
             devices: vec![fd("/dev/null")],
         };
         send_trees(theirs.as_fd(), &Ok(trees)).expect("sent");
         let arrived = receive_trees(ours.as_fd()).expect("received");
         let inode = |fd: &OwnedFd| fstat(fd).expect("fstat").st_ino;
         assert_eq!(inode(&arrived.root), inode(&fd("/")));
-        assert!(arrived.binds[0].is_none());
-        let bind = arrived.binds[1].as_ref().expect("a bind");
-        assert!(bind.is_dir && inode(&bind.fd) == inode(&fd("/proc")));
+        match &arrived.mounts[..] {
+            [
+                HostPart { tree: None, .. },
+                HostPart {
+                    tree:
+                        Some(HostTree::Tree {
+                            fd: bind,
+                            is_dir: true,
+                        }),
+                    ..
+                },
+                HostPart {
+                    tree: Some(HostTree::Link(target)),
+                    ..
+                },
+            ] => {
+                assert_eq!(inode(bind), inode(&fd("/proc")));
+                assert_eq!(target.as_c_str(), c"/there");
+            }
+            other => panic!("arrived: {other:?}"),
+        }
         assert_eq!(inode(&arrived.devices[0]), inode(&fd("/dev/null")));
     }
 

@@ -7,6 +7,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Uid, chownat, mknodat, statat, symlinka
 use rustix::io::Errno;
 
 use super::mounts::move_to;
+use super::refusals::{node_of_host, refuses_nodes};
 use super::resolve::{Want, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{DevicePlan, RootfsPlan};
@@ -28,15 +29,15 @@ pub(crate) fn fill_dev<'p>(
 ) -> Result<(), Failure<'p>> {
     let dev = open_target(root, c"dev", Want::Directory, false).at(Step::Device, b"/dev")?;
     for (index, device) in plan.devices.iter().enumerate() {
-        let detail = device.host.to_bytes();
-        match bound.get(index) {
-            Some(tree) => {
-                let place = open_target(root, &device.target, Want::File, false)
-                    .at(Step::Device, detail)?;
-                move_to(tree.as_fd(), place.as_fd()).at(Step::Device, detail)?;
-            }
-            None => make_node(device, root, dev.as_fd()).at(Step::Device, detail)?,
-        }
+        let made = match bound.get(index) {
+            Some(tree) => bind_node(device, root, tree.as_fd()),
+            None => match make_node(device, root, dev.as_fd()) {
+                Err(errno) if refuses_nodes(errno) => node_of_host(&device.host)
+                    .and_then(|tree| bind_node(device, root, tree.as_fd())),
+                made => made,
+            },
+        };
+        made.at(Step::Device, device.host.to_bytes())?;
     }
     // pts/ptmx of the container's own devpts, never a node of the host's.
     match unlinkat(&dev, c"ptmx", AtFlags::empty()) {
@@ -57,6 +58,11 @@ fn link(target: &CStr, dev: BorrowedFd<'_>, name: &'static CStr) -> Result<(), F
         Ok(()) | Err(Errno::EXIST) => Ok(()),
         Err(errno) => Err(errno).at(Step::Device, name.to_bytes()),
     }
+}
+
+fn bind_node(device: &DevicePlan, root: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let place = open_target(root, &device.target, Want::File, false)?;
+    move_to(tree, place.as_fd())
 }
 
 fn make_node(device: &DevicePlan, root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<(), Errno> {

@@ -3,34 +3,61 @@
 //! Cloned trees are detached mounts; the child attaches them inside. The parent makes them because
 //! only it may look up paths of the host with the host's privileges, user namespace or not.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{CWD, FileType, fstat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstat, fstatvfs, open, readlinkat,
+    statat,
+};
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
-use crate::error::{Error, Result, errno_words};
-use crate::plan::{BindPlan, IdMaps, MountPlan, MountSource, RootfsPlan};
+use super::mounts::new_filesystem;
+use super::refusals::is_whole_proc;
+use crate::error::{At as _, Error, Result, Step, errno_words};
+use crate::plan::{
+    BindPlan, FilesystemPlan, IdMaps, IdmapSource, MountIdmap, MountPlan, MountSource, RootfsPlan,
+    SourceSymlink,
+};
 use crate::sys::{MountAttr, mount_set_attr};
 
-/// Detached clones of everything that a container takes from the host.
+/// Everything that a container takes from the host.
 #[derive(Debug)]
 pub(crate) struct HostTrees {
-    /// The root file system.
+    /// The root file system, a detached clone.
     pub(crate) root: OwnedFd,
-    /// One for each mount of the plan; none where it is a file system of its own.
-    pub(crate) binds: Vec<Option<HostTree>>,
+    /// One for each mount of the plan.
+    pub(crate) mounts: Vec<HostPart>,
     /// One for each device, when devices are bound.
     pub(crate) devices: Vec<OwnedFd>,
 }
 
-/// A detached tree.
-#[derive(Debug)]
-pub(crate) struct HostTree {
-    pub(crate) fd: OwnedFd,
-    pub(crate) is_dir: bool,
+/// What one mount takes from the host, and what the child keeps of it.
+#[derive(Debug, Default)]
+pub(crate) struct HostPart {
+    pub(crate) tree: Option<HostTree>,
+    /// A new file system that only the parent can map the ids of.
+    pub(crate) made: Option<OwnedFd>,
+    /// User namespace whose maps a new file system is seen through.
+    pub(crate) user_namespace: Option<OwnedFd>,
+    /// The mount, once the child has made it, if it is to become read-only at the end.
+    pub(crate) unsealed: Option<OwnedFd>,
 }
+
+/// A source on the host.
+#[derive(Debug)]
+pub(crate) enum HostTree {
+    /// A detached clone.
+    Tree { fd: OwnedFd, is_dir: bool },
+    /// A symlink that is made again inside; its target.
+    Link(CString),
+}
+
+/// What cannot cover `/proc`.
+const NOT_PROC: &str = "cannot be mounted because it is not of type proc";
+
+type Failed<T> = std::result::Result<T, (&'static str, Errno)>;
 
 impl HostTrees {
     /// Clones all of them; `user_namespace` makes the user namespace of an id-mapped mount.
@@ -38,93 +65,205 @@ impl HostTrees {
         plan: &RootfsPlan,
         user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
     ) -> Result<Self> {
-        let root = clone_tree(&plan.path, true).map_err(|errno| bad_rootfs(&plan.path, errno))?;
-        if !is_directory(root.as_fd())? {
+        let root = clone_tree(&plan.path, true, true).map_err(|e| bad_rootfs(&plan.path, e))?;
+        if !is_directory(root.as_fd()).map_err(|e| bad_rootfs(&plan.path, e))? {
             return Err(bad_rootfs(&plan.path, Errno::NOTDIR));
         }
-        // A shared root cannot be pivoted to; it becomes shared afterwards.
-        let before_pivot = match plan.propagation {
-            (libc::MS_SHARED, _) => (libc::MS_SLAVE, true),
-            other => other,
-        };
-        set_propagation(root.as_fd(), before_pivot)
-            .map_err(Error::os("set propagation of rootfs"))?;
-        let mut binds = Vec::with_capacity(plan.mounts.len());
-        for mount in &plan.mounts {
-            binds.push(match &mount.source {
-                MountSource::Bind(bind) => Some(clone_bind(mount, bind, &user_namespace)?),
-                MountSource::Filesystem(_) => None,
-            });
-        }
+        isolate_root(root.as_fd()).map_err(Error::os("set propagation of rootfs"))?;
         let mut devices = Vec::new();
         if plan.bind_devices && plan.own_dev {
             for device in &plan.devices {
                 let path = device.host.to_string_lossy();
-                let tree = clone_tree(&device.host, false)
+                let tree = clone_tree(&device.host, false, true)
                     .map_err(|errno| Error::os(format!("bind device {path}"))(errno))?;
                 devices.push(tree);
             }
         }
         Ok(Self {
             root,
-            binds,
+            mounts: open_parts(&plan.mounts, user_namespace)?,
             devices,
         })
+    }
+}
+
+/// Opens what each mount takes from the host.
+pub(crate) fn open_parts(
+    mounts: &[MountPlan],
+    user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
+) -> Result<Vec<HostPart>> {
+    let mut parts = Vec::with_capacity(mounts.len());
+    for mount in mounts {
+        let (bind, idmap) = match &mount.source {
+            MountSource::Bind(bind) => (Some(bind), &bind.idmap),
+            MountSource::Filesystem(fs) => (None, &fs.idmap),
+            MountSource::Remount(_) => (None, &None),
+        };
+        let user_namespace = match idmap {
+            Some(idmap) => Some(open_user_namespace(idmap, &user_namespace)?),
+            None => None,
+        };
+        let mut part = HostPart::default();
+        if let Some(bind) = bind {
+            let tree = clone_bind(mount, bind, user_namespace.as_ref());
+            part.tree = Some(tree.map_err(|failed| bad_source(mount, bind, failed))?);
+        } else if let MountSource::Filesystem(fs) = &mount.source {
+            part.made = make_mapped(mount, fs, user_namespace.as_ref())?;
+            part.user_namespace = user_namespace;
+            part.tree = stand_in(mount, fs);
+        }
+        parts.push(part);
+    }
+    Ok(parts)
+}
+
+/// The tree in place of a file system that may be refused; a host without it offers none.
+fn stand_in(mount: &MountPlan, fs: &FilesystemPlan) -> Option<HostTree> {
+    clone_bind(mount, fs.instead.as_ref()?, None).ok()
+}
+
+/// The root of a user namespace has no say over another one, whose maps its file system is to be
+/// seen through: the parent, which has, makes the file system.
+fn make_mapped(
+    mount: &MountPlan,
+    fs: &FilesystemPlan,
+    namespace: Option<&OwnedFd>,
+) -> Result<Option<OwnedFd>> {
+    let (true, Some(idmap), Some(namespace)) = (fs.made_by_parent, &fs.idmap, namespace) else {
+        return Ok(None);
+    };
+    let made = new_filesystem(fs, &mount.place).and_then(|tree| {
+        map_ids(tree.as_fd(), idmap, namespace).at(Step::MapIds, &mount.place)?;
+        Ok(tree)
+    });
+    made.map(Some)
+        .map_err(|failure| Error::Init(failure.into()))
+}
+
+fn open_user_namespace(
+    idmap: &MountIdmap,
+    make: impl Fn(&IdMaps) -> Result<OwnedFd>,
+) -> Result<OwnedFd> {
+    match &idmap.from {
+        IdmapSource::Maps(maps) => make(maps),
+        IdmapSource::Namespace(path) => {
+            open(&**path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(Error::file(
+                "open namespace",
+                path.to_string_lossy().into_owned(),
+            ))
+        }
     }
 }
 
 fn clone_bind(
     mount: &MountPlan,
     bind: &BindPlan,
-    user_namespace: &impl Fn(&IdMaps) -> Result<OwnedFd>,
-) -> Result<HostTree> {
-    let failed = |op: &str, errno: Errno| {
-        let source = bind.source.to_string_lossy();
-        let target = mount.target.to_string_lossy();
-        let reason = errno_words(errno.raw_os_error());
-        Error::InvalidArgument(format!(
-            "error mounting {source:?} to rootfs at \"/{target}\": {op} {source}: {reason}"
-        ))
-    };
-    let fd = clone_tree(&bind.source, bind.recursive).map_err(|errno| failed("stat", errno))?;
-    let mut top = bind.top;
-    let mut deep = bind.deep;
-    match mount.propagation {
-        Some((kind, true)) => deep.propagation = kind,
-        Some((kind, false)) => top.propagation = kind,
-        None => {}
-    }
-    if let Some(idmap) = &bind.idmap {
-        let namespace = user_namespace(&idmap.maps)?;
-        let attr = MountAttr {
-            set: libc::MOUNT_ATTR_IDMAP,
-            userns_fd: namespace.as_raw_fd() as u64,
-            ..MountAttr::default()
-        };
-        mount_set_attr(fd.as_fd(), c"", idmap.recursive, &attr)
-            .map_err(|errno| failed("map ids of", errno))?;
-    }
-    for (attr, recursive) in [(deep, true), (top, false)] {
-        if !attr.is_noop() {
-            mount_set_attr(fd.as_fd(), c"", recursive, &attr)
-                .map_err(|errno| failed("set options of", errno))?;
+    user_namespace: Option<&OwnedFd>,
+) -> Failed<HostTree> {
+    if bind.symlink == SourceSymlink::Copy {
+        let stat = statat(CWD, &*bind.source, AtFlags::SYMLINK_NOFOLLOW).map_err(at("stat"))?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Symlink {
+            let target = readlinkat(CWD, &*bind.source, Vec::new()).map_err(at("readlink"))?;
+            return Ok(HostTree::Link(target));
         }
     }
-    let is_dir = is_directory(fd.as_fd())?;
-    Ok(HostTree { fd, is_dir })
+    let follow = bind.symlink != SourceSymlink::Bind;
+    let fd = clone_tree(&bind.source, bind.recursive, follow).map_err(at("stat"))?;
+    if bind.must_be_proc && !is_whole_proc(fd.as_fd()).map_err(at("statfs"))? {
+        return Err((NOT_PROC, Errno::PERM));
+    }
+    if let (Some(idmap), Some(namespace)) = (&bind.idmap, user_namespace) {
+        map_ids(fd.as_fd(), idmap, namespace).map_err(at("map ids of"))?;
+    }
+    if !bind.deep.is_noop() {
+        mount_set_attr(fd.as_fd(), c"", true, &bind.deep).map_err(at("set options of"))?;
+    }
+    set_top(fd.as_fd(), bind).map_err(at("set options of"))?;
+    for &(kind, recursive) in &mount.propagation {
+        set_propagation(fd.as_fd(), kind, recursive).map_err(at("set propagation of"))?;
+    }
+    let is_dir = is_directory(fd.as_fd()).map_err(at("stat"))?;
+    Ok(HostTree::Tree { fd, is_dir })
 }
 
-fn clone_tree(path: &CStr, recursive: bool) -> std::result::Result<OwnedFd, Errno> {
+/// Sets the options of a bind; to a user namespace the source's locked ones go along.
+fn set_top(tree: BorrowedFd<'_>, bind: &BindPlan) -> std::result::Result<(), Errno> {
+    let exact = bind.top.exact();
+    if exact.is_noop() {
+        return Ok(());
+    }
+    let done = if bind.top.locked {
+        Err(Errno::PERM)
+    } else {
+        mount_set_attr(tree, c"", false, &exact)
+    };
+    // The kernel says the same when this runtime is in a user namespace itself.
+    match done {
+        Err(Errno::PERM) => {
+            let beside = bind.top.beside_locked(attributes_of(tree)?);
+            mount_set_attr(tree, c"", false, &beside.ok_or(Errno::PERM)?)
+        }
+        done => done,
+    }
+}
+
+/// `MOUNT_ATTR_*` of a mount, from what statvfs tells.
+fn attributes_of(tree: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
+    const FLAGS: [(StatVfsMountFlags, u64); 5] = [
+        (StatVfsMountFlags::RDONLY, libc::MOUNT_ATTR_RDONLY),
+        (StatVfsMountFlags::NOSUID, libc::MOUNT_ATTR_NOSUID),
+        (StatVfsMountFlags::NODEV, libc::MOUNT_ATTR_NODEV),
+        (StatVfsMountFlags::NOEXEC, libc::MOUNT_ATTR_NOEXEC),
+        (StatVfsMountFlags::NOATIME, libc::MOUNT_ATTR_NOATIME),
+    ];
+    let flags = fstatvfs(tree)?.f_flag;
+    let mut attributes = FLAGS
+        .iter()
+        .filter(|(flag, _)| flags.contains(*flag))
+        .fold(0, |attributes, (_, attribute)| attributes | attribute);
+    if !flags.intersects(StatVfsMountFlags::NOATIME | StatVfsMountFlags::RELATIME) {
+        attributes |= libc::MOUNT_ATTR_STRICTATIME;
+    }
+    Ok(attributes)
+}
+
+/// Has a detached tree seen through the maps of a user namespace.
+pub(super) fn map_ids(
+    tree: BorrowedFd<'_>,
+    idmap: &MountIdmap,
+    namespace: &OwnedFd,
+) -> std::result::Result<(), Errno> {
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_IDMAP,
+        userns_fd: namespace.as_raw_fd() as u64,
+        ..MountAttr::default()
+    };
+    mount_set_attr(tree, c"", idmap.recursive, &attr)
+}
+
+fn clone_tree(path: &CStr, recursive: bool, follow: bool) -> std::result::Result<OwnedFd, Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
+    if !follow {
+        flags |= OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+    }
     open_tree(CWD, path, flags)
 }
 
-fn set_propagation(
+/// Nothing that is mounted inside the root shows on the host; what the host mounts below a mount
+/// of its own in there still arrives. The root's own propagation is set after the pivot.
+fn isolate_root(root: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+    set_propagation(root, libc::MS_SLAVE, true)?;
+    set_propagation(root, libc::MS_PRIVATE, false)
+}
+
+/// Changes the propagation of a mount, or of its whole tree.
+pub(super) fn set_propagation(
     tree: BorrowedFd<'_>,
-    (kind, recursive): (u64, bool),
+    kind: u64,
+    recursive: bool,
 ) -> std::result::Result<(), Errno> {
     let attr = MountAttr {
         propagation: kind,
@@ -133,9 +272,23 @@ fn set_propagation(
     mount_set_attr(tree, c"", recursive, &attr)
 }
 
-fn is_directory(fd: BorrowedFd<'_>) -> Result<bool> {
-    let stat = fstat(fd).map_err(Error::os("fstat"))?;
-    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+fn is_directory(fd: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Directory)
+}
+
+/// Adapter for `map_err`: what was attempted on the source.
+fn at(op: &'static str) -> impl FnOnce(Errno) -> (&'static str, Errno) {
+    move |errno| (op, errno)
+}
+
+fn bad_source(mount: &MountPlan, bind: &BindPlan, (op, errno): (&str, Errno)) -> Error {
+    let place = String::from_utf8_lossy(&mount.place);
+    if op == NOT_PROC {
+        return Error::InvalidArgument(format!("error mounting {place}: {op}"));
+    }
+    let source = bind.source.to_string_lossy();
+    let reason = errno_words(errno.raw_os_error());
+    Error::InvalidArgument(format!("error mounting {place}: {op} {source}: {reason}"))
 }
 
 fn bad_rootfs(path: &CStr, errno: Errno) -> Error {

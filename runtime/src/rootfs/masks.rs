@@ -102,6 +102,7 @@ fn host_null() -> Result<OwnedFd, Errno> {
 
 fn empty_tmpfs() -> Result<OwnedFd, Errno> {
     let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_set_string(context.as_fd(), c"source", c"tmpfs")?;
     fsconfig_set_flag(context.as_fd(), c"ro")?;
     fsconfig_set_string(context.as_fd(), c"nr_inodes", c"1")?;
     fsconfig_create(context.as_fd())?;

@@ -6,18 +6,21 @@
 
 mod carry;
 mod console;
+mod copyup;
 mod devices;
 mod host;
 mod masks;
 mod mounts;
 mod pivot;
+mod refusals;
 mod resolve;
 
 pub(crate) use carry::{receive_trees, send_trees};
 pub(crate) use console::{open_terminal, send_descriptor, send_terminal};
 pub(crate) use devices::fill_dev;
-pub(crate) use host::HostTrees;
+pub(crate) use host::{HostPart, HostTrees, open_parts};
 pub(crate) use masks::{hide_paths, protect_paths};
-pub(crate) use mounts::{mount_all, open_in_proc, trusted_proc, write_sysctls};
+pub(crate) use mounts::{mount_all, seal, unmount_at, write_sysctls};
 pub(crate) use pivot::{attach, enter, make_private};
+pub(crate) use refusals::{open_in_proc, trusted_proc};
 pub(crate) use resolve::{Want, open_target};

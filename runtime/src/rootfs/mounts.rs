@@ -3,132 +3,255 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FsWord, Mode, OFlags, ResolveFlags, chmodat, fstat, fstatfs, openat2};
-use rustix::io::Errno;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_flag,
-    fsconfig_set_string, fsmount, fsopen, move_mount,
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, XattrFlags, chmodat, fstat, lsetxattr, readlinkat_raw,
+    symlinkat,
 };
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags, MountFlags, MoveMountFlags,
+    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_reconfigure, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, fspick, mount as old_mount, move_mount, open_tree,
+    unmount,
+};
+use rustix::process::fchdir;
 
-use super::host::HostTree;
-use super::resolve::{Want, open_inside, open_target};
+use super::copyup::copy_up;
+use super::host::{HostPart, HostTree, map_ids, set_propagation};
+use super::refusals::{is_on_proc, open_in_proc, refuses_filesystem};
+use super::resolve::{Want, open_inside, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
-use crate::plan::{FilesystemPlan, FsParam, MountPlan, MountSource, RootfsPlan, SysctlPlan};
+use crate::plan::{
+    FilesystemPlan, FsParam, MountPlan, MountSource, OldMount, ProcTarget, Reach, RemountPlan,
+    SysctlPlan,
+};
 use crate::sys::{MountAttr, mount_set_attr};
-
-/// `PROC_SUPER_MAGIC` of `linux/magic.h`.
-const PROC_SUPER_MAGIC: FsWord = 0x9fa0;
-/// The root directory of every proc file system (`PROC_ROOT_INO` of `linux/proc_ns.h`).
-const PROC_ROOT_INODE: u64 = 1;
 
 /// Makes all mounts in order; returns the container's own proc file system, when it has one.
 ///
-/// That descriptor stays trustworthy whatever is mounted over `/proc` later.
+/// That descriptor stays trustworthy whatever is mounted over `/proc` later. A mount over `/` is
+/// the root for everything after it.
 pub(crate) fn mount_all<'p>(
-    plan: &'p RootfsPlan,
-    root: BorrowedFd<'_>,
-    binds: &mut [Option<HostTree>],
+    mounts: &'p [MountPlan],
+    root: &mut OwnedFd,
+    parts: &mut [HostPart],
 ) -> Result<Option<OwnedFd>, Failure<'p>> {
     let mut proc = None;
-    for (mount, bind) in plan.mounts.iter().zip(binds) {
-        let tree = match (&mount.source, bind.take()) {
-            (MountSource::Filesystem(filesystem), _) => {
-                let tree = make_filesystem(filesystem, mount)?;
-                attach_filesystem(mount, filesystem, root, &tree)?;
-                tree
-            }
-            (MountSource::Bind(_), Some(tree)) => {
-                let want = if tree.is_dir {
-                    Want::Directory
-                } else {
-                    Want::File
-                };
-                attach_at(mount, root, &tree.fd, want)?;
-                tree.fd
-            }
-            (MountSource::Bind(_), None) => {
-                return Err(Errno::BADF).at(Step::Mount, mount.target.to_bytes());
-            }
+    for (mount, part) in mounts.iter().zip(parts) {
+        let Some(tree) = mount_one(mount, root.as_fd(), part)? else {
+            continue;
         };
-        if mount.plain_target && mount.target.as_c_str() == c"proc" {
+        if mount.target.is_empty() {
+            *root = fcntl_dupfd_cloexec(&tree, 3).at(Step::Mount, &mount.place)?;
+        }
+        if mount.in_proc == ProcTarget::Itself {
             proc = Some(tree);
+        } else if matches!(&mount.source, MountSource::Filesystem(fs) if fs.late_readonly) {
+            part.unsealed = Some(tree);
         }
     }
     Ok(proc)
 }
 
-fn make_filesystem<'p>(
-    plan: &'p FilesystemPlan,
-    mount: &'p MountPlan,
-) -> Result<OwnedFd, Failure<'p>> {
-    let target = mount.target.to_bytes();
-    let context =
-        fsopen(plan.kind.as_c_str(), FsOpenFlags::FSOPEN_CLOEXEC).at(Step::Filesystem, target)?;
-    for param in &plan.params {
-        match param {
-            FsParam::Flag(key) => fsconfig_set_flag(context.as_fd(), key.as_c_str())
-                .at(Step::FilesystemOption, key.to_bytes())?,
-            FsParam::Text(key, value) => {
-                fsconfig_set_string(context.as_fd(), key.as_c_str(), value.as_c_str())
-                    .at(Step::FilesystemOption, key.to_bytes())?;
-            }
+/// Makes those read-only that had to be writable while what lies below them was made.
+pub(crate) fn seal<'p>(mounts: &'p [MountPlan], parts: &[HostPart]) -> Result<(), Failure<'p>> {
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..MountAttr::default()
+    };
+    for (mount, part) in mounts.iter().zip(parts) {
+        if let Some(tree) = &part.unsealed {
+            mount_set_attr(tree.as_fd(), c"", false, &attr).at(Step::Seal, &mount.place)?;
         }
-    }
-    fsconfig_create(context.as_fd()).at(Step::Filesystem, target)?;
-    let attrs = MountAttrFlags::from_bits_retain(plan.attrs as u32);
-    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs).at(Step::Filesystem, target)
-}
-
-fn attach_filesystem<'p>(
-    mount: &'p MountPlan,
-    plan: &'p FilesystemPlan,
-    root: BorrowedFd<'_>,
-    tree: &OwnedFd,
-) -> Result<(), Failure<'p>> {
-    let target = mount.target.to_bytes();
-    let place = open_place(mount, root, Want::Directory).at(Step::MountTarget, target)?;
-    if plan.inherit_mode {
-        let mode = Mode::from_raw_mode(fstat(&place).at(Step::MountTarget, target)?.st_mode);
-        // The new tree is still the child's alone, and it is writable unless it was asked to be
-        // read-only from the start.
-        match chmodat(tree, c".", mode, AtFlags::empty()) {
-            Ok(()) | Err(Errno::ROFS) => {}
-            Err(errno) => return Err(errno).at(Step::Mount, target),
-        }
-    }
-    move_to(tree.as_fd(), place.as_fd()).at(Step::Mount, target)?;
-    if let Some((kind, recursive)) = mount.propagation {
-        let attr = MountAttr {
-            propagation: kind,
-            ..MountAttr::default()
-        };
-        mount_set_attr(tree.as_fd(), c"", recursive, &attr).at(Step::Mount, target)?;
     }
     Ok(())
 }
 
-fn attach_at<'p>(
+/// The mount, as a descriptor; none when the entry makes none.
+fn mount_one<'p>(
     mount: &'p MountPlan,
     root: BorrowedFd<'_>,
-    tree: &OwnedFd,
-    want: Want,
-) -> Result<(), Failure<'p>> {
-    let target = mount.target.to_bytes();
-    let place = open_place(mount, root, want).at(Step::MountTarget, target)?;
-    move_to(tree.as_fd(), place.as_fd()).at(Step::Mount, target)
+    part: &mut HostPart,
+) -> Result<Option<OwnedFd>, Failure<'p>> {
+    match (&mount.source, part.tree.take()) {
+        (MountSource::Filesystem(plan), stand_in) => {
+            let place = open_place(mount, root, Want::Directory)?;
+            let made_before = part.made.take();
+            let mapped = made_before.is_some();
+            let made = match made_before {
+                Some(tree) => Ok(tree),
+                None => make(mount, plan, root, &place),
+            };
+            let tree = match (made, stand_in) {
+                (Err(failure), Some(HostTree::Tree { fd, .. }))
+                    if refuses_filesystem(failure.errno) =>
+                {
+                    fd
+                }
+                (made, _) => {
+                    let tree = made?;
+                    let namespace = part.user_namespace.as_ref().filter(|_| !mapped);
+                    prepare(mount, plan, &tree, &place, namespace)?;
+                    tree
+                }
+            };
+            attach(mount, &tree, &place)?;
+            for &(kind, recursive) in &mount.propagation {
+                set_propagation(tree.as_fd(), kind, recursive).at(Step::Mount, &mount.place)?;
+            }
+            Ok(Some(tree))
+        }
+        (MountSource::Bind(_), Some(HostTree::Tree { fd, is_dir })) => {
+            let want = if is_dir { Want::Directory } else { Want::File };
+            let place = open_place(mount, root, want)?;
+            attach(mount, &fd, &place)?;
+            Ok(Some(fd))
+        }
+        (MountSource::Bind(_), Some(HostTree::Link(target))) => {
+            copy_symlink(&target, mount, root).at(Step::Symlink, &mount.place)?;
+            Ok(None)
+        }
+        (MountSource::Bind(_), None) => Err(Errno::BADF).at(Step::Mount, &mount.place),
+        (MountSource::Remount(plan), _) => {
+            let place = open_place(mount, root, Want::File)?;
+            remount(plan, &place, mount)?;
+            Ok(None)
+        }
+    }
 }
 
-/// Opens the place of a mount. A symlink of the image must not lead it into `/proc`, where it
-/// could fake what the runtime or the payload reads (CVE-2025-52881); by its name the plan has
-/// checked it already.
-fn open_place(mount: &MountPlan, root: BorrowedFd<'_>, want: Want) -> Result<OwnedFd, Errno> {
-    let place = open_target(root, &mount.target, want, mount.plain_target)?;
-    let name = mount.target.to_bytes();
-    let is_checked = name == b"proc" || name.starts_with(b"proc/");
-    if !is_checked && is_on_proc(place.as_fd())? {
-        return Err(Errno::LOOP);
+/// Opens the target; should a symlink have led into a proc file system, it is refused.
+fn open_place<'p>(
+    mount: &'p MountPlan,
+    root: BorrowedFd<'_>,
+    want: Want,
+) -> Result<OwnedFd, Failure<'p>> {
+    let opened = match mount.reach {
+        Reach::Follow => open_target(root, &mount.target, want, false),
+        Reach::Plain => open_target(root, &mount.target, want, true),
+        Reach::Existing => open_inside(root, &mount.target, OFlags::PATH | OFlags::NOFOLLOW, false),
+    };
+    let place = match (opened, mount.reach) {
+        (Err(errno @ (Errno::LOOP | Errno::NOTDIR)), Reach::Plain) => {
+            return Err(errno).at(Step::PlainTarget, &mount.place);
+        }
+        (opened, _) => opened.at(Step::MountTarget, &mount.place)?,
+    };
+    if mount.in_proc == ProcTarget::Outside
+        && is_on_proc(place.as_fd()).at(Step::MountTarget, &mount.place)?
+    {
+        return Err(Errno::PERM).at(Step::InsideProc, &mount.place);
     }
     Ok(place)
+}
+
+/// A new file system that is mounted nowhere yet.
+fn make<'p>(
+    mount: &'p MountPlan,
+    plan: &'p FilesystemPlan,
+    root: BorrowedFd<'_>,
+    place: &OwnedFd,
+) -> Result<OwnedFd, Failure<'p>> {
+    if let Some(old) = &plan.old_call {
+        return make_by_old_call(mount, plan, old, (root, place))
+            .at(Step::Filesystem, &mount.place);
+    }
+    new_filesystem(plan, &mount.place)
+}
+
+/// A new file system by `fsconfig`; `place` names the mount for errors.
+pub(super) fn new_filesystem<'p>(
+    plan: &'p FilesystemPlan,
+    place: &'p [u8],
+) -> Result<OwnedFd, Failure<'p>> {
+    let context = fsopen(&*plan.kind, FsOpenFlags::FSOPEN_CLOEXEC).at(Step::Filesystem, place)?;
+    set_params(context.as_fd(), &plan.params)?;
+    fsconfig_create(context.as_fd()).at(Step::Filesystem, place)?;
+    let attrs = MountAttrFlags::from_bits_retain(plan.attrs as u32);
+    fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs).at(Step::Filesystem, place)
+}
+
+fn set_params<'p>(context: BorrowedFd<'_>, params: &'p [FsParam]) -> Result<(), Failure<'p>> {
+    for FsParam { key, value, words } in params {
+        match value {
+            Some(value) => fsconfig_set_string(context, &**key, &**value),
+            None => fsconfig_set_flag(context, &**key),
+        }
+        .at(Step::FilesystemOption, words)?;
+    }
+    Ok(())
+}
+
+/// The older call can only mount: so the file system is mounted at its place, by way of the
+/// working directory rather than a path, cloned, and unmounted again.
+fn make_by_old_call(
+    mount: &MountPlan,
+    plan: &FilesystemPlan,
+    old: &OldMount,
+    (root, place): (BorrowedFd<'_>, &OwnedFd),
+) -> Result<OwnedFd, Errno> {
+    fchdir(place)?;
+    let flags = MountFlags::from_bits_retain(old.flags);
+    old_mount(&*old.source, c".", &*plan.kind, flags, Some(&*old.data))?;
+    let mounted = open_inside(root, &mount.target, OFlags::PATH | OFlags::DIRECTORY, false)?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    let tree = open_tree(&mounted, c"", flags)?;
+    fchdir(&mounted)?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    Ok(tree)
+}
+
+/// What a new file system gets while it is still the child's alone.
+fn prepare<'p>(
+    mount: &'p MountPlan,
+    plan: &'p FilesystemPlan,
+    tree: &OwnedFd,
+    place: &OwnedFd,
+    user_namespace: Option<&OwnedFd>,
+) -> Result<(), Failure<'p>> {
+    if plan.inherit_mode {
+        let mode = fstat(place).at(Step::MountTarget, &mount.place)?.st_mode;
+        chmodat(tree, c".", Mode::from_raw_mode(mode), AtFlags::empty())
+            .at(Step::Mount, &mount.place)?;
+    }
+    if plan.copy_up {
+        copy_up(place.as_fd(), tree.as_fd()).at(Step::CopyUp, &mount.place)?;
+    }
+    if let Some(label) = &plan.root_label {
+        label_root(tree, label.to_bytes()).at(Step::LabelMount, &mount.place)?;
+    }
+    if let (Some(idmap), Some(namespace)) = (&plan.idmap, user_namespace) {
+        map_ids(tree.as_fd(), idmap, namespace).at(Step::MapIds, &mount.place)?;
+    }
+    Ok(())
+}
+
+/// Labels the root directory by way of the working directory: a descriptor of a mere path takes
+/// no attributes.
+fn label_root(tree: &OwnedFd, label: &[u8]) -> Result<(), Errno> {
+    fchdir(tree)?;
+    match lsetxattr(c".", c"security.selinux", label, XattrFlags::empty()) {
+        // A kernel without SELinux has nothing that could read it.
+        Err(Errno::NOTSUP) => Ok(()),
+        result => result,
+    }
+}
+
+fn attach<'p>(mount: &'p MountPlan, tree: &OwnedFd, place: &OwnedFd) -> Result<(), Failure<'p>> {
+    move_to(tree.as_fd(), place.as_fd())
+        .map_err(|errno| match (kind_of(tree), kind_of(place)) {
+            // What mount(2) says, and clients look for.
+            (Ok(source), Ok(target)) if source != target => Errno::NOTDIR,
+            _ => errno,
+        })
+        .at(Step::Mount, &mount.place)
+}
+
+/// Whether it is a directory.
+fn kind_of(fd: &OwnedFd) -> Result<bool, Errno> {
+    Ok(FileType::from_raw_mode(fstat(fd)?.st_mode) == FileType::Directory)
 }
 
 /// Attaches a detached tree at an open place.
@@ -137,53 +260,56 @@ pub(super) fn move_to(tree: BorrowedFd<'_>, place: BorrowedFd<'_>) -> Result<(),
     move_mount(tree, c"", place, c"", flags)
 }
 
-/// A proc file system that nobody can have tampered with: a new one that is mounted nowhere, or,
-/// where a security module around the runtime refuses that (LXC), the container's own.
-pub(crate) fn trusted_proc(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let detached = new_proc().and_then(|proc| {
-        // AppArmor lets nobody open files by what it calls a disconnected path.
-        open_in_proc(proc.as_fd(), c"uptime", OFlags::RDONLY).map(|_| proc)
-    });
-    match detached {
-        Err(Errno::ACCESS | Errno::PERM | Errno::NOSYS) => own_proc(root),
+/// Makes a symlink; one with the same target may be there already.
+fn copy_symlink(target: &CStr, mount: &MountPlan, root: BorrowedFd<'_>) -> Result<(), Errno> {
+    let (parent, name) = open_parent(root, &mount.target)?;
+    match symlinkat(target, &parent, name) {
+        Err(Errno::EXIST) => {
+            let mut present = [0; 4096];
+            let length =
+                readlinkat_raw(&parent, name, &mut present[..]).map_err(|_| Errno::EXIST)?;
+            if &present[..length] == target.to_bytes() {
+                Ok(())
+            } else {
+                Err(Errno::EXIST)
+            }
+        }
         result => result,
     }
 }
 
-/// The container's `/proc`, after a check that it is the root of a proc file system.
-fn own_proc(root: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    let proc = open_inside(root, c"proc", OFlags::PATH | OFlags::DIRECTORY, true)?;
-    if is_on_proc(proc.as_fd())? && fstat(&proc)?.st_ino == PROC_ROOT_INODE {
-        Ok(proc)
-    } else {
-        Err(Errno::NODEV)
+fn remount<'p>(
+    plan: &'p RemountPlan,
+    place: &OwnedFd,
+    mount: &'p MountPlan,
+) -> Result<(), Failure<'p>> {
+    if let Some(params) = &plan.reconfigure {
+        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+        let context = fspick(place, c"", flags).at(Step::Remount, &mount.place)?;
+        set_params(context.as_fd(), params)?;
+        fsconfig_reconfigure(context.as_fd()).at(Step::Remount, &mount.place)?;
     }
+    mount_set_attr(place.as_fd(), c"", false, &plan.attr).at(Step::Remount, &mount.place)?;
+    for &(kind, recursive) in &mount.propagation {
+        set_propagation(place.as_fd(), kind, recursive).at(Step::Remount, &mount.place)?;
+    }
+    Ok(())
 }
 
-fn is_on_proc(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
-    Ok(fstatfs(fd)?.f_type == PROC_SUPER_MAGIC)
-}
-
-/// Opens a file of a proc file system itself, whatever may be mounted inside it
-/// (CVE-2025-52881).
-pub(crate) fn open_in_proc(
-    proc: BorrowedFd<'_>,
-    path: &CStr,
-    flags: OFlags,
-) -> Result<OwnedFd, Errno> {
-    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-    openat2(proc, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)
-}
-
-/// A proc file system of the child's pid namespace that is mounted nowhere.
-fn new_proc() -> Result<OwnedFd, Errno> {
-    let context = fsopen(c"proc", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(context.as_fd())?;
-    fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::empty(),
-    )
+/// Takes away the mount at `target`: its top one, and whatever is mounted below it.
+pub(crate) fn unmount_at(root: BorrowedFd<'_>, target: &CStr) -> Result<(), Errno> {
+    if target.is_empty() {
+        return Err(Errno::BUSY);
+    }
+    let place = open_inside(root, target, OFlags::PATH | OFlags::NOFOLLOW, false)?;
+    if kind_of(&place)? {
+        fchdir(&place)?;
+        return unmount(c".", UnmountFlags::DETACH);
+    }
+    // A file cannot be a working directory; its name is looked up in one.
+    let (parent, name) = open_parent(root, target)?;
+    fchdir(&parent)?;
+    unmount(name, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)
 }
 
 /// Sets kernel parameters of the container's namespaces through a proc that nobody can have

@@ -5,7 +5,9 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{MoveMountFlags, UnmountFlags, mount_move, move_mount, unmount};
+use rustix::mount::{
+    MountFlags, MoveMountFlags, UnmountFlags, mount, mount_move, move_mount, unmount,
+};
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use super::host::HostTrees;
@@ -50,19 +52,25 @@ pub(crate) fn enter(
         mount_set_attr(root, c"", false, &attr).at(Step::PivotRoot, b"read-only root")?;
     }
     change_root(root, no_pivot).at(Step::PivotRoot, b"")?;
-    if let (libc::MS_SHARED, recursive) = plan.propagation {
-        let attr = MountAttr {
-            propagation: libc::MS_SHARED,
-            ..MountAttr::default()
-        };
-        mount_set_attr(CWD, c"/", recursive, &attr).at(Step::Propagation, b"/")?;
+    let (kind, recursive) = plan.propagation;
+    if (kind, recursive) == AS_BORN {
+        return Ok(());
     }
-    Ok(())
+    let attr = MountAttr {
+        propagation: kind,
+        ..MountAttr::default()
+    };
+    mount_set_attr(CWD, c"/", recursive, &attr).at(Step::Propagation, b"/")
 }
+
+/// Propagation that the tree has already: a slave wherever the host shares with it.
+const AS_BORN: (u64, bool) = (libc::MS_SLAVE, true);
 
 fn change_root(root: BorrowedFd<'_>, no_pivot: bool) -> Result<(), Errno> {
     fchdir(root)?;
     if no_pivot {
+        hide_host()?;
+        fchdir(root)?;
         mount_move(c".", c"/")?;
         chroot(c".")?;
     } else {
@@ -71,4 +79,25 @@ fn change_root(root: BorrowedFd<'_>, no_pivot: bool) -> Result<(), Errno> {
         unmount(c".", UnmountFlags::DETACH)?;
     }
     chdir(c"/")
+}
+
+/// Without a pivot the host's mounts stay in the namespace: at least no complete proc or sysfs is
+/// left there to be mounted again by a user namespace inside.
+fn hide_host() -> Result<(), Errno> {
+    for path in [c"/proc", c"/sys"] {
+        match unmount(path, UnmountFlags::DETACH) {
+            // Nothing is mounted there.
+            Ok(()) | Err(Errno::NOENT) => {}
+            // In a user namespace they are locked to what they lie on, and can only be covered.
+            Err(Errno::INVAL | Errno::PERM) => {
+                let covered = mount(c"tmpfs", path, c"tmpfs", MountFlags::RDONLY, None);
+                covered.or_else(|errno| match errno {
+                    Errno::NOENT => Ok(()),
+                    errno => Err(errno),
+                })?;
+            }
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }

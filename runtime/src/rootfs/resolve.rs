@@ -17,8 +17,10 @@ pub(crate) enum Want {
 const PATH_MAX: usize = 4096;
 /// As many symlinks as the kernel follows.
 const MAX_LINKS: usize = 40;
-/// Permissions of what is made on the way.
+/// Permissions of directories that are made.
 const MADE: Mode = Mode::from_raw_mode(0o755);
+/// Permissions of a file that is made to be mounted over.
+const MADE_FILE: Mode = Mode::from_raw_mode(0o644);
 
 /// Opens an existing path (`O_PATH` added to `flags`), never leaving `root`.
 pub(crate) fn open_inside(
@@ -121,7 +123,7 @@ fn make_one(dir: BorrowedFd<'_>, name: &CStr, want: Want) -> Result<(), Errno> {
         Want::Directory => mkdirat(dir, name, MADE),
         Want::File => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            openat(dir, name, flags, MADE).map(drop)
+            openat(dir, name, flags, MADE_FILE).map(drop)
         }
     };
     // Somebody else may have been faster; what counts is that it can be opened afterwards.

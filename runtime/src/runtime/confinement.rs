@@ -99,6 +99,12 @@ impl Confinement {
         self.path().map(CgroupPath::full).unwrap_or_default()
     }
 
+    /// Where the hierarchy of cgroups is mounted.
+    pub(super) fn mount(&self) -> &Path {
+        self.path()
+            .map_or(Path::new("/sys/fs/cgroup"), CgroupPath::mount)
+    }
+
     /// The unit that systemd will have for the container.
     pub(super) fn unit(&self) -> Option<Unit> {
         match &self.kind {

@@ -95,6 +95,7 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         id: &request.id,
         bundle: &bundle.path,
         cgroup_path: &confinement.full_path(),
+        cgroup_mount: confinement.mount(),
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
         in_user_namespace: foundation.caller.in_user_namespace,
@@ -200,6 +201,7 @@ fn build(
     gated: bool,
 ) -> Result<Launched> {
     let mut warnings = blueprint.bundle.warnings.clone();
+    warnings.extend(blueprint.plan.rootfs.warnings.iter().cloned());
     let mut cell = match blueprint.confinement.make(&record.id) {
         Ok(cell) => cell,
         Err(error) => {

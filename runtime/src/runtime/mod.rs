@@ -5,12 +5,13 @@ mod create;
 mod exec;
 mod foundation;
 mod lifecycle;
+mod mounts;
 mod pidfd;
 mod query;
 
 pub use query::{parse_resources, read_process};
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Process};
 
@@ -121,6 +122,16 @@ impl Runtime {
     /// Thaws what [`Runtime::pause`] froze.
     pub fn resume(&self, id: &ContainerId) -> Result<()> {
         lifecycle::resume(self, id)
+    }
+
+    /// Mounts what a file lists into a running container: all of it or nothing.
+    pub fn add_mounts(&self, id: &ContainerId, file: &Path) -> Result<()> {
+        mounts::add(self, id, file)
+    }
+
+    /// Unmounts what a file lists from a running container.
+    pub fn remove_mounts(&self, id: &ContainerId, file: &Path) -> Result<()> {
+        mounts::remove(self, id, file)
     }
 
     /// The container's cgroup.
