@@ -28,6 +28,7 @@ pub mod lock;
 pub mod paths;
 pub mod progress;
 pub mod proxy;
+pub mod seccomp;
 pub mod setup;
 mod sys;
 

@@ -53,6 +53,22 @@ const CAPABILITIES: &[&str] = &[
     "CAP_CHECKPOINT_RESTORE",
 ];
 
+/// Modes and flags of `linux.memoryPolicy`.
+const MEMORY_MODES: &[&str] = &[
+    "MPOL_BIND",
+    "MPOL_DEFAULT",
+    "MPOL_INTERLEAVE",
+    "MPOL_LOCAL",
+    "MPOL_PREFERRED",
+    "MPOL_PREFERRED_MANY",
+    "MPOL_WEIGHTED_INTERLEAVE",
+];
+const MEMORY_FLAGS: &[&str] = &[
+    "MPOL_F_NUMA_BALANCING",
+    "MPOL_F_RELATIVE_NODES",
+    "MPOL_F_STATIC_NODES",
+];
+
 /// Mount options that are understood as flags; everything else goes to the file system.
 const MOUNT_OPTIONS: &[&str] = &[
     "async",
@@ -143,9 +159,13 @@ pub fn features() -> Value {
             "seccomp": seccomp(),
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
+            "memoryPolicy": {
+                "modes": MEMORY_MODES.to_vec(),
+                "flags": MEMORY_FLAGS.to_vec(),
+            },
             "mountExtensions": {"idmap": {"enabled": true}},
-            "netDevices": {"enabled": false},
+            "netDevices": {"enabled": true},
         },
         "annotations": {
             "xebec.version": env!("CARGO_PKG_VERSION"),

@@ -60,6 +60,10 @@ pub struct CreateRequest {
     pub no_new_keyring: bool,
     /// How many descriptors from 3 on reach the process.
     pub preserve_fds: u32,
+    /// Variables for the process besides its own, as `NAME=VALUE`.
+    pub extra_env: Vec<String>,
+    /// Give the process a socket to tell its readiness to ([`crate::Runtime::notify_socket`]).
+    pub notify: bool,
     /// `CLONE_PARENT`: the caller's parent becomes the parent of init, and gets no exit signal.
     pub reparent: bool,
 }
@@ -78,6 +82,8 @@ impl CreateRequest {
             no_pivot: false,
             no_new_keyring: false,
             preserve_fds: 0,
+            extra_env: Vec::new(),
+            notify: false,
             reparent: false,
         }
     }

@@ -61,6 +61,9 @@ pub(super) struct Vm {
     /// Make this file visible in /job/files; may be repeated
     #[arg(long)]
     file: Vec<PathBuf>,
+    /// Add this word to the kernel's command line; may be repeated
+    #[arg(long, value_name = "WORD")]
+    kernel: Vec<String>,
     /// Stop the machine after so many seconds
     #[arg(long, default_value_t = 600)]
     deadline: u64,
@@ -135,6 +138,7 @@ fn run_vm(arguments: Vm) -> Result<i32> {
         services: arguments.services.services(),
         images: arguments.image,
         files: arguments.file,
+        kernel: arguments.kernel,
         deadline: Duration::from_secs(arguments.deadline),
     };
     VmHost::start(options, &arguments.argv)?.finish(|stream, bytes| {

@@ -6,9 +6,11 @@ mod attacks;
 mod cgroups;
 mod cli;
 mod clients;
+mod hooks;
 mod lifecycle;
 mod mounts;
 mod process;
+mod seccomp;
 mod users;
 
 use integration::Result;

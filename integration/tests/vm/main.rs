@@ -1,3 +1,4 @@
 //! What needs a whole machine: systemd, every cgroup controller, security modules.
 
+mod labels;
 mod memory;

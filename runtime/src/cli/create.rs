@@ -5,6 +5,8 @@ use clap::Args;
 use xebec_runtime::{Console, CreateRequest, Result};
 
 use super::Context;
+use super::activation::Activation;
+use super::notify::manager_socket;
 
 /// Options that `create` and `run` share.
 #[derive(Args, Debug)]
@@ -54,7 +56,10 @@ impl Creation {
         request.pidfd_socket = self.pidfd_socket;
         request.no_pivot = self.no_pivot;
         request.no_new_keyring = self.no_new_keyring;
-        request.preserve_fds = self.preserve_fds;
+        let activation = Activation::of_this_process();
+        request.preserve_fds = activation.count + self.preserve_fds;
+        request.extra_env = activation.env;
+        request.notify = manager_socket().is_some();
         Ok(request)
     }
 }

@@ -7,6 +7,7 @@ use xebec_runtime::{Console, ContainerId, Error, ExecRequest, Result, Signals};
 
 use super::Context;
 use super::foreground::Foreground;
+use super::log::Log;
 
 #[derive(Args, Debug)]
 #[command(
@@ -116,11 +117,11 @@ impl Exec {
         if self.process.is_some() {
             Ok(process)
         } else {
-            self.amend(process)
+            self.amend(process, &context.log)
         }
     }
 
-    fn amend(&self, mut process: Process) -> Result<Process> {
+    fn amend(&self, mut process: Process, log: &Log) -> Result<Process> {
         if self.args.is_empty() {
             return Err(Error::InvalidArgument("exec args cannot be empty".into()));
         }
@@ -142,7 +143,7 @@ impl Exec {
             process.set_no_new_privileges(Some(true));
         }
         self.amend_user(&mut process)?;
-        self.amend_capabilities(&mut process)?;
+        self.amend_capabilities(&mut process, log);
         Ok(process)
     }
 
@@ -168,20 +169,19 @@ impl Exec {
     }
 
     /// As runc: into every set, ambient only where inheritable has it already.
-    fn amend_capabilities(&self, process: &mut Process) -> Result<()> {
-        if self.cap.is_empty() {
-            return Ok(());
-        }
+    fn amend_capabilities(&self, process: &mut Process, log: &Log) {
         // A process without the section has every capability already.
         let Some(mut sets) = process.capabilities().clone() else {
-            return Ok(());
+            return;
         };
+        let mut unknown = Vec::new();
         for name in &self.cap {
             // The crate's names lack the prefix that everyone writes.
             let bare = name.strip_prefix("CAP_").unwrap_or(name);
-            let cap = bare.parse().map_err(|_| {
-                Error::InvalidArgument(format!("--cap: unknown capability {name:?}"))
-            })?;
+            let Ok(cap) = bare.parse() else {
+                unknown.push(name.as_str());
+                continue;
+            };
             let with = |set: &Option<oci_spec::runtime::Capabilities>| {
                 let mut set = set.clone().unwrap_or_default();
                 set.insert(cap);
@@ -198,8 +198,13 @@ impl Exec {
                 sets.set_ambient(with(sets.ambient()));
             }
         }
+        if !unknown.is_empty() {
+            let names = unknown.join(" ");
+            log.warning(&format!(
+                "ignoring unknown or unavailable capabilities: [{names}]"
+            ));
+        }
         process.set_capabilities(Some(sets));
-        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! The command line: one file a command, each a screen over the library.
 
+mod activation;
 mod commands;
 mod create;
 mod delete;
@@ -15,6 +16,7 @@ mod list;
 mod log;
 mod metrics;
 mod mounts;
+mod notify;
 mod pause;
 mod ps;
 mod run;

@@ -3,6 +3,7 @@ use std::io::{self, Read};
 use std::path::PathBuf;
 
 use clap::Args;
+use oci_spec::runtime::LinuxIntelRdt;
 use serde_json::{Map, Value};
 use xebec_runtime::{Error, Result, parse_resources};
 
@@ -85,7 +86,10 @@ enum Kind {
 
 impl Update {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        self.refuse_rdt()?;
+        let id = self.id.parse()?;
+        if let Some(wanted) = self.intel_rdt() {
+            context.runtime.update_intel_rdt(&id, &wanted)?;
+        }
         let resources = match &self.resources {
             Some(file) if file.as_os_str() == "-" => {
                 let mut text = Vec::new();
@@ -103,21 +107,24 @@ impl Update {
                 parse_resources("options".as_ref(), text.as_bytes())?
             }
         };
-        for warning in context.runtime.update(&self.id.parse()?, &resources)? {
+        for warning in context.runtime.update(&id, &resources)? {
             context.log.warning(&warning);
         }
         Ok(0)
     }
 
-    fn refuse_rdt(&self) -> Result<()> {
-        let refusal = if is_given(self.l3_cache_schema.as_ref()) {
-            "Intel RDT/CAT: l3 cache schema is not enabled"
-        } else if is_given(self.mem_bw_schema.as_ref()) {
-            "Intel RDT/MBA: memory bandwidth schema is not enabled"
-        } else {
-            return Ok(());
-        };
-        Err(Error::Unsupported(refusal.into()))
+    /// What the options say about cache and memory bandwidth.
+    fn intel_rdt(&self) -> Option<LinuxIntelRdt> {
+        let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+        let (cache, bandwidth) = (given(&self.l3_cache_schema), given(&self.mem_bw_schema));
+        if cache.is_none() && bandwidth.is_none() {
+            return None;
+        }
+        let mut wanted = LinuxIntelRdt::default();
+        wanted
+            .set_l3_cache_schema(cache)
+            .set_mem_bw_schema(bandwidth);
+        Some(wanted)
     }
 
     fn warn_of_obsolete(&self, context: &Context) {

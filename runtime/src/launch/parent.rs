@@ -94,6 +94,7 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
         Error::Init(failure) => Error::Exec(failure),
         other => other,
     };
+    let confined = Confined::to(job.process.affinity.initial.as_ref())?;
     let launched = if job.needs_vanguard() {
         let steps = (enter_ahead as Enter<ExecJob>, exec_main as Main<ExecJob>);
         clone_by_vanguard(
@@ -109,7 +110,6 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
         if job.namespaces & NEWPID != 0 {
             pointed.pid(&job.init)?;
         }
-        let _confined = Confined::to(job.process.affinity.initial.as_ref())?;
         let request = request(0, launch.reparent, launch.cgroup);
         let (pid, pidfd) =
             clone3(&request, || exec_main(job, &child)).map_err(Error::os("clone3"))?;
@@ -120,6 +120,7 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
             warnings: Vec::new(),
         }
     };
+    drop(confined);
     let witness = Witness {
         agent: launch.agent,
         view: launch.view,

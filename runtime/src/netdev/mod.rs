@@ -9,7 +9,8 @@ mod socket;
 use std::os::fd::OwnedFd;
 
 use oci_spec::runtime::Linux;
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fstat, open};
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use self::message::{Address, Request};
@@ -73,6 +74,16 @@ impl Moved {
     fn between(pid: i32) -> Result<Self> {
         let host_namespace = namespace("/proc/self/ns/net")?;
         let container_namespace = namespace(&format!("/proc/{pid}/ns/net"))?;
+        let same = |a: &OwnedFd, b: &OwnedFd| Ok((fstat(a)?.st_ino, fstat(b)?.st_ino));
+        let (here, there) = same(&host_namespace, &container_namespace)
+            .map_err(|e: Errno| Error::os("examine network namespace")(e))?;
+        if here == there {
+            return Err(Error::InvalidArgument(
+                "linux.netDevices: unable to move network devices into the network namespace that \
+                 they are in"
+                    .into(),
+            ));
+        }
         let host = Netlink::open()?;
         // A socket belongs to the namespace that it was made in.
         enter(&container_namespace)?;
@@ -110,20 +121,26 @@ impl Moved {
             .change(&Request::set_down(link.index))
             .map_err(failed("set link down"))?;
         let moving = Request::move_link(link.index, to, &self.container_namespace, index);
-        if let Err(errno) = self.host.change(&moving) {
-            if link.is_up {
-                // Nothing has happened but that it is down.
-                let _ = self.host.change(&Request::set_up(link.index));
-            }
-            return Err(failed(&format!("move it to the container as {to}"))(errno));
+        let moved = self.host.change(&moving);
+        // A name that is taken there is found out by the kernel when the device has moved already.
+        if moved.is_ok() || self.has_arrived(from, index) {
+            self.guests.push(Guest {
+                name: from.clone(),
+                index,
+                was_up: link.is_up,
+                addresses,
+            });
+        } else if link.is_up {
+            // Nothing has happened but that it is down.
+            let _ = self.host.change(&Request::set_up(link.index));
         }
-        self.guests.push(Guest {
-            name: from.clone(),
-            index,
-            was_up: link.is_up,
-            addresses,
-        });
+        moved.map_err(failed(&format!("move it to the container as {to}")))?;
         settle(&self.container, index, true, self.guests.last()).map_err(failed("set it up"))
+    }
+
+    fn has_arrived(&self, name: &str, index: i32) -> bool {
+        let there = self.container.link_by_name(name);
+        there.is_ok_and(|link| link.index == index)
     }
 
     /// The devices stay where they are.

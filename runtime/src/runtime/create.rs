@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Mount, Spec};
 
 use super::confinement::Confinement;
 use super::foundation::{Foundation, lay};
@@ -24,7 +24,7 @@ use crate::request::{CreateRequest, Launched};
 use crate::resctrl::Membership;
 use crate::seccomp::{Cache, Filter};
 use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
-use crate::state::{AgentAddress, ProcessFacts, Record, StateDir, Status, rfc3339};
+use crate::state::{AgentAddress, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, Status, rfc3339};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
@@ -67,6 +67,13 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
     let mut record = new_record(&request, &blueprint);
     let built = dir
         .write_cgroup(&record.cgroup)
+        .and_then(|()| {
+            if request.notify {
+                dir.make_readiness()
+            } else {
+                Ok(())
+            }
+        })
         .and_then(|()| dir.write(&record))
         .and_then(|()| build(runtime, &dir, &mut record, blueprint, request, gated));
     match built {
@@ -83,6 +90,7 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
 fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
     let mut bundle = load_bundle(&request.bundle, request.config.as_deref())?;
     bundle.warnings.extend(ignored_fields(&bundle.spec));
+    add_for_caller(&mut bundle.spec, runtime, request);
     let mut namespaces = check_spec(&bundle.file, &bundle.spec)?;
     let refuse = |e: FieldError| Error::Spec {
         file: bundle.file.display().to_string(),
@@ -122,6 +130,29 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         foundation,
         confinement,
     })
+}
+
+/// Where the directory of the readiness socket is inside a container, as with runc.
+const NOTIFY_INSIDE: &str = "/run/notify";
+
+/// What the caller gives the process besides its configuration.
+fn add_for_caller(spec: &mut Spec, runtime: &Runtime, request: &CreateRequest) {
+    let mut env = request.extra_env.clone();
+    if request.notify {
+        let mut mount = Mount::default();
+        let source = StateDir::readiness_directory(&runtime.options.root, &request.id);
+        let options = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned);
+        mount
+            .set_destination(NOTIFY_INSIDE.into())
+            .set_typ(Some("bind".to_owned()))
+            .set_source(Some(source))
+            .set_options(Some(options.to_vec()));
+        spec.mounts_mut().get_or_insert_default().push(mount);
+        env.push(format!("NOTIFY_SOCKET={NOTIFY_INSIDE}/{NOTIFY_SOCKET}"));
+    }
+    if let Some(process) = spec.process_mut() {
+        process.env_mut().get_or_insert_default().extend(env);
+    }
 }
 
 /// A label that nobody would look at is refused, as by runc.

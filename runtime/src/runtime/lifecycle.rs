@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use oci_spec::runtime::LinuxResources;
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -14,6 +14,9 @@ use super::query::cgroup_of;
 use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, Skipped};
 use crate::error::{Error, Result};
 use crate::launch::{run_all_hooks, run_hooks};
+use crate::plan::ResctrlPlan;
+use crate::request::Launched;
+use crate::resctrl::Membership;
 use crate::state::{ContainerId, Record, StateDir, Status};
 use crate::sys::pidfd_send_signal;
 
@@ -127,6 +130,16 @@ fn existing_cgroup(full: &Path) -> Result<Option<Cgroup>> {
         return Ok(None);
     }
     Ok(Some(Cgroup::open(&CgroupPath::from_full(full)?)?))
+}
+
+pub(super) fn init(runtime: &Runtime, id: &ContainerId) -> Result<Launched> {
+    let record = StateDir::open(&runtime.options.root, id)?.record()?;
+    let pidfd = init_of(&record)?.ok_or(Error::NotRunning)?;
+    Ok(Launched {
+        pid: record.pid,
+        pidfd,
+        warnings: Vec::new(),
+    })
 }
 
 /// A pidfd of init that nobody else can have got the pid of; none when init is dead.
@@ -268,6 +281,31 @@ pub(super) fn update(
         cgroup.attach_devices(&crate::cgroup::devices::compile(rules)?)?;
     }
     Ok(skipped.iter().map(left_out).collect())
+}
+
+pub(super) fn update_intel_rdt(
+    runtime: &Runtime,
+    id: &ContainerId,
+    wanted: &LinuxIntelRdt,
+) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, id)?;
+    dir.lock()?;
+    let mut record = dir.record()?;
+    let plan = ResctrlPlan::from_spec(wanted).map_err(|e| Error::Spec {
+        file: "options".to_owned(),
+        field: e.field,
+        reason: e.reason,
+    })?;
+    if let (Some(groups), Some(schemata)) = (&record.resctrl, &plan.schemata) {
+        return groups.set(schemata);
+    }
+    // Without the section in its configuration the container has had no group so far.
+    if let Some(groups) = Membership::of(&plan, id)? {
+        record.resctrl = Some(groups.clone());
+        dir.write(&record)?;
+        groups.enter(&plan, record.pid)?;
+    }
+    Ok(())
 }
 
 /// Words for a limit that this host cannot apply.

@@ -11,14 +11,15 @@ mod query;
 
 pub use query::{parse_resources, read_process};
 
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxResources, Process};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Process};
 
 use crate::cgroup::{Cgroup, CgroupManager, ControllersPolicy};
 use crate::error::Result;
 use crate::request::{CreateRequest, ExecRequest, Launched};
-use crate::state::{ContainerId, ContainerState, Listing};
+use crate::state::{ContainerId, ContainerState, Listing, StateDir};
 
 /// Where state lives and how strict the host is taken.
 #[derive(Clone, Debug)]
@@ -75,6 +76,17 @@ impl Runtime {
     /// Lets a created container's init execute its program.
     pub fn start(&self, id: &ContainerId) -> Result<()> {
         lifecycle::start(self, id)
+    }
+
+    /// Binds the socket that a created container's program tells its readiness to (`sd_notify(3)`);
+    /// none if the request did not ask for one.
+    pub fn notify_socket(&self, id: &ContainerId) -> Result<Option<UnixDatagram>> {
+        StateDir::open(&self.options.root, id)?.bind_readiness()
+    }
+
+    /// Init of a container that is alive.
+    pub fn init(&self, id: &ContainerId) -> Result<Launched> {
+        lifecycle::init(self, id)
     }
 
     /// Starts a further process in a running container.
@@ -142,6 +154,11 @@ impl Runtime {
     /// Changes the limits of a container; returns what had to be left out.
     pub fn update(&self, id: &ContainerId, resources: &LinuxResources) -> Result<Vec<String>> {
         lifecycle::update(self, id, resources)
+    }
+
+    /// Changes the cache and memory bandwidth that a container may use.
+    pub fn update_intel_rdt(&self, id: &ContainerId, wanted: &LinuxIntelRdt) -> Result<()> {
+        lifecycle::update_intel_rdt(self, id, wanted)
     }
 
     /// The process that the container's bundle configures, to derive others from; with what was

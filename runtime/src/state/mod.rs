@@ -2,6 +2,7 @@
 
 mod id;
 mod process;
+mod readiness;
 mod record;
 mod store;
 mod time;
@@ -9,6 +10,7 @@ mod view;
 
 pub use id::ContainerId;
 pub(crate) use process::ProcessFacts;
+pub(crate) use readiness::NOTIFY_SOCKET;
 pub(crate) use record::{AgentAddress, Record};
 pub use store::Listing;
 pub(crate) use store::{StateDir, ids, list};

@@ -28,8 +28,8 @@ const CGROUP_LINK: &str = "cgroup";
 /// The directory of one container.
 #[derive(Debug)]
 pub(crate) struct StateDir {
-    path: PathBuf,
-    fd: OwnedFd,
+    pub(super) path: PathBuf,
+    pub(super) fd: OwnedFd,
 }
 
 impl Drop for StateDir {
@@ -249,6 +249,7 @@ impl StateDir {
 
     /// Removes the directory, the record last: a removal that is cut short can be repeated.
     pub(crate) fn remove(&self) -> Result<()> {
+        self.remove_readiness()?;
         for name in [
             START_FIFO,
             SECCOMP_FILE,

@@ -256,6 +256,49 @@ impl NativeHost {
     fn services(&self) -> MutexGuard<'_, Services> {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// The pid out here of a process of the host.
+    pub fn outer_pid(&self, inner: i32) -> Result<i32> {
+        let unknown = || Error::Host {
+            host: "native",
+            reason: format!("it has no process {inner}"),
+        };
+        let proc = Path::new("/proc");
+        let entries = std::fs::read_dir(proc).map_err(Error::file("list", proc))?;
+        entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .find(|pid| inner_pid(*pid) == Some(inner) && self.is_ancestor_of(*pid))
+            .ok_or_else(unknown)
+    }
+
+    fn is_ancestor_of(&self, mut pid: i32) -> bool {
+        while pid > 1 {
+            if pid == self.pid() {
+                return true;
+            }
+            match status_field(pid, "PPid:").and_then(|text| text.parse().ok()) {
+                Some(parent) => pid = parent,
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+/// The pid that a process has one pid namespace further in.
+fn inner_pid(pid: i32) -> Option<i32> {
+    status_field(pid, "NSpid:")?
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+fn status_field(pid: i32, name: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(value.trim().to_owned())
 }
 
 impl Drop for NativeHost {

@@ -44,6 +44,8 @@ pub(crate) struct MachinePlan {
     pub(crate) disk: PathBuf,
     /// What goes onto the job's disk: (file here, path there).
     pub(crate) content: Vec<(PathBuf, PathBuf)>,
+    /// Further words for the kernel's command line.
+    pub(crate) kernel: Vec<String>,
     /// What the machine is to do.
     pub(crate) job: Job,
 }
@@ -92,10 +94,12 @@ impl MachinePlan {
         let masked: String = MASKED
             .map(|unit| format!(" systemd.mask={unit}.service"))
             .concat();
+        let words = self.kernel.iter().flat_map(|word| [" ", word.as_str()]);
+        let words = words.collect::<String>();
         // On a loaded machine an emulated timer can fail the check that no_timer_check leaves out.
         let command_line = format!(
             "console={console} panic=-1 root=/dev/nvme0n1 rw mitigations=off quiet fsck.mode=skip \
-             no_timer_check{masked}"
+             no_timer_check{masked}{words}"
         );
         let mut argv: Vec<OsString> = [emulator, "-machine", machine, "-accel", "tcg,thread=multi"]
             .into_iter()
@@ -180,6 +184,7 @@ mod tests {
             rootfs: rootfs.path().into(),
             disk: "/cache/disk.img".into(),
             content: Vec::new(),
+            kernel: vec!["quiet2=1".into()],
             job: Job {
                 argv: Vec::new(),
                 services: Vec::new(),
@@ -194,5 +199,6 @@ mod tests {
         assert!(line.contains("snapshot=on,file=/cache/disk.img"), "{line}");
         assert!(line.contains("readonly=on,file=/s/job.img"), "{line}");
         assert!(line.contains("boot/vmlinuz-7.2 "), "{line}");
+        assert!(line.contains(" quiet2=1 "), "{line}");
     }
 }

@@ -31,6 +31,8 @@ pub struct VmOptions {
     pub images: Vec<String>,
     /// Other programs and files that the command can see in /job/files.
     pub files: Vec<PathBuf>,
+    /// Words for the kernel's command line.
+    pub kernel: Vec<String>,
     /// When the machine is stopped if the command has not ended.
     pub deadline: Duration,
 }
@@ -42,6 +44,7 @@ impl Default for VmOptions {
             services: vec![Service::Registry, Service::Snapshotter, Service::Containerd],
             images: Vec::new(),
             files: Vec::new(),
+            kernel: Vec::new(),
             deadline: Duration::from_mins(10),
         }
     }
@@ -85,6 +88,7 @@ impl VmHost {
             rootfs: rootfs::find(&paths)?,
             disk: disk::find(&paths)?,
             content: content(&paths, &options)?,
+            kernel: options.kernel.clone(),
             job: Job {
                 argv: argv.to_vec(),
                 services: options.services.clone(),
