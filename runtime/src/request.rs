@@ -35,6 +35,9 @@ pub enum Console {
     SocketPath(PathBuf),
     /// The peer of this connected unix socket gets it by `SCM_RIGHTS`.
     SocketFd(OwnedFd),
+    /// The same for a command that prints what the container prints: a line feed stays one
+    /// character, for our own terminal, or whatever reads our output instead, to make the most of.
+    Foreground(OwnedFd),
 }
 
 /// A container to be created from a bundle.

@@ -6,6 +6,7 @@ mod attacks;
 mod cgroups;
 mod cli;
 mod clients;
+mod compat;
 mod hooks;
 mod lifecycle;
 mod mounts;

@@ -115,7 +115,8 @@ impl Exec {
             context.log.warning(warning);
         }
         if self.process.is_some() {
-            Ok(process)
+            let (containers, _) = context.runtime.process_of(id)?;
+            Ok(inherit(process, &containers))
         } else {
             self.amend(process, &context.log)
         }
@@ -206,6 +207,27 @@ impl Exec {
         }
         process.set_capabilities(Some(sets));
     }
+}
+
+/// What a process document does not give is as the container's own process has it.
+fn inherit(mut process: Process, containers: &Process) -> Process {
+    macro_rules! fall_back {
+        ($($get:ident $set:ident),*) => {
+            $(if process.$get().is_none() {
+                process.$set(containers.$get().clone());
+            })*
+        };
+    }
+    fall_back!(
+        capabilities set_capabilities,
+        rlimits set_rlimits,
+        apparmor_profile set_apparmor_profile,
+        selinux_label set_selinux_label,
+        scheduler set_scheduler,
+        io_priority set_io_priority,
+        exec_cpu_affinity set_exec_cpu_affinity
+    );
+    process
 }
 
 fn number(text: &str, whole: &str) -> Result<u32> {

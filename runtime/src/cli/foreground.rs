@@ -10,7 +10,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{
     Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, wait, waitid,
 };
-use rustix::termios::{self, OptionalActions, Termios};
+use rustix::termios::{self, OptionalActions, OutputModes, Termios};
 use xebec_runtime::{Console, Error, Launched, Result, Signals, receive_descriptor};
 
 /// A command that stays until its process has exited.
@@ -47,7 +47,7 @@ impl Foreground {
         if let Some(channel) = &self.channel
             && let Ok(end) = channel.theirs.try_clone()
         {
-            *console = Console::SocketFd(end);
+            *console = Console::Foreground(end);
         }
     }
 
@@ -166,6 +166,8 @@ impl Relay {
             let cooked = termios::tcgetattr(&stdin).map_err(os("read the terminal's mode"))?;
             let mut raw = cooked.clone();
             raw.make_raw();
+            // Line ends are left to this terminal: the container's own leaves them alone.
+            raw.output_modes.insert(OutputModes::OPOST);
             termios::tcsetattr(&stdin, OptionalActions::Now, &raw)
                 .map_err(os("set the terminal's mode"))?;
             relay.cooked = Some(cooked);

@@ -2,7 +2,7 @@ use std::os::fd::AsFd as _;
 
 use clap::Args;
 use rustix::process::set_child_subreaper;
-use xebec_runtime::{ContainerId, CreateRequest, Error, Launched, Result, Signals};
+use xebec_runtime::{ContainerId, CreateRequest, Error, Launched, Result, Signals, Step};
 
 use super::Context;
 use super::create::Creation;
@@ -49,7 +49,14 @@ impl Run {
         let foreground = Foreground::new(false)?;
         let mut request = self.creation.into_request()?;
         foreground.attach_to(&mut request.console);
-        let (launched, readiness) = launch(context, &id, request)?;
+        let (launched, readiness) = match launch(context, &id, request) {
+            // As if a program had been found there and had ended at once, which is runc's view.
+            Err(Error::Init(failure)) if failure.step == Step::Execute => {
+                eprintln!("{failure}");
+                return Ok(255);
+            }
+            result => result?,
+        };
         if let Some(readiness) = readiness {
             let process = launched.pidfd.try_clone().map_err(Error::os("dup"))?;
             // The service manager goes on watching us, who stay as long as the container does.

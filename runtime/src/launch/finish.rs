@@ -9,11 +9,11 @@ use rustix::thread::set_no_new_privs;
 
 use super::channel::{ChildEnd, Report};
 use super::hooks::{ChildHookIo, ChildHooks, run_child_hooks};
-use super::stdio::{ChildStdio, place_streams};
+use super::stdio::{ChildStdio, TerminalReceiver, place_streams};
 use super::{identity, labels, program};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{CommonPlan, HookPlan, ProcessPlan};
-use crate::rootfs::{open_terminal, send_terminal};
+use crate::rootfs::{keep_line_ends, open_terminal, send_terminal};
 use crate::seccomp::Filter;
 use crate::sys;
 
@@ -22,7 +22,7 @@ use crate::sys;
 pub(crate) struct FinishJob {
     pub(crate) stdio: ChildStdio,
     /// Where the terminal's master goes.
-    pub(crate) console: Option<OwnedFd>,
+    pub(crate) console: Option<TerminalReceiver>,
     /// Read end of the start fifo; without it the program is executed at once.
     pub(crate) gate: Option<OwnedFd>,
     pub(crate) filter: Option<Filter>,
@@ -275,12 +275,15 @@ pub(super) fn take_terminal(
     root: BorrowedFd<'_>,
     console: bool,
 ) -> Result<(), Failure<'static>> {
-    let (true, Some(socket)) = (plan.terminal, job.console.take()) else {
+    let (true, Some(receiver)) = (plan.terminal, job.console.take()) else {
         return Ok(());
     };
     let terminal = open_terminal(root, plan.console_size, console).at(Step::Terminal, b"")?;
     rustix::process::ioctl_tiocsctty(&terminal.slave).at(Step::Terminal, b"TIOCSCTTY")?;
-    send_terminal(socket.as_fd(), terminal.master.as_fd()).at(Step::ConsoleSocket, b"")?;
+    if receiver.prints {
+        keep_line_ends(terminal.slave.as_fd()).at(Step::Terminal, b"TCSETS")?;
+    }
+    send_terminal(receiver.socket.as_fd(), terminal.master.as_fd()).at(Step::ConsoleSocket, b"")?;
     job.stdio = ChildStdio::Terminal(terminal.slave);
     Ok(())
 }

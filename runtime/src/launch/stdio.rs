@@ -50,19 +50,32 @@ fn stream(given: Option<OwnedFd>) -> Result<OwnedFd> {
     fcntl_dupfd_cloexec(&fd, 3).map_err(Error::os("duplicate a standard stream"))
 }
 
+/// Where the terminal's master will be sent.
+#[derive(Debug)]
+pub(crate) struct TerminalReceiver {
+    pub(super) socket: OwnedFd,
+    /// It prints what comes, so a line feed shall stay one character.
+    pub(super) prints: bool,
+}
+
 /// The connection that the terminal's master will be sent over.
-pub(crate) fn connect_console(console: Console, terminal: bool) -> Result<Option<OwnedFd>> {
+pub(crate) fn connect_console(
+    console: Console,
+    terminal: bool,
+) -> Result<Option<TerminalReceiver>> {
+    let receiver = |socket, prints| Ok(Some(TerminalReceiver { socket, prints }));
     match (console, terminal) {
         // A way for the terminal may be at hand before it is known whether there is one.
-        (Console::None | Console::SocketFd(_), false) => Ok(None),
+        (Console::None | Console::SocketFd(_) | Console::Foreground(_), false) => Ok(None),
         (Console::None, true) => Err(Error::InvalidArgument(
             "cannot allocate tty if runc will detach without setting console socket".into(),
         )),
         (Console::SocketPath(_), false) => Err(Error::InvalidArgument(
             "cannot use console socket if runc will not detach or allocate tty".into(),
         )),
-        (Console::SocketFd(fd), true) => Ok(Some(fd)),
-        (Console::SocketPath(path), true) => connect_to(&path).map(Some),
+        (Console::SocketFd(socket), true) => receiver(socket, false),
+        (Console::Foreground(socket), true) => receiver(socket, true),
+        (Console::SocketPath(path), true) => receiver(connect_to(&path)?, false),
     }
 }
 

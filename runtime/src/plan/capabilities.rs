@@ -1,6 +1,6 @@
 //! Capability sets as bit masks.
 
-use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities};
+use oci_spec::runtime::{Capabilities, Capability, LinuxCapabilities, Process};
 
 /// The five sets of a process (`capabilities(7)`); a set that is not given is empty.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,21 @@ impl CapabilityPlan {
             inheritable: mask(sets.inheritable().as_ref()),
             ambient: mask(sets.ambient().as_ref()),
         }
+    }
+
+    /// Warns of ambient capabilities that the kernel will not accept, in runc's words.
+    pub(crate) fn warnings(process: &Process) -> Vec<String> {
+        let Some(sets) = process.capabilities() else {
+            return Vec::new();
+        };
+        let possible = Self::from_spec(sets).possible_ambient();
+        let mut refused: Vec<_> = sets.ambient().iter().flatten().copied().collect();
+        refused.retain(|capability| possible & 1 << number(*capability) == 0);
+        refused.sort_by_key(|capability| number(*capability));
+        let words = refused.iter().map(|capability| {
+            format!("can't raise ambient capability CAP_{capability}: operation not permitted")
+        });
+        words.collect()
     }
 
     /// The ambient capabilities that the kernel will accept: permitted and inheritable ones.
@@ -98,5 +113,11 @@ mod tests {
         assert_eq!(plan.bounding, 1 | 1 << 40);
         assert_eq!(plan.possible_ambient(), 1 << 5);
         assert_eq!(plan.effective, 0);
+        let mut process = Process::default();
+        process.set_capabilities(Some(sets));
+        assert_eq!(
+            CapabilityPlan::warnings(&process),
+            ["can't raise ambient capability CAP_CHOWN: operation not permitted"]
+        );
     }
 }

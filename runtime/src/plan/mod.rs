@@ -20,6 +20,7 @@ use std::path::Path;
 use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Mount, Spec};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use capabilities::CapabilityPlan;
 pub(crate) use hooks::{HookPlan, plan as plan_hooks};
 pub(crate) use idmaps::IdMaps;
 pub(crate) use mounts::{

@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
-use rustix::termios::{Winsize, tcsetwinsize};
+use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
 use super::mounts::move_to;
 use super::resolve::{Want, open_inside, open_target};
@@ -51,6 +51,13 @@ pub(crate) fn open_terminal(
         move_to(tree.as_fd(), place.as_fd())?;
     }
     Ok(Terminal { master, slave })
+}
+
+/// Lets a line feed stay one character, which a new terminal would turn into two.
+pub(crate) fn keep_line_ends(slave: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut mode = tcgetattr(slave)?;
+    mode.output_modes.remove(OutputModes::ONLCR);
+    tcsetattr(slave, OptionalActions::Now, &mode)
 }
 
 /// Hands the master to the peer of `socket`, as runc does: a name as data, one descriptor.

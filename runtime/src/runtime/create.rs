@@ -18,7 +18,7 @@ use crate::launch::{
     run_hooks, selinux_is_enabled,
 };
 use crate::netdev::{self, Moved};
-use crate::plan::{FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan};
+use crate::plan::{CapabilityPlan, FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan};
 use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::resctrl::Membership;
@@ -198,6 +198,7 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
         cgroup: blueprint.confinement.full_path(),
         unit: blueprint.confinement.unit(),
         namespaces: blueprint.plan.namespaces.all(),
+        private_pids: blueprint.plan.namespaces.create & libc::CLONE_NEWPID as u64 != 0,
         keyring: !request.no_new_keyring,
         common: blueprint.plan.common.clone(),
         seccomp_agent: agent_address(blueprint),
@@ -233,6 +234,8 @@ fn build(
 ) -> Result<Launched> {
     let mut warnings = blueprint.bundle.warnings.clone();
     warnings.extend(blueprint.plan.rootfs.warnings.iter().cloned());
+    let process = blueprint.bundle.spec.process().iter();
+    warnings.extend(process.flat_map(CapabilityPlan::warnings));
     let mut cell = match blueprint.confinement.make(&record.id) {
         Ok(cell) => cell,
         Err(error) => {

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::launch::{
     Agent, ChildStdio, ExecJob, ExecLaunch, FinishJob, connect_console, launch_exec,
 };
-use crate::plan::{KeyringPlan, ProcessPlan};
+use crate::plan::{CapabilityPlan, KeyringPlan, ProcessPlan};
 use crate::request::{ExecRequest, Launched};
 use crate::seccomp::Filter;
 use crate::spec::check_process;
@@ -18,21 +18,7 @@ use crate::state::{Record, StateDir, Status};
 pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> {
     let dir = StateDir::open(&runtime.options.root, &request.id)?;
     let record = dir.record()?;
-    match dir.status(&record) {
-        Status::Running | Status::Created => {}
-        Status::Paused if request.ignore_paused => {}
-        Status::Paused => {
-            return Err(Error::Status(
-                "exec failed: cannot exec in a paused container (use --ignore-paused to override)"
-                    .into(),
-            ));
-        }
-        Status::Stopped | Status::Creating => {
-            return Err(Error::Status(
-                "exec failed: cannot exec in a stopped container".into(),
-            ));
-        }
-    }
+    check_status(dir.status(&record), request.ignore_paused)?;
     let refuse = |field: &str, reason: String| Error::Spec {
         file: "process".to_owned(),
         field: field.to_owned(),
@@ -83,7 +69,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         agent: agent.as_ref(),
         view: &|| record.view(dir.status(&record)),
     };
-    let launched = match launch_exec(&mut job, &mut launch) {
+    let mut launched = match launch_exec(&mut job, &mut launch) {
         // The container's processes have moved to cgroups of their own below, so that this one may
         // have none any more: the place is where init went.
         Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
@@ -95,7 +81,21 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     };
     pidfd::send(receiver, &launched)?;
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
+    launched
+        .warnings
+        .extend(CapabilityPlan::warnings(&request.process));
     Ok(launched)
+}
+
+/// A process can be added to a container that lives, and to a frozen one only if that is meant.
+fn check_status(status: Status, ignore_paused: bool) -> Result<()> {
+    let refusal = match status {
+        Status::Running | Status::Created => return Ok(()),
+        Status::Paused if ignore_paused => return Ok(()),
+        Status::Paused => "cannot exec in a paused container (use --ignore-paused to override)",
+        Status::Stopped | Status::Creating => "cannot exec in a stopped container",
+    };
+    Err(Error::Status(format!("exec failed: {refusal}")))
 }
 
 fn filter(dir: &StateDir) -> Result<Option<Filter>> {
@@ -125,7 +125,7 @@ fn cgroup_for(record: &Record, below: Option<&str>) -> Result<Option<Cgroup>> {
         return Ok(Some(Cgroup::open(&path)?));
     };
     let refuse = |_| {
-        let reason = format!("{below} is not a sub cgroup path");
+        let reason = format!("bad sub cgroup path: {below} is not a sub cgroup path");
         Error::Status(format!(
             "exec failed: unable to create new parent process: {reason}"
         ))

@@ -68,7 +68,9 @@ pub(super) fn run_poststart(record: &Record) -> Result<()> {
 
 pub(super) fn kill(runtime: &Runtime, id: &ContainerId, signal: i32, all: bool) -> Result<()> {
     let record = StateDir::open(&runtime.options.root, id)?.record()?;
-    if all {
+    // In a pid namespace that is shared, the others would outlive an init that is killed.
+    let none_may_be_left = signal == libc::SIGKILL && !record.private_pids;
+    if all || none_may_be_left && record.cgroup.exists() {
         return signal_all(&record, signal);
     }
     signal_init(&record, signal)

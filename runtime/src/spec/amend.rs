@@ -35,6 +35,22 @@ pub(super) fn amend_process(process: &mut Value) -> Amended {
     }
 }
 
+/// Removes fields that are `null`, which other decoders take for "not given"; whether there were.
+pub(super) fn drop_nulls(value: &mut Value) -> bool {
+    let below = |values: &mut dyn Iterator<Item = &mut Value>| {
+        values.fold(false, |changed, value| drop_nulls(value) | changed)
+    };
+    match value {
+        Value::Object(fields) => {
+            let before = fields.len();
+            fields.retain(|_, field| !field.is_null());
+            below(&mut fields.values_mut()) | (fields.len() < before)
+        }
+        Value::Array(items) => below(&mut items.iter_mut()),
+        _ => false,
+    }
+}
+
 /// A runtime must not refuse a configuration that a newer kernel's list was written into.
 fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = BTreeSet::new();
@@ -69,6 +85,9 @@ fn complete_user(process: &mut Value) -> bool {
         return false;
     };
     let user = process.entry("user").or_insert_with(|| json!({}));
+    if user.is_null() {
+        *user = json!({});
+    }
     let Value::Object(user) = user else {
         return false;
     };

@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::amend::amend_process;
+use super::amend::{amend_process, drop_nulls};
 use super::locate;
 use crate::error::{Error, Result};
 
@@ -79,7 +79,7 @@ fn parse_document<T: DeserializeOwned>(
             .iter()
             .try_fold(&mut value, |at, key| at.get_mut(*key));
         let amended = process.map(amend_process).unwrap_or_default();
-        if amended.changed
+        if drop_nulls(&mut value) | amended.changed
             && let Ok(document) = serde_json::from_value(value)
         {
             return Ok((document, amended.warnings));
@@ -118,6 +118,15 @@ mod tests {
             let user = spec.process().as_ref().expect("process").user();
             assert_eq!((user.uid(), user.gid()), (0, 0));
         }
+    }
+
+    #[test]
+    fn null_is_the_same_as_nothing() {
+        let text = r#"{"ociVersion":"1.0.2","mounts":null,"hooks":null,"process":{"cwd":"/",
+            "user":null,"args":["a"]},"linux":{"namespaces":[{"type":"pid","path":null}]}}"#;
+        let (spec, warnings) = parse(text).expect("complete");
+        assert_eq!(spec.process().as_ref().expect("process").user().uid(), 0);
+        assert!(warnings.is_empty());
     }
 
     #[test]

@@ -37,6 +37,9 @@ pub(crate) struct Record {
     pub(crate) unit: Option<Unit>,
     /// `CLONE_NEW*` bits of the namespaces that a further process has to enter.
     pub(crate) namespaces: u64,
+    /// Init is the first process of a pid namespace, so that all others die with it.
+    #[serde(default)]
+    pub(crate) private_pids: bool,
     /// Init is in a session keyring of the container.
     pub(crate) keyring: bool,
     /// What later processes get as well as init.
@@ -82,6 +85,7 @@ impl Record {
             // Without processes systemd lets go of a scope by itself.
             unit: None,
             namespaces: 0,
+            private_pids: false,
             keyring: false,
             pid: 0,
             start_time: 0,

@@ -1,0 +1,118 @@
+//! What conformance suites of other runtimes found: xebec and runc do the same with one bundle.
+
+use integration::bundle::Bundle;
+use integration::command::Output;
+use integration::hosts::NativeHost;
+use serde_json::json;
+
+use super::{host, ok, xebec};
+
+/// The same command line by runc and by xebec; in the script, `$R` is the runtime.
+#[track_caller]
+fn both(host: &NativeHost, script: &str) -> [Output; 2] {
+    ["runc", "xebec"].map(|runtime| {
+        let script = format!("R={runtime}; {script}");
+        host.sh(&script).expect("the script runs")
+    })
+}
+
+#[test]
+fn a_terminal_in_the_foreground_leaves_line_ends_alone() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/tty", &["busybox", "printf", r"a\nb\n"]).unwrap();
+    bundle.config["process"]["terminal"] = json!(true);
+    bundle.write().unwrap();
+    let shown = host
+        .sh("xebec run --bundle /tmp/tty tty </dev/null")
+        .unwrap();
+    assert_eq!((shown.status, &*shown.stdout), (0, "a\nb\n"), "{shown:?}");
+}
+
+#[test]
+fn a_process_document_may_leave_out_what_the_containers_process_has() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/io", &["sleep", "1000"]).unwrap();
+    bundle.config["process"]["ioPriority"] = json!({"class": "IOPRIO_CLASS_BE", "priority": 3});
+    bundle.config["process"]["rlimits"] =
+        json!([{"type": "RLIMIT_CORE", "soft": 3584, "hard": 4096}]);
+    bundle.write().unwrap();
+    let script = "$R run --detach --bundle /tmp/io io </dev/null >/dev/null 2>&1 && \
+         $R exec --process /tmp/process.json io; code=$?; $R delete -f io; exit $code";
+    for (extra, expected) in [
+        ("", "best-effort: prio 3\n7\n"),
+        (
+            r#","ioPriority":{"class":"IOPRIO_CLASS_IDLE"}"#,
+            "idle\n7\n",
+        ),
+        (
+            r#","capabilities":null,"rlimits":null,"env":null"#,
+            "best-effort: prio 3\n7\n",
+        ),
+    ] {
+        let args = r#"{"args":["/bin/sh","-c","busybox ionice -p $$; ulimit -c"],"cwd":"/""#;
+        host.write_file("/tmp/process.json", format!("{args}{extra}}}"))
+            .unwrap();
+        for output in both(&host, script) {
+            assert_eq!(output.stdout, expected, "{extra}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn killing_a_container_that_shares_its_pid_namespace_leaves_none_of_its_processes() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/shared", &["sleep", "1000"]).unwrap();
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "pid");
+    bundle.write().unwrap();
+    let start = "xebec run -d --pid-file /tmp/pid --bundle /tmp/shared shared </dev/null >/dev/null 2>&1 && \
+         xebec exec -d shared sleep 1000 </dev/null >/dev/null 2>&1 && xebec exec -d shared sleep 1000 </dev/null >/dev/null 2>&1";
+    let all_gone = "for i in $(seq 100); do pgrep -x sleep >/dev/null || exit 0; sleep 0.05; done; \
+         pgrep -lx sleep; exit 1";
+    for init_first in [false, true] {
+        host.check_sh(start).unwrap();
+        if init_first {
+            host.check_sh("kill -9 $(cat /tmp/pid); sleep 0.2; pgrep -x sleep")
+                .unwrap();
+        }
+        ok(&host, &["kill", "shared", "KILL"]);
+        host.check_sh(all_gone).unwrap();
+        ok(&host, &["delete", "shared"]);
+    }
+}
+
+#[test]
+fn a_program_that_cannot_be_executed_is_told_as_its_own_end() {
+    let host = host();
+    let bundle = Bundle::create(&host, "/tmp/bad", &["/bad"]).unwrap();
+    host.write_file("/tmp/bad/rootfs/bad", "#!/no/such/interpreter\n")
+        .unwrap();
+    host.check_sh("chmod +x /tmp/bad/rootfs/bad").unwrap();
+    let [runc, xebec] = both(&host, &format!("$R run --bundle {} bad", bundle.path()));
+    assert_eq!(xebec.stderr, "exec /bad: no such file or directory\n");
+    assert_eq!((xebec.status, &xebec.stderr), (runc.status, &runc.stderr));
+    let left = self::xebec(&host, &["state", "bad"]).unwrap();
+    assert!(left.stderr.contains("container does not exist"), "{left:?}");
+}
+
+#[test]
+fn an_ambient_capability_that_cannot_be_had_is_a_warning() {
+    let host = host();
+    let mut bundle = Bundle::create(
+        &host,
+        "/tmp/amb",
+        &["busybox", "grep", "CapAmb", "/proc/self/status"],
+    )
+    .unwrap();
+    let sets = &mut bundle.config["process"]["capabilities"];
+    *sets = json!({"bounding": ["CAP_KILL", "CAP_CHOWN"], "permitted": ["CAP_KILL", "CAP_CHOWN"],
+        "effective": ["CAP_KILL"], "inheritable": ["CAP_KILL"], "ambient": ["CAP_KILL", "CAP_CHOWN"]});
+    bundle.write().unwrap();
+    for output in both(&host, "$R run --bundle /tmp/amb amb") {
+        assert_eq!(output.stdout, "CapAmb:\t0000000000000020\n", "{output:?}");
+        let warned = output
+            .stderr
+            .contains("can't raise ambient capability CAP_CHOWN: ");
+        assert!(warned, "{output:?}");
+    }
+}
