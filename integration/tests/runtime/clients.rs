@@ -280,6 +280,38 @@ say left sh -c 'ls --ignore=@seccomp /run/xebec; find /sys/fs/cgroup -name "libp
 }
 
 #[test]
+fn containers_run_in_containers_of_podman() {
+    let host = host_of_clients();
+    host.check_sh(
+        "mkdir -p /var/lib/inner; cd /var/lib/inner; xebec spec; \
+         podman create --name image busybox >/dev/null; mkdir rootfs; \
+         podman export image | tar -x -C rootfs; podman rm image >/dev/null; \
+         jq '.process.terminal = false | del(.linux.resources) | .process.args = [\"sh\", \"-c\", \
+             \"id -u; ls /sys/class/net; echo x > /dev/null && echo null\"]' config.json > c && mv c config.json",
+    )
+    .expect("a bundle of podman's image");
+    let output = tell(
+        &host,
+        r#"
+run="podman run --rm --network none -v /opt/xebec/xebec:/bin/xebec -v /var/lib/inner:/inner:U \
+    -e XEBEC_IGNORE_MISSING_CONTROLLERS=1"
+say privileged $run --privileged busybox xebec run --bundle /inner nested
+say mapped $run --privileged --userns=auto busybox xebec run --bundle /inner nested
+say ordinary $run --user 0 busybox xebec run --bundle /inner nested
+"#,
+    );
+    assert_told(
+        &output,
+        &[
+            "privileged: 0 lo null; 0",
+            "mapped: 0 lo null; 0",
+            "ordinary: ; 1",
+            "ordinary wrote: *rootless container requires user namespaces\"",
+        ],
+    );
+}
+
+#[test]
 fn buildah_runs_commands_and_builds_images() {
     let host = host_of_clients();
     let output = tell(

@@ -374,6 +374,135 @@ fn a_new_user_namespace_can_be_in_the_hosts_other_namespaces() {
     assert_eq!(same_as_runc(&host, &bundle), "d0\n0\n");
 }
 
+#[test]
+fn a_mount_namespace_by_path_becomes_the_containers() {
+    let host = host();
+    host.check_sh(
+        "unshare --mount --fork sleep 1000 </dev/null >/dev/null 2>&1 & sleep 0.1; \
+         until pgrep -x sleep > /tmp/pid; do sleep 0.1; done",
+    )
+    .unwrap();
+    let pid = host.read_file("/tmp/pid").unwrap();
+    let by_path = |path: &str| json!({ "type": "mount", "path": path });
+    let mut bundle = bundle(
+        &host,
+        "/tmp/b",
+        &["sh", "-c", "ls -d /rootfs-mark; readlink /proc/self/ns/mnt"],
+    );
+    host.check_sh("touch /tmp/b/rootfs/rootfs-mark; ln -s busybox /tmp/b/rootfs/bin/readlink")
+        .unwrap();
+    let file = format!("/proc/{}/ns/mnt", pid.trim());
+    set_namespaces(&mut bundle.config, &[by_path(&file)]);
+    bundle.write().unwrap();
+    let link = host.check(&["readlink", &file]).unwrap();
+    let output = ok(&host, &["run", "--bundle", "/tmp/b", "joined"]);
+    assert_eq!(output, format!("/rootfs-mark\n{link}"));
+    assert!(host.check_sh("ls /tmp/b/rootfs/proc").unwrap().is_empty());
+
+    set_namespaces(&mut bundle.config, &[by_path("/proc/self/ns/mnt")]);
+    bundle.write().unwrap();
+    let refused = xebec(&host, &["run", "--bundle", "/tmp/b", "refused"]).unwrap();
+    let says = "is the mount namespace of the runtime, whose root must stay";
+    assert!(refused.stderr.contains(says), "{refused:?}");
+}
+
+#[test]
+fn maps_that_the_kernel_would_refuse_are_refused_by_their_field() {
+    let host = host();
+    let mut bundle = user_bundle(&host, "/tmp/b");
+    let many: Vec<_> = (0..341).map(|id| map(id, 100_000 + id, 1)).collect();
+    let cases = [
+        (
+            json!(many),
+            "linux.uidMappings: has more extents than the kernel takes",
+        ),
+        (json!([map(0, 1000, 0)]), "linux.uidMappings[0]: size is 0"),
+        (
+            json!([map(0, 1000, 10), map(10, 1005, 1)]),
+            "linux.uidMappings[1]: overlaps with an entry before it",
+        ),
+        (
+            json!([map(1, 1000, 10)]),
+            "linux.uidMappings: user namespaces enabled, but no mapping found for uid 0",
+        ),
+        (
+            json!([map(0, u32::MAX, 2)]),
+            "linux.uidMappings[0]: reaches beyond the last id",
+        ),
+    ];
+    bundle.config["linux"]["gidMappings"] = json!([map(0, 100_000, 10)]);
+    for (maps, says) in cases {
+        bundle.config["linux"]["uidMappings"] = maps;
+        bundle.write().unwrap();
+        let refused = xebec(&host, &["run", "--bundle", "/tmp/b", "refused"]).unwrap();
+        assert!(
+            refused.status == 1 && refused.stderr.contains(says),
+            "{says}: {refused:?}"
+        );
+    }
+}
+
+/// A container with xebec in it and a bundle in `/inner`, free to do what its root may.
+fn outer_bundle<'a>(host: &'a NativeHost, inner: &Value) -> Bundle<'a> {
+    let mut outer = bundle(host, "/var/lib/outer", &["sh", "-c"]);
+    host.check_sh(
+        "cd /var/lib/outer/rootfs; mkdir -p inner/rootfs; cp /opt/xebec/xebec bin; \
+         cp -a bin proc sys dev run tmp etc inner/rootfs",
+    )
+    .unwrap();
+    host.write_file("/var/lib/outer/rootfs/inner/config.json", inner.to_string())
+        .unwrap();
+    let script = "export XEBEC_IGNORE_MISSING_CONTROLLERS=1; xebec run --bundle /inner nested; echo $?; \
+                  xebec create --bundle /inner stays </dev/null >/dev/null 2>&1; xebec exec stays true; \
+                  echo $?; xebec delete --force stays; xebec list -q";
+    outer.config["process"]["args"] = json!(["sh", "-c", script]);
+    outer.config["process"]["noNewPrivileges"] = json!(false);
+    outer.config["process"]["capabilities"] = Value::Null;
+    outer.config["linux"]["maskedPaths"] = json!([]);
+    outer.config["linux"]["readonlyPaths"] = json!([]);
+    for mount in outer.config["mounts"].as_array_mut().into_iter().flatten() {
+        if let Some(options) = mount["options"].as_array_mut() {
+            options.retain(|option| option != "ro");
+        }
+    }
+    outer
+}
+
+#[test]
+fn containers_run_in_containers() {
+    let host = host();
+    let script = "id -u; cat /proc/self/uid_map | sed 's/  */ /g'; echo x > /dev/null && echo null";
+    let mut inner = bundle(&host, "/tmp/inner", &["sh", "-c", script]);
+    host.check_sh("ln -s busybox /tmp/inner/rootfs/bin/sed")
+        .unwrap();
+    let plain = inner.config.clone();
+    set_namespaces(&mut inner.config, &[json!({ "type": "user" })]);
+    inner.config["linux"]["uidMappings"] = json!([map(0, 10, 1000)]);
+    inner.config["linux"]["gidMappings"] = json!([map(0, 10, 1000)]);
+    let mapped = inner.config.clone();
+    for (outer_maps, inner, map_inside) in [
+        (Value::Null, &plain, " 0 0 4294967295"),
+        (Value::Null, &mapped, " 0 10 1000"),
+        (json!([map(0, 100_000, 65536)]), &plain, " 0 100000 65536"),
+        (json!([map(0, 100_000, 65536)]), &mapped, " 0 10 1000"),
+    ] {
+        host.check_sh("rm -rf /var/lib/outer").unwrap();
+        let mut outer = outer_bundle(&host, inner);
+        host.check_sh("ln -s busybox /var/lib/outer/rootfs/inner/rootfs/bin/sed")
+            .unwrap();
+        if !outer_maps.is_null() {
+            set_namespaces(&mut outer.config, &[json!({ "type": "user" })]);
+            outer.config["linux"]["uidMappings"] = outer_maps.clone();
+            outer.config["linux"]["gidMappings"] = outer_maps;
+            host.check_sh("chown -R 100000:100000 /var/lib/outer/rootfs")
+                .unwrap();
+        }
+        outer.write().unwrap();
+        let output = ok(&host, &["run", "--bundle", "/var/lib/outer", "outer"]);
+        assert_eq!(output, format!("0\n{map_inside}\nnull\n0\n0\n"));
+    }
+}
+
 /// Prepares a bundle and a cgroup that belong to alice, and runs `script` as her.
 fn as_alice(host: &NativeHost, bundle: &Bundle<'_>, script: &str) -> integration::command::Output {
     let path = bundle.path();

@@ -11,6 +11,7 @@ use crate::plan::{FieldError, IdMaps};
 use crate::spec::{Join, Namespaces};
 use crate::sys::namespace_kind;
 
+const NEWNS: u64 = libc::CLONE_NEWNS as u64;
 const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
 const NEWNET: u64 = libc::CLONE_NEWNET as u64;
 
@@ -32,6 +33,11 @@ pub(crate) fn open_joins(namespaces: &mut Namespaces) -> Result<Vec<OpenNamespac
         let namespace = open_one(join)?;
         if join.flag == NEWUSER && is_own(&namespace.fd, "/proc/self/ns/user") {
             own_user = true;
+        } else if join.flag == NEWNS && is_own(&namespace.fd, "/proc/self/ns/mnt") {
+            return Err(FieldError {
+                field: format!("linux.namespaces[{}].path", join.index),
+                reason: "is the mount namespace of the runtime, whose root must stay".to_owned(),
+            });
         } else {
             opened.push(namespace);
         }

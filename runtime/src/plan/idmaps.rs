@@ -25,6 +25,28 @@ impl IdMaps {
     }
 }
 
+/// Most extents that the kernel takes, and most bytes of their text (`user_namespaces(7)`).
+const EXTENTS_MAX: usize = 340;
+const TEXT_MAX: usize = 4095;
+
+/// The maps of a new user namespace have to be ones that the kernel takes, with a root in them.
+pub(super) fn check(linux: &Linux) -> Result<(), FieldError> {
+    for (kind, list) in [("uid", linux.uid_mappings()), ("gid", linux.gid_mappings())] {
+        let mappings = list.as_deref().unwrap_or_default();
+        let field = format!("linux.{kind}Mappings");
+        let text = checked_text(&field, &extents(mappings))?;
+        if mappings.len() > EXTENTS_MAX || text.len() > TEXT_MAX {
+            let reason = "has more extents than the kernel takes (340, in 4095 bytes of text)";
+            return Err(FieldError::new(&field, reason));
+        }
+        if !is_mapped(mappings, 0) {
+            let reason = format!("user namespaces enabled, but no mapping found for {kind} 0");
+            return Err(FieldError::new(&field, &reason));
+        }
+    }
+    Ok(())
+}
+
 /// The process's own ids must have a meaning in the new user namespace.
 pub(super) fn check_user(linux: &Linux, process: &ProcessPlan) -> Result<(), FieldError> {
     let uids = linux.uid_mappings().as_deref().unwrap_or_default();
@@ -226,11 +248,10 @@ mod tests {
 
     #[test]
     fn an_id_is_mapped_inside_an_extent_only() {
-        let map = |inside: u32| -> LinuxIdMapping {
-            let text = format!(r#"{{"containerID":{inside},"hostID":7000,"size":10}}"#);
-            serde_json::from_str(&text).expect("valid")
-        };
-        let maps = [map(0), map(100)];
+        let maps: Vec<LinuxIdMapping> = serde_json::from_str(
+            r#"[{"containerID":0,"hostID":7000,"size":10},{"containerID":100,"hostID":7000,"size":10}]"#,
+        )
+        .expect("valid");
         for (id, expected) in [(0, true), (9, true), (10, false), (99, false), (109, true)] {
             assert_eq!(is_mapped(&maps, id), expected, "{id}");
         }

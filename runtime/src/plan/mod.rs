@@ -172,6 +172,7 @@ impl LaunchPlan {
             .ok_or_else(|| FieldError::new("process", "is missing"))?;
         let process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
         if namespaces.create & libc::CLONE_NEWUSER as u64 != 0 {
+            idmaps::check(linux)?;
             idmaps::check_user(linux, &process)?;
         }
         let hooks = spec.hooks().as_ref();

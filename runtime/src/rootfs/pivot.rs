@@ -25,14 +25,14 @@ pub(crate) fn make_private() -> Result<(), Failure<'static>> {
 }
 
 /// Attaches the root's tree at its own path, where hooks expect to find it; over `/` when a user
-/// namespace's root may not walk that path.
+/// namespace's root may not walk that path, or a mount namespace that is joined has none.
 pub(crate) fn attach<'p>(path: &'p CStr, trees: &HostTrees) -> Result<(), Failure<'p>> {
     let to = |path: &CStr| {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(trees.root.as_fd(), c"", CWD, path, flags)
     };
     match to(path) {
-        Err(Errno::ACCESS) => to(c"/"),
+        Err(Errno::ACCESS | Errno::NOENT) => to(c"/"),
         result => result,
     }
     .at(Step::AttachRootfs, path.to_bytes())

@@ -132,7 +132,7 @@ fn check_isolation(
         let reason = "unable to set domainname without a private UTS namespace";
         return Err(("domainname", reason.into()));
     }
-    if namespaces.create & NEWNS == 0 {
+    if !namespaces.has(NEWNS) {
         return Err((
             "linux.namespaces",
             "a container needs a mount namespace of its own".into(),
