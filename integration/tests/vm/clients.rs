@@ -104,7 +104,7 @@ systemd-run -q --machine=alice@.host --user --pipe --wait sh /tmp/story.sh
 
 const EXPECTED: &[&str] = &[
     "limits: 67108864 77 50000 100000; 0",
-    "stats: 67.11MB 1; 0",
+    "stats: 67108864 1; 0",
     "updated: 134217728; 0",
     "paused: 1; 0",
     "exec: 0; 9",
