@@ -149,7 +149,7 @@ podman rmi --force --all >/dev/null
 fn podmans_own(host: &NativeHost, before: &Inventory) -> Vec<String> {
     let left = before.wait_until_restored(host).expect("an inventory");
     let is_ours = |line: &String| {
-        line.contains("xebec")
+        line.contains("xebec") && !line.contains("@seccomp")
             || line.contains("conmon ")
             || line.contains("cgroup /libpod_parent/libpod-")
     };

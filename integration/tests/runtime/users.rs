@@ -600,6 +600,26 @@ fn a_user_with_subordinate_ids_runs_steers_and_deletes_a_container() {
     assert_restored(&host, &before);
 }
 
+#[test]
+fn a_user_without_any_cgroup_runs_containers_without_limits() {
+    let host = host();
+    let mut bundle = rootless_bundle(&host, "/tmp/b", &["sh", "-c", "id -u; exit 5"]);
+    bundle.config["linux"]["cgroupsPath"] = Value::Null;
+    bundle.write().unwrap();
+    host.check_sh("chown -R alice /tmp/b; install -d -o alice /run/user/1000")
+        .unwrap();
+    let script = "cd /tmp/b; export XDG_RUNTIME_DIR=/run/user/1000; xebec run c; echo $?; \
+                  jq '.linux.resources.memory.limit = 10000000' config.json > c && mv c config.json; \
+                  xebec run limited; echo $?; xebec list -q; find /sys/fs/cgroup -user alice";
+    let enter = "exec setpriv --reuid 1000 --regid 1000 --clear-groups sh -c \"$1\"";
+    let ran = host.run(&["sh", "-c", enter, "sh", script]).unwrap();
+    assert_eq!(ran.stdout, "0\n5\n1\n", "{ran:?}");
+    assert!(
+        ran.stderr.contains("no permission is granted for cgroups"),
+        "{ran:?}"
+    );
+}
+
 /// How a configuration goes beyond what its user may do, and what the refusal says.
 type Presumption = (fn(&mut Value), &'static str);
 

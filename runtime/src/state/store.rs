@@ -134,8 +134,11 @@ impl StateDir {
             .map_err(Error::file("rename", self.path.join(STATE_DRAFT)))
     }
 
-    /// Notes the cgroup once more, apart from the record.
+    /// Notes the cgroup once more, apart from the record; nothing when there is none.
     pub(crate) fn write_cgroup(&self, full: &Path) -> Result<()> {
+        if full.as_os_str().is_empty() {
+            return Ok(());
+        }
         symlinkat(full, &self.fd, CGROUP_LINK)
             .map_err(Error::file("create", self.path.join(CGROUP_LINK)))
     }
