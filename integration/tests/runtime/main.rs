@@ -11,6 +11,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod process;
+mod rootless;
 mod seccomp;
 mod users;
 

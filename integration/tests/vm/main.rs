@@ -1,5 +1,5 @@
 //! What needs a whole machine: systemd, every cgroup controller, security modules.
 
-mod labels;
 mod clients;
+mod labels;
 mod memory;
