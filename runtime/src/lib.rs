@@ -9,6 +9,7 @@
 //! a user who is not root, and no async runtime; it never executes
 //! its own binary again, and it prints nothing: the caller decides what to log.
 
+mod begin;
 mod caller;
 pub mod cgroup;
 mod error;
@@ -28,6 +29,7 @@ mod spec;
 pub mod state;
 mod sys;
 
+pub use begin::begin;
 pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;
 pub use own_binary::protect_own_binary;

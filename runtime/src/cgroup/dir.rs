@@ -204,6 +204,15 @@ impl Cgroup {
         remove_tree(&self.full, Instant::now() + REMOVE_DEADLINE)
     }
 
+    /// Removes the cgroup at `full` if it has neither processes nor children; tells whether it is
+    /// gone.
+    pub fn remove_unused(full: &Path) -> bool {
+        matches!(
+            unlinkat(CWD, full, AtFlags::REMOVEDIR),
+            Ok(()) | Err(Errno::NOENT)
+        )
+    }
+
     /// Whether the directory still exists.
     pub fn exists(&self) -> bool {
         rustix::fs::accessat(

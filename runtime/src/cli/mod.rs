@@ -30,7 +30,6 @@ mod update;
 mod usage;
 
 use std::env;
-use std::process::ExitCode;
 
 use clap::{Args as _, CommandFactory as _, FromArgMatches as _, Parser};
 use xebec_runtime::{ContainerId, Error, Result, Runtime};
@@ -82,7 +81,7 @@ impl Context {
 const LAUNCHING: [&str; 3] = ["create", "exec", "run"];
 
 /// Parses the command line and carries it out.
-pub(crate) fn main() -> ExitCode {
+pub(crate) fn main() -> u8 {
     // Before the command line is parsed, which would be done twice otherwise. A launching command's
     // name as the value of another's option costs an execution, and no more.
     let launches = |word: std::ffi::OsString| LAUNCHING.iter().any(|name| word == *name);
@@ -104,7 +103,7 @@ pub(crate) fn main() -> ExitCode {
         Err(e) => return fail(&Log::to_stderr(), &e, ("", 1)),
     };
     match command.carry_out(globals, &log) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(e) => fail(&log, &e, failure),
     }
 }
@@ -138,10 +137,10 @@ fn parse_only(command: clap::Command) -> clap::error::Result<(Globals, Command)>
     ))
 }
 
-fn fail(log: &Log, error: &Error, (introduction, code): (&str, u8)) -> ExitCode {
+fn fail(log: &Log, error: &Error, (introduction, code): (&str, u8)) -> u8 {
     let reason = error.to_string();
     // Some of the library's errors have the introduction that every client expects.
     let reason = reason.strip_prefix(introduction).unwrap_or(&reason);
     log.fatal(&format!("{introduction}{reason}"));
-    ExitCode::from(code)
+    code
 }

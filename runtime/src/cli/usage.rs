@@ -1,7 +1,5 @@
 //! Command lines that cannot be used, and those that ask for help.
 
-use std::process::ExitCode;
-
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, FromArgMatches as _};
 
@@ -11,14 +9,14 @@ use super::globals::Globals;
 const NO_SUCH_COMMAND: u8 = 3;
 
 /// Prints what the parser has to say; help and version go to stdout and are no failure.
-pub(super) fn answer(error: &clap::Error) -> ExitCode {
+pub(super) fn answer(error: &clap::Error) -> u8 {
     let code = match error.kind() {
         ErrorKind::DisplayHelp => 0,
         ErrorKind::DisplayVersion => return print_version(),
         ErrorKind::MissingSubcommand | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // A stdout that is closed is no reason to fail.
             let _ = super::Cli::command().print_help();
-            return ExitCode::SUCCESS;
+            return 0;
         }
         ErrorKind::InvalidSubcommand => {
             if let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) {
@@ -32,7 +30,7 @@ pub(super) fn answer(error: &clap::Error) -> ExitCode {
         record(error);
     }
     let _ = error.print();
-    ExitCode::from(code)
+    code
 }
 
 /// Logs the error where the readable part of the command line says, for those who read nothing else.
@@ -50,7 +48,7 @@ fn record(error: &clap::Error) {
 }
 
 /// The lines that clients look for: name and version, commit, the newest specification.
-fn print_version() -> ExitCode {
+fn print_version() -> u8 {
     let commit = option_env!("XEBEC_COMMIT").filter(|commit| !commit.is_empty());
     let text = format!(
         "xebec version {}\ncommit: {}\nspec: 1.3.0\n",
@@ -58,7 +56,7 @@ fn print_version() -> ExitCode {
         commit.unwrap_or("unknown")
     );
     match super::list::print(&text) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+        Ok(_) => 0,
+        Err(_) => 1,
     }
 }

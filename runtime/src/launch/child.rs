@@ -163,7 +163,9 @@ fn fill_root<'p>(
     }
     take_terminal(&plan.process, rest, root, true)?;
     // A missing working directory is made, as runc does; what cannot be made is for chdir to tell.
-    let _ = rootfs::open_target(root, &plan.rootfs.cwd, Want::Directory, false);
+    if !plan.rootfs.cwd.is_empty() {
+        let _ = rootfs::open_target(root, &plan.rootfs.cwd, Want::Directory, false);
+    }
     Ok(())
 }
 

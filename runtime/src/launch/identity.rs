@@ -24,7 +24,10 @@ pub(super) fn take(plan: &ProcessPlan) -> Result<(), Failure<'static>> {
 }
 
 fn change_user(plan: &ProcessPlan) -> Result<(), Errno> {
-    set_keep_capabilities(true)?;
+    if plan.uid != 0 {
+        // Until execve, which takes that back.
+        set_keep_capabilities(true)?;
+    }
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
     match set_thread_groups(&plan.groups) {
         // As in `become_root`: setgroups is denied where there are none to set.
@@ -32,8 +35,7 @@ fn change_user(plan: &ProcessPlan) -> Result<(), Errno> {
         result => result?,
     }
     set_thread_res_gid(gid, gid, gid)?;
-    set_thread_res_uid(uid, uid, uid)?;
-    set_keep_capabilities(false)
+    set_thread_res_uid(uid, uid, uid)
 }
 
 fn raise_effective() -> Result<(), Errno> {

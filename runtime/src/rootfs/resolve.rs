@@ -56,11 +56,45 @@ pub(crate) fn open_target(
     };
     match open_inside(root, path, flags, plain) {
         Err(Errno::NOENT) => {
-            make(root, path, want)?;
+            if !make_last(root, path, want)? {
+                make(root, path, want)?;
+            }
             open_inside(root, path, flags, plain)
         }
         result => result,
     }
+}
+
+/// Makes the last component of `path` in a directory that is there already; tells whether that
+/// was all that was missing.
+fn make_last(root: BorrowedFd<'_>, path: &CStr, want: Want) -> Result<bool, Errno> {
+    let bytes = path.to_bytes_with_nul();
+    let name_at = name_at(bytes);
+    let name = CStr::from_bytes_with_nul(&bytes[name_at..]).map_err(|_| Errno::INVAL)?;
+    let holder;
+    let dir = if name_at == 0 {
+        root
+    } else {
+        let mut parent = PathBuffer::new(&bytes[..name_at - 1])?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        holder = match open_inside(root, parent.prefix(parent.len)?, flags, false) {
+            Ok(parent) => parent,
+            Err(Errno::NOENT) => return Ok(false),
+            Err(errno) => return Err(errno),
+        };
+        holder.as_fd()
+    };
+    match make_one(dir, name, want) {
+        Ok(()) => Ok(true),
+        // A symlink that leads to nothing, or a path that ends in no name.
+        Err(Errno::EXIST | Errno::NOENT) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+/// Where the last component begins.
+fn name_at(path: &[u8]) -> usize {
+    path.iter().rposition(|&b| b == b'/').map_or(0, |at| at + 1)
 }
 
 /// Opens the directory that holds the last component, making it when it is missing; returns that
@@ -70,10 +104,7 @@ pub(crate) fn open_parent<'p>(
     path: &'p CStr,
 ) -> Result<(OwnedFd, &'p CStr), Errno> {
     let bytes = path.to_bytes_with_nul();
-    let name_at = bytes
-        .iter()
-        .rposition(|&b| b == b'/')
-        .map_or(0, |at| at + 1);
+    let name_at = name_at(bytes);
     let name = CStr::from_bytes_with_nul(&bytes[name_at..]).map_err(|_| Errno::INVAL)?;
     let mut parent = PathBuffer::new(&bytes[..name_at.saturating_sub(1)])?;
     let parent = open_target(root, parent.prefix(parent.len)?, Want::Directory, false)?;
@@ -109,7 +140,12 @@ fn make(root: BorrowedFd<'_>, path: &CStr, want: Want) -> Result<(), Errno> {
                     }
                     (at, parent) = (0, None);
                 } else {
-                    make_one(dir, buffer.slice(start, end)?, kind)?;
+                    match make_one(dir, buffer.slice(start, end)?, kind) {
+                        // Somebody else may have been faster; what counts is that it can be
+                        // opened afterwards.
+                        Ok(()) | Err(Errno::EXIST) => {}
+                        Err(errno) => return Err(errno),
+                    }
                 }
             }
             Err(errno) => return Err(errno),
@@ -119,21 +155,13 @@ fn make(root: BorrowedFd<'_>, path: &CStr, want: Want) -> Result<(), Errno> {
 }
 
 fn make_one(dir: BorrowedFd<'_>, name: &CStr, want: Want) -> Result<(), Errno> {
-    let made = match want {
+    match want {
         Want::Directory => mkdirat(dir, name, MADE),
         Want::File => {
             let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             openat(dir, name, flags, MADE_FILE).map(drop)
         }
-    };
-    // Somebody else may have been faster; what counts is that it can be opened afterwards.
-    made.or_else(|errno| {
-        if errno == Errno::EXIST {
-            Ok(())
-        } else {
-            Err(errno)
-        }
-    })
+    }
 }
 
 /// A path that can be cut and rewritten without allocating.

@@ -192,7 +192,12 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
             Err(errno) => return Err(Error::os("kill init")(errno)),
         }
     }
-    let cgroup = existing_cgroup(&record.cgroup)?;
+    // Most often nothing is left in it when init is dead.
+    let cgroup = if init.is_none() && Cgroup::remove_unused(&record.cgroup) {
+        None
+    } else {
+        existing_cgroup(&record.cgroup)?
+    };
     if let Some(cgroup) = &cgroup {
         cgroup.kill()?;
     }

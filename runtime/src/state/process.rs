@@ -1,6 +1,7 @@
 //! Identity of a process beyond its pid, which the kernel gives out again.
 
-use std::fs;
+use std::fs::File;
+use std::io::Read as _;
 
 /// What the kernel says about a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,8 +15,11 @@ pub(crate) struct ProcessFacts {
 impl ProcessFacts {
     /// Reads `/proc/PID/stat` (`proc_pid_stat(5)`); none when there is no such process.
     pub(crate) fn of(pid: i32) -> Option<Self> {
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::parse(&stat)
+        // A line of at most 52 numbers, which the kernel gives with one read.
+        let mut stat = [0; 2048];
+        let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+        let length = file.read(&mut stat).ok()?;
+        Self::parse(&stat[..length])
     }
 
     fn parse(stat: &[u8]) -> Option<Self> {

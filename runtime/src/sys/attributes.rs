@@ -215,6 +215,12 @@ pub(crate) fn unshare(namespaces: u64) -> Result<(), Errno> {
     super::check(unsafe { libc::unshare(namespaces as libc::c_int) }.into()).map(drop)
 }
 
+/// How much more than it needs the heap asks the kernel for (`mallopt(3)`, `M_TOP_PAD`).
+pub(crate) fn grow_heap_by(bytes: i32) {
+    // SAFETY: takes integers only; a refused value changes nothing.
+    unsafe { libc::mallopt(libc::M_TOP_PAD, bytes) };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

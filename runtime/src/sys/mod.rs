@@ -16,8 +16,8 @@ mod signal;
 
 pub(crate) use attributes::{
     SchedAttr, affinity, close_all_but, close_on_exec_from, close_one, die_with_parent,
-    grant_key_rights, install_seccomp, join_session_keyring, set_affinity, set_io_priority,
-    set_memory_policy, set_personality, set_scheduler, unshare, working_directory,
+    grant_key_rights, grow_heap_by, install_seccomp, join_session_keyring, set_affinity,
+    set_io_priority, set_memory_policy, set_personality, set_scheduler, unshare, working_directory,
 };
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve, execve_file};
@@ -26,8 +26,8 @@ pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
 pub(crate) use regex::Regex;
 pub(crate) use signal::{
-    SIGNAL_RECORD, block_all, default_dispositions, pidfd_send_signal, signal_fd, unblock_all,
-    wait_to_be_killed,
+    SIGNAL_RECORD, block_all, default_dispositions, ignore_broken_pipes, pidfd_send_signal,
+    signal_fd, unblock_all, wait_to_be_killed,
 };
 
 use rustix::io::Errno;

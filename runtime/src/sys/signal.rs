@@ -33,8 +33,13 @@ fn change_mask(how: libc::c_int) {
     unsafe { libc::sigprocmask(how, &raw const set, std::ptr::null_mut()) };
 }
 
-/// Gives back the dispositions that this process ignores (Rust starts with SIGPIPE ignored) and
-/// that `CLONE_CLEAR_SIGHAND` therefore leaves alone.
+/// A write to a pipe or socket that nobody reads fails with EPIPE.
+pub(crate) fn ignore_broken_pipes() {
+    // SAFETY: SIG_IGN is a valid disposition for SIGPIPE.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+}
+
+/// Gives back the dispositions that this process ignores ([`ignore_broken_pipes`]) and that `CLONE_CLEAR_SIGHAND` therefore leaves alone.
 pub(crate) fn default_dispositions() {
     // SAFETY: SIG_DFL is a valid disposition for SIGPIPE.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
