@@ -160,3 +160,13 @@ pub struct Launched {
     /// controller, …
     pub warnings: Vec<String>,
 }
+
+impl Launched {
+    pub(crate) fn new(pid: i32, pidfd: OwnedFd) -> Self {
+        Self {
+            pid,
+            pidfd,
+            warnings: Vec::new(),
+        }
+    }
+}

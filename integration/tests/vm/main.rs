@@ -1,5 +1,6 @@
 //! What needs a whole machine: systemd, every cgroup controller, security modules.
 
+mod cgroups;
 mod clients;
 mod labels;
 mod memory;

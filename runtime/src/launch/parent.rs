@@ -2,6 +2,7 @@
 
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+use rustix::io::Errno;
 use rustix::process::{
     DumpableBehavior, Pid, PidfdFlags, WaitId, WaitIdOptions, pidfd_open, set_dumpable_behavior,
     waitid,
@@ -23,12 +24,20 @@ use crate::sys::{CloneRequest, clone3, pidfd_send_signal};
 
 const NEWPID: u64 = libc::CLONE_NEWPID as u64;
 
+/// Where and to whom a process is born.
+#[derive(Clone, Copy)]
+pub(crate) struct Birth<'a> {
+    /// The cgroup, if it is not the caller's own.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Has somebody else move a process there, for callers whom the kernel does not let do it.
+    pub(crate) mover: Option<&'a dyn Fn(i32) -> Result<()>>,
+    /// Make the caller's parent its parent.
+    pub(crate) reparent: bool,
+}
+
 /// Circumstances of a launch that are the parent's.
 pub(crate) struct InitLaunch<'a> {
-    /// The cgroup that init is born in, if it is not the caller's own.
-    pub(crate) cgroup: Option<BorrowedFd<'a>>,
-    /// Make the caller's parent the parent of init.
-    pub(crate) reparent: bool,
+    pub(crate) birth: Birth<'a>,
     /// Called with the pid as soon as there is one.
     pub(crate) on_pid: &'a mut dyn FnMut(i32) -> Result<()>,
     /// Called when all is mounted, before the root changes: the place of the runtime's hooks.
@@ -41,10 +50,7 @@ pub(crate) struct InitLaunch<'a> {
 
 /// Circumstances of a further process that are the parent's.
 pub(crate) struct ExecLaunch<'a> {
-    /// The cgroup that it is born in.
-    pub(crate) cgroup: Option<BorrowedFd<'a>>,
-    /// Make the caller's parent its parent.
-    pub(crate) reparent: bool,
+    pub(crate) birth: Birth<'a>,
     /// Called with the pid as soon as there is one.
     pub(crate) on_pid: &'a mut dyn FnMut(i32) -> Result<()>,
     /// Gets the listener of its filter.
@@ -60,30 +66,25 @@ pub(crate) fn launch_init(mut job: InitJob, launch: &mut InitLaunch<'_>) -> Resu
     let launched = {
         let _pointed = job.joined.point_children()?;
         let flags = job.joined.clone_flags();
-        let place = (launch.reparent, launch.cgroup);
         if job.joined.needs_vanguard() {
             clone_by_vanguard(
                 &mut job,
                 flags,
-                place,
+                launch.birth,
                 (go_ahead, init_main),
                 (&parent, child),
             )?
         } else {
-            let request = request(flags, launch.reparent, launch.cgroup);
+            let request = launch.birth.request(flags);
             let (pid, pidfd) =
                 clone3(&request, || init_main(&mut job, &child)).map_err(Error::os("clone3"))?;
             drop(child);
-            Launched {
-                pid,
-                pidfd,
-                warnings: Vec::new(),
-            }
+            Launched::new(pid, pidfd)
         }
     };
     let plan = job.plan;
     let seen_off = see_init_off(&plan, &launched, &parent, launch);
-    settle(launched, seen_off, launch.reparent)
+    settle(launched, seen_off, launch.birth.reparent)
 }
 
 /// Makes a further process of a container and sees it off into its program.
@@ -97,28 +98,17 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
     let confined = Confined::to(job.process.affinity.initial.as_ref())?;
     let launched = if job.needs_vanguard() {
         let steps = (enter_ahead as Enter<ExecJob>, exec_main as Main<ExecJob>);
-        clone_by_vanguard(
-            job,
-            0,
-            (launch.reparent, launch.cgroup),
-            steps,
-            (&parent, child),
-        )
-        .map_err(of_exec)?
+        clone_by_vanguard(job, 0, launch.birth, steps, (&parent, child)).map_err(of_exec)?
     } else {
         let mut pointed = ChildrenPointed::default();
         if job.namespaces & NEWPID != 0 {
             pointed.pid(&job.init)?;
         }
-        let request = request(0, launch.reparent, launch.cgroup);
+        let request = launch.birth.request(0);
         let (pid, pidfd) =
             clone3(&request, || exec_main(job, &child)).map_err(Error::os("clone3"))?;
         drop(child);
-        Launched {
-            pid,
-            pidfd,
-            warnings: Vec::new(),
-        }
+        Launched::new(pid, pidfd)
     };
     drop(confined);
     let witness = Witness {
@@ -128,13 +118,19 @@ pub(crate) fn launch_exec(job: &mut ExecJob, launch: &mut ExecLaunch<'_>) -> Res
     let seen_off = (launch.on_pid)(launched.pid)
         .and_then(|()| see_off(&launched, &parent, &mut |_| Ok(()), &witness))
         .map_err(of_exec);
-    settle(launched, seen_off, launch.reparent)
+    settle(launched, seen_off, launch.birth.reparent)
 }
 
 /// Until they execute their program, this process and its children cannot be opened through
 /// `/proc`, so nothing inside a container reaches the runtime's binary (CVE-2019-5736).
 pub(super) fn hide_own_binary() -> Result<()> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(Error::os("prctl"))
+}
+
+impl<'a> Birth<'a> {
+    fn request(&self, flags: u64) -> CloneRequest<'a> {
+        request(flags, self.reparent, self.cgroup)
+    }
 }
 
 fn request(flags: u64, reparent: bool, cgroup: Option<BorrowedFd<'_>>) -> CloneRequest<'_> {
@@ -159,18 +155,21 @@ type Main<J> = fn(&mut J, &ChildEnd) -> i32;
 fn clone_by_vanguard<J>(
     job: &mut J,
     flags: u64,
-    (reparent, cgroup): (bool, Option<BorrowedFd<'_>>),
+    birth: Birth<'_>,
     (enter, main): (Enter<J>, Main<J>),
     (parent, child): (&ParentEnd, ChildEnd),
 ) -> Result<Launched> {
-    let outer = request(0, reparent, cgroup);
-    let (_, first) = clone3(&outer, || {
+    let mut go_ahead = |waits: bool| {
+        if waits && child.wait_for_word().is_err() {
+            return 1;
+        }
         if let Err(failure) = enter(job) {
             // Without a parent there is nobody to tell.
             let _ = child.send(Report::Failed(failure));
             return 1;
         }
-        let report = match clone3(&request(flags, true, None), || main(job, &child)) {
+        let sibling = request(flags, true, None);
+        let report = match clone3(&sibling, || main(job, &child)) {
             Ok((pid, _)) => Report::Forked(pid),
             Err(errno) => Report::Failed(Failure {
                 step: Step::Unshare,
@@ -179,22 +178,28 @@ fn clone_by_vanguard<J>(
             }),
         };
         i32::from(child.send(report).is_err())
-    })
-    .map_err(Error::os("clone3"))?;
+    };
+    let first = match (clone3(&birth.request(0), || go_ahead(false)), birth.mover) {
+        (Ok((_, first)), _) => first,
+        (Err(Errno::ACCESS), Some(mover)) => {
+            let elsewhere = request(0, birth.reparent, None);
+            let (pid, pidfd) =
+                clone3(&elsewhere, || go_ahead(true)).map_err(Error::os("clone3"))?;
+            let moved = mover(pid).and_then(|()| parent.give_word());
+            settle(Launched::new(pid, pidfd), moved, birth.reparent)?.pidfd
+        }
+        (Err(errno), _) => return Err(Error::os("clone3")(errno)),
+    };
     drop(child);
     let message = parent.receive();
-    if !reparent {
+    if !birth.reparent {
         reap(first.as_fd())?;
     }
     match message? {
         Message::Forked(pid) => {
             let raw = Pid::from_raw(pid).ok_or_else(|| died(None))?;
             let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(Error::os("pidfd_open"))?;
-            Ok(Launched {
-                pid,
-                pidfd,
-                warnings: Vec::new(),
-            })
+            Ok(Launched::new(pid, pidfd))
         }
         Message::Failed(failure) => Err(Error::Init(failure)),
         _ => Err(died(None)),

@@ -42,6 +42,9 @@ struct Scope {
     properties: Vec<Property>,
 }
 
+/// What [`mover`] gives.
+pub(super) type Mover = dyn Fn(i32) -> Result<()>;
+
 /// What was made.
 #[derive(Debug)]
 pub(super) struct Cell {
@@ -259,6 +262,15 @@ pub(super) fn update_unit(unit: &Unit, resources: &LinuxResources) -> Result<()>
         return Ok(());
     }
     Ok(Systemd::connect(unit.user)?.set_properties(&unit.name, properties)?)
+}
+
+/// Has the user's manager move processes into a unit, or into a cgroup `below` it, for who may not
+/// do that: a caller from outside of what is the manager's.
+pub(super) fn mover(unit: Option<&Unit>, below: &str) -> Option<Box<Mover>> {
+    let unit = unit.filter(|unit| unit.user)?.clone();
+    let below = below.to_owned();
+    let admit = move |pid| Ok(Systemd::connect(true)?.admit(&unit.name, &below, pid)?);
+    Some(Box::new(admit))
 }
 
 /// Takes the unit away from systemd, whose cgroup has no processes any more. A manager that is

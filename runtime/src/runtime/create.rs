@@ -7,15 +7,15 @@ use std::time::SystemTime;
 
 use oci_spec::runtime::{Mount, Spec};
 
-use super::confinement::Confinement;
+use super::confinement::{Confinement, mover};
 use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, run_poststart};
 use super::{Runtime, pidfd};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::launch::{
-    Agent, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console, launch_init,
-    run_hooks, selinux_is_enabled,
+    Agent, Birth, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console,
+    launch_init, run_hooks, selinux_is_enabled,
 };
 use crate::netdev::{self, Moved};
 use crate::plan::{CapabilityPlan, FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan};
@@ -274,9 +274,13 @@ fn build(
     let record = RefCell::new(record);
     let mut moved = None;
     let mut placeholder = cell.placeholder.take();
+    let mover = mover(record.borrow().unit.as_ref(), "");
     let mut launch = InitLaunch {
-        cgroup: cell.cgroup.as_ref().map(Cgroup::fd),
-        reparent,
+        birth: Birth {
+            cgroup: cell.cgroup.as_ref().map(Cgroup::fd),
+            mover: mover.as_deref(),
+            reparent,
+        },
         on_pid: &mut |pid| {
             placeholder.take();
             let mut record = record.borrow_mut();

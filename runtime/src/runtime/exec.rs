@@ -1,5 +1,6 @@
 //! A further process in a running container.
 
+use super::confinement::mover;
 use super::create::{check_labels, write_pid_file};
 use super::lifecycle::init_of;
 use super::{Runtime, pidfd};
@@ -7,7 +8,7 @@ use crate::caller::Caller;
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
 use crate::launch::{
-    Agent, ChildStdio, ExecJob, ExecLaunch, FinishJob, connect_console, launch_exec,
+    Agent, Birth, ChildStdio, ExecJob, ExecLaunch, FinishJob, connect_console, launch_exec,
 };
 use crate::plan::{CapabilityPlan, KeyringPlan, ProcessPlan};
 use crate::request::{ExecRequest, Launched};
@@ -59,9 +60,14 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         },
         process,
     };
+    let below = request.cgroup.as_deref().unwrap_or_default();
+    let mover = mover(record.unit.as_ref(), below);
     let mut launch = ExecLaunch {
-        cgroup: cgroup.as_ref().map(Cgroup::fd),
-        reparent: request.reparent,
+        birth: Birth {
+            cgroup: cgroup.as_ref().map(Cgroup::fd),
+            mover: mover.as_deref(),
+            reparent: request.reparent,
+        },
         on_pid: &mut |pid| match &record.resctrl {
             Some(groups) => groups.add(pid),
             None => Ok(()),
@@ -74,7 +80,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         // have none any more: the place is where init went.
         Err(Error::Os { source, .. }) if source.raw_os_error() == Some(libc::EBUSY) => {
             let place = cgroup_of_init(&record)?;
-            launch.cgroup = Some(place.fd());
+            launch.birth.cgroup = Some(place.fd());
             launch_exec(&mut job, &mut launch)?
         }
         result => result?,

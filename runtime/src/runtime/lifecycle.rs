@@ -244,21 +244,17 @@ pub(super) fn pause(runtime: &Runtime, id: &ContainerId) -> Result<()> {
     let record = dir.record()?;
     match dir.status(&record) {
         Status::Running | Status::Created => Ok(cgroup_of(&record)?.freeze()?),
-        _ => Err(Error::Status("container not running or created".into())),
+        _ => Err(Error::NotRunning),
     }
 }
 
 pub(super) fn resume(runtime: &Runtime, id: &ContainerId) -> Result<()> {
     let dir = StateDir::open(&runtime.options.root, id)?;
     let record = dir.record()?;
-    let cgroup = cgroup_of(&record)?;
-    if !record.init_is_alive() {
-        return Err(Error::NotRunning);
+    match dir.status(&record) {
+        Status::Paused => Ok(cgroup_of(&record)?.thaw()?),
+        _ => Err(Error::Status("container not paused".into())),
     }
-    if !cgroup.is_frozen()? {
-        return Err(Error::Status("container not paused".into()));
-    }
-    Ok(cgroup.thaw()?)
 }
 
 pub(super) fn update(

@@ -181,6 +181,18 @@ impl Systemd {
         .map(drop)
     }
 
+    /// Moves a process into a unit, or into a cgroup below the unit's.
+    pub(crate) fn admit(&mut self, unit: &str, below: &str, pid: i32) -> Result<()> {
+        let pids = vec![Value::Uint32(pid.unsigned_abs())];
+        let body = [
+            Value::string(unit),
+            Value::string(format!("/{}", below.trim_start_matches('/'))),
+            Value::Array("u".to_owned(), pids),
+        ];
+        let call = manager_call("AttachProcessesToUnit", &body);
+        self.ask("move a process into unit", unit, &call).map(drop)
+    }
+
     /// A unit that did not fail, or is not there, is what was wanted.
     fn reset_failed(&mut self, unit: &str) -> Result<()> {
         let body = [Value::string(unit)];
