@@ -93,6 +93,7 @@ const EXPECTED: &[&str] = &[
     "killed state 1",
     "killed left 0 0 not-found",
     "bus 0 active",
+    "bus 0 not-found",
     // Scopes of a user's manager.
     "user /user.slice/xebec-mine.scope",
     "user memory.max 33554432",

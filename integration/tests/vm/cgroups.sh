@@ -107,7 +107,7 @@ quiet xebec --systemd-cgroup run -d -b web web
 systemctl show $unit | sed 's/^/unit /' | grep -E 'unit (Slice|Delegate|Memory(Max|SwapMax|Low|High)|CPU(Weight|Quota.*)|Allowed.*|IOWeight|TasksMax|Device.*|OOMPolicy|TimeoutStopUSec|CollectMode)='
 echo "scope procs $(wc -l < $cg/cgroup.procs)"
 show scope $cg memory.max cpu.max.burst hugetlb.2MB.max
-quiet xebec update --memory 128M --pids-limit 60 web
+quiet xebec update --memory 128M --memory-swap 192M --pids-limit 60 web
 echo "scope updated $(systemctl show $unit -p MemoryMax) $(cat $cg/memory.max)"
 echo "scope updated $(systemctl show $unit -p TasksMax) $(cat $cg/pids.max)"
 systemctl daemon-reload
@@ -129,21 +129,23 @@ echo "killed $?"
 xebec state web >/dev/null 2>&1; ls -d /run/xebec/web >/dev/null 2>&1 && echo "killed state 1"
 quiet xebec delete -f web
 for i in $(seq 50); do [ "$(systemctl show $unit -p LoadState --value)" = not-found ] && break; sleep 0.1; done
-echo "killed left $(ls -d /run/xebec/web $cg 2>/dev/null | wc -l) $(pgrep -c xebec) $(systemctl show $unit -p LoadState --value)"
+echo "killed left $(ls -d /run/xebec/web $cg 2>/dev/null | wc -l) $(pgrep -cx xebec) $(systemctl show $unit -p LoadState --value)"
 
 # Over the bus, where systemd's own socket cannot be had.
-mount --bind /dev/null /run/systemd/private
-quiet xebec --systemd-cgroup run -d -b web web; started=$?
-echo "bus $started $(systemctl show $unit -p ActiveState --value)"
-quiet xebec delete -f web
-umount /run/systemd/private
+without_private() { mount --bind /dev/null /run/systemd/private; "$@"; status=$?; umount /run/systemd/private; return $status; }
+without_private quiet xebec --systemd-cgroup run -d -b web web
+echo "bus $? $(systemctl show $unit -p ActiveState --value)"
+without_private quiet xebec delete -f web
+echo "bus $? $(systemctl show $unit -p LoadState --value)"
 
 # By a user's systemd.
 useradd -m alice; uid=$(id -u alice)
 systemctl start user@$uid.service
 as_alice() { runuser -u alice -- env XDG_RUNTIME_DIR=/run/user/$uid "$@"; }
 in_session() { as_alice systemd-run --user --wait --pipe -q --collect "$@"; }
-bundle mine '.linux.resources = {"memory": {"limit": 33554432}, "pids": {"limit": 20}}' --rootless
+# Mapped to the user, as `spec --rootless` does for who calls it.
+own=".linux.uidMappings[0].hostID = $uid | .linux.gidMappings[0].hostID = $(id -g alice)"
+bundle mine "$own"' | .linux.resources = {"memory": {"limit": 33554432}, "pids": {"limit": 20}}' --rootless
 chown -R alice mine
 root=/run/user/$uid/xebec
 in_session xebec --root $root --systemd-cgroup run -d -b /tmp/mine mine </dev/null >/tmp/mine.log 2>&1 || cat /tmp/mine.log
@@ -160,12 +162,11 @@ as_alice xebec --root $root --systemd-cgroup run -d -b /tmp/mine mine </dev/null
 as_alice xebec --root $root exec mine sh -c 'exit 7'; echo "user outside $there $?"
 as_alice xebec --root $root delete -f mine
 # Without permission: no cgroup where none is needed.
-bundle mine 'del(.linux.resources)' --rootless; chown -R alice mine
-as_alice xebec --root $root run -b /tmp/mine plain </dev/null >/tmp/mine.log 2>&1 & 
-for i in $(seq 100); do as_alice xebec --root $root state plain 2>/dev/null | grep -q running && break; sleep 0.1; done
+bundle mine "$own | del(.linux.resources)" --rootless; chown -R alice mine
+as_alice xebec --root $root run -d -b /tmp/mine plain </dev/null >/tmp/mine.log 2>&1 || cat /tmp/mine.log
 as_alice xebec --root $root exec plain true; echo "user no-permission $?"
-as_alice xebec --root $root delete -f plain; wait $!
-bundle mine '.linux.resources = {"pids": {"limit": 20}}' --rootless; chown -R alice mine
+as_alice xebec --root $root delete -f plain
+bundle mine "$own"' | .linux.resources = {"pids": {"limit": 20}}' --rootless; chown -R alice mine
 echo "user limits $(as_alice xebec --root $root run -b /tmp/mine limited 2>&1 | grep -o 'rootless needs no limits' | head -1)"
 
 # Through containerd and the shim.
