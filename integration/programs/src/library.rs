@@ -80,6 +80,7 @@ fn serve(root: &Path, bundle: &Path) -> Result<()> {
     let runtime = Runtime::open(RuntimeOptions {
         root: root.to_owned(),
         ignore_missing_controllers: true,
+        ..RuntimeOptions::default()
     })?;
     for line in stdin().lock().lines() {
         let line = line?;
