@@ -11,6 +11,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod process;
+mod rootfs;
 mod rootless;
 mod seccomp;
 mod users;

@@ -1,0 +1,297 @@
+//! The root file system: what it may be, what is made and hidden in it, and what changes later.
+
+use serde_json::{Value, json};
+
+use super::mounts::{Trial, bind, map_users};
+use super::{host, ok, xebec};
+
+#[test]
+fn the_root_may_be_any_directory_and_any_mount() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    host.check_sh(
+        "cp -a /tmp/trial/rootfs /tmp/other && touch /tmp/other/OTHER /tmp/trial/rootfs/FIRST \
+        && mkdir /tmp/shared && mount --bind /tmp/other /tmp/shared && mount --make-shared /tmp/shared",
+    )
+    .unwrap();
+    for (path, expected) in [
+        ("rootfs", "/FIRST\n"),
+        ("../trial/./rootfs", "/FIRST\n"),
+        ("/tmp/other", "/OTHER\n"),
+        ("/tmp/shared", "/OTHER\n"),
+    ] {
+        trial.mounts("ls -d /FIRST /OTHER 2>/dev/null; true", &[])["root"]["path"] = json!(path);
+        assert_eq!(trial.same(), expected, "{path}");
+        let flags = "--no-pivot";
+        let unpivoted = trial.run_with("xebec", flags);
+        assert_eq!(
+            unpivoted.stdout, expected,
+            "{path} without a pivot: {unpivoted:?}"
+        );
+    }
+    let left = host
+        .check_sh("grep -c /tmp/shared/ /proc/self/mountinfo || true")
+        .unwrap();
+    assert_eq!(left.trim(), "0", "mounts inside the root show on the host");
+
+    // The host's own root, and another tree over the root (which crun allows).
+    trial.mounts("test -e /usr/bin/apt && echo host", &[])["root"]["path"] = json!("/");
+    assert_eq!(trial.output(), "host\n");
+    let mut over = bind("/tmp/other", &["rbind"]);
+    over["destination"] = json!("/");
+    let config = trial.mounts("ls -d /OTHER /proc/self/ns; echo >/dev/null", &[]);
+    config["mounts"].as_array_mut().unwrap().insert(0, over);
+    assert_eq!(trial.output(), "/OTHER\n/proc/self/ns\n");
+
+    trial.mounts(
+        ">/new || echo read-only; echo >/x/new && echo writable",
+        &[bind("/tmp", &["bind"])],
+    )["root"]["readonly"] = json!(true);
+    assert_eq!(trial.same(), "read-only\nwritable\n");
+    for (path, text) in [
+        ("nowhere", "no such file or directory"),
+        ("config.json", "not a directory"),
+    ] {
+        trial.mounts("true", &[])["root"]["path"] = json!(path);
+        let refused = trial.run("xebec");
+        assert!(
+            !refused.success() && refused.stderr.contains(text),
+            "{refused:?}"
+        );
+    }
+    let config = trial.mounts("true", &[]);
+    config["linux"]["rootfsPropagation"] = json!("rprivate");
+    let refused = trial.run_with("xebec", "--no-pivot");
+    assert!(
+        refused.stderr.contains("linux.rootfsPropagation"),
+        "{refused:?}"
+    );
+}
+
+#[test]
+fn without_a_pivot_no_file_system_of_the_host_can_be_reached_again() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    // Whoever may change its root climbs out of it; even then the host's proc and sysfs are gone.
+    let climb = "mkdir -p /tmp/jail; busybox chroot /tmp/jail /bin/true 2>/dev/null; \
+        cat /proc/self/mountinfo | busybox grep -c -E ' - (proc|sysfs) '";
+    let config = trial.mounts(&climb.replace("mkdir", "busybox mkdir"), &[]);
+    config["linux"]["maskedPaths"] = json!([]);
+    config["linux"]["readonlyPaths"] = json!([]);
+    let with = trial.output();
+    let without = trial.run_with("xebec", "--no-pivot");
+    assert_eq!(without.stdout, with, "{without:?}");
+}
+
+#[test]
+fn devices_are_made_as_configured_beside_the_default_ones() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    let list = "for f in /dev/* /srv/x/*; do busybox stat -c '%n %F %t %T %a %u %g' $f; done; \
+        for l in fd stdin stdout stderr ptmx; do busybox readlink /dev/$l; done";
+    let devices = json!([
+        {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229, "fileMode": 0o640, "uid": 7, "gid": 8},
+        {"path": "/srv/x/fifo", "type": "p", "fileMode": 0o600, "uid": 3},
+        {"path": "/srv/x/block", "type": "b", "major": 7, "minor": 0},
+        {"path": "/srv/x/char", "type": "u", "major": 1, "minor": 3, "fileMode": 0o4444},
+    ]);
+    trial.mounts(list, &[])["linux"]["devices"] = devices.clone();
+    let shown = trial.same();
+    for line in [
+        "/dev/fuse character special file a e5 640 7 8",
+        "/dev/null character special file 1 3 666 0 0",
+        "/dev/tty character special file 5 0 666 0 0",
+        "/srv/x/fifo fifo 0 0 600 3 0",
+        "/srv/x/block block special file 7 0 666 0 0",
+        "pts/ptmx",
+    ] {
+        assert!(
+            shown.lines().any(|shown| shown == line),
+            "no {line:?} in\n{shown}"
+        );
+    }
+
+    // A user namespace cannot make nodes: it gets the host's.
+    let config = trial.mounts(
+        "busybox stat -c '%n %t %T' /dev/null /dev/fuse; echo >/dev/null",
+        &[],
+    );
+    map_users(config);
+    config["linux"]["devices"] = json!([devices[0]]);
+    assert_eq!(trial.same(), "/dev/null 1 3\n/dev/fuse a e5\n");
+
+    // An image may bring its own /dev; a node that is another device is no substitute.
+    host.check_sh(
+        "mount -t tmpfs t /tmp/trial/rootfs/dev \
+        && mknod -m 666 /tmp/trial/rootfs/dev/null c 1 3 \
+        && mknod /tmp/trial/rootfs/dev/zero c 1 7",
+    )
+    .unwrap();
+    let config = trial.mounts("echo >/dev/null && echo fine", &[]);
+    let kept = |mount: &Value| {
+        !mount["destination"]
+            .as_str()
+            .is_some_and(|d| d.starts_with("/dev"))
+    };
+    config["mounts"].as_array_mut().unwrap().retain(kept);
+    let refused = trial.run("xebec");
+    assert!(refused.stderr.contains("/dev/zero"), "{refused:?}");
+    host.check_sh("rm /tmp/trial/rootfs/dev/zero").unwrap();
+    assert_eq!(trial.output(), "fine\n");
+}
+
+#[test]
+fn paths_are_masked_and_protected() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    host.check_sh(
+        "mkdir -p /tmp/trial/rootfs/m/dir /tmp/trial/rootfs/m/ro/in /tmp/trial/rootfs/m/target \
+        && cd /tmp/trial/rootfs/m && echo secret | tee file dir/f target/f ro/f >/dev/null \
+        && ln -s target link && mount -t tmpfs t ro/in",
+    )
+    .unwrap();
+    let script = "cd /m; cat file; ls dir; ls target; busybox stat -c %F file; \
+        for f in dir/x ro/x ro/in/x; do >$f || echo $f refused; done; \
+        cat /proc/self/mountinfo | while read a b dev d at rest; do \
+        case $at in /m/dir|/m/target) echo $dev;; esac; done | busybox uniq | busybox wc -l";
+    let config = trial.mounts(script, &[]);
+    config["linux"]["maskedPaths"] = json!([
+        "/m/file",
+        "/m/dir",
+        "/m/missing",
+        "/m/missing/too",
+        "/m/link"
+    ]);
+    config["linux"]["readonlyPaths"] = json!(["/m/ro", "/m/none"]);
+    let shown = trial.output();
+    assert_eq!(
+        shown, "character special file\ndir/x refused\nro/x refused\nro/in/x refused\n1\n",
+        "one tmpfs hides all directories"
+    );
+    assert_eq!(
+        host.read_file("/tmp/trial/rootfs/m/file").unwrap(),
+        "secret\n"
+    );
+}
+
+#[test]
+fn cgroups_are_mounted_as_runc_does_in_every_pair_of_namespaces() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    let script = "while read a b c root at options rest; do case $at in /x) \
+        echo $root $options;; esac; done </proc/self/mountinfo; \
+        cat /proc/self/cgroup | busybox tail -n 1; ls -d /x/mounts 2>/dev/null; true";
+    for (cgroup_namespace, user_namespace, options) in [
+        (true, false, json!(["ro", "nosuid", "noexec", "nodev"])),
+        (false, false, json!(["ro", "nosuid"])),
+        (true, true, json!(["ro", "nosuid", "noexec", "nodev"])),
+        (false, true, json!(["ro", "nosuid", "noexec", "nodev"])),
+    ] {
+        let mount =
+            json!({"destination": "/x", "type": "cgroup", "source": "cgroup", "options": options});
+        let config = trial.mounts(script, &[mount]);
+        config["linux"]["cgroupsPath"] = json!("/mounts");
+        if user_namespace {
+            map_users(config);
+        }
+        // The usual mount of the hierarchy would be in the way of a second one for runc.
+        let kept = |mount: &Value| mount["destination"] != "/sys/fs/cgroup";
+        config["mounts"].as_array_mut().unwrap().retain(kept);
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != "cgroup");
+        if cgroup_namespace {
+            namespaces.push(json!({"type": "cgroup"}));
+        }
+        let shown = trial.same();
+        assert!(shown.starts_with("/ ro,nosuid"), "{shown}");
+        assert_eq!(shown.contains("/x/mounts"), !cgroup_namespace, "{shown}");
+    }
+}
+
+#[test]
+fn a_user_namespace_sees_the_hosts_sysfs_proc_and_queues_where_it_owns_none() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    for (shared, kind, mount_point) in [
+        ("network", "sysfs", "/sys"),
+        ("ipc", "mqueue", "/dev/mqueue"),
+        ("pid", "proc", "/proc"),
+    ] {
+        let script = format!(
+            "busybox grep ' {mount_point} ' /proc/self/mountinfo | busybox sed 's/.* - //' \
+            | busybox cut -d' ' -f1; >{mount_point}/new || echo refused"
+        );
+        let config = trial.mounts(&script, &[]);
+        map_users(config);
+        let namespaces = config["linux"]["namespaces"].as_array_mut().unwrap();
+        namespaces.retain(|namespace| namespace["type"] != shared);
+        let shown = trial.output();
+        assert!(shown.starts_with(kind), "{shared}: {shown}");
+        assert_eq!(
+            shown.contains("refused"),
+            kind != "mqueue",
+            "{shared}: {shown}"
+        );
+    }
+}
+
+#[test]
+fn a_running_container_gets_and_loses_mounts() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    let write = |name: &str, document: Value| {
+        host.write_file(format!("/tmp/{name}"), document.to_string())
+            .unwrap();
+    };
+    host.check_sh("mkdir /tmp/s && mount -t tmpfs t /tmp/s && echo text >/tmp/s/file")
+        .unwrap();
+    let list = json!([
+        {"destination": "/hot", "type": "bind", "source": "/tmp/s", "options": ["bind", "ro"]},
+        {"destination": "/hot-file", "type": "bind", "source": "/tmp/s/file", "options": ["bind", "rw"]},
+        {"destination": "/hot-tmp", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid"]},
+        {"destination": "/hot-tmp/in", "type": "tmpfs", "source": "tmpfs", "options": ["ro"]},
+    ]);
+    write("list.json", list.clone());
+    write("document.json", json!({"mounts": list}));
+    let mut half = list.clone();
+    half[3]["type"] = json!("nosuchfs");
+    write("half.json", half);
+    let mounted = "cat /proc/self/mountinfo | while read a b c d at options rest; do \
+        case $at in /hot*) echo $at $options;; esac; done";
+    let expected = "/hot ro,relatime\n/hot-file rw,relatime\n/hot-tmp rw,nosuid,relatime\n\
+        /hot-tmp/in ro,relatime\n";
+    for users in [false, true] {
+        let config = trial.mounts("sleep 1000", &[]);
+        if users {
+            map_users(config);
+            host.check_sh("chown -hR 100000:100000 /tmp/trial/rootfs")
+                .unwrap();
+        }
+        trial.start();
+        let shown = || ok(&host, &["exec", "trial", "sh", "-c", mounted]);
+        for file in ["/tmp/list.json", "/tmp/document.json"] {
+            ok(&host, &["mounts", "add", "trial", file]);
+            assert_eq!(shown(), expected, "{file}, user namespace: {users}");
+            let read = ok(&host, &["exec", "trial", "cat", "/hot/file", "/hot-file"]);
+            assert_eq!(read, "text\ntext\n");
+            ok(&host, &["mounts", "remove", "trial", file]);
+            assert_eq!(shown(), "", "{file}, user namespace: {users}");
+        }
+        // All of it or nothing.
+        let refused = xebec(&host, &["mounts", "add", "trial", "/tmp/half.json"]).unwrap();
+        assert!(refused.stderr.contains("no such device"), "{refused:?}");
+        assert_eq!(shown(), "");
+        let absent = xebec(&host, &["mounts", "remove", "trial", "/tmp/list.json"]).unwrap();
+        assert!(
+            !absent.success() && absent.stderr.contains("hot-tmp/in"),
+            "{absent:?}"
+        );
+        let nowhere = xebec(&host, &["mounts", "add", "trial", "/tmp/none.json"]).unwrap();
+        assert!(nowhere.stderr.contains("/tmp/none.json"), "{nowhere:?}");
+        ok(&host, &["delete", "--force", "trial"]);
+    }
+    let left = host
+        .check_sh("grep -c hot /proc/self/mountinfo || true")
+        .unwrap();
+    assert_eq!(left.trim(), "0");
+}
