@@ -54,7 +54,12 @@ pub(super) struct Cell {
 }
 
 impl Confinement {
-    pub(super) fn draw(runtime: &Runtime, spec: &Spec, id: &ContainerId) -> Result<Self> {
+    pub(super) fn draw(
+        runtime: &Runtime,
+        caller: Caller,
+        spec: &Spec,
+        id: &ContainerId,
+    ) -> Result<Self> {
         let linux = spec.linux().as_ref();
         let none = LinuxResources::default();
         let resources = linux.and_then(|l| l.resources().as_ref()).unwrap_or(&none);
@@ -64,8 +69,10 @@ impl Confinement {
             .filter(|path| !path.is_empty());
         let wanted = wanted.as_deref();
         let plan = ResourcePlan::from_spec(resources)?;
-        let rootless = runtime.rootless_cgroups();
-        let kind = match runtime.options.cgroup_manager {
+        let manager = runtime.options.cgroup_manager;
+        let found_out = || is_rootless(manager, caller);
+        let rootless = runtime.options.rootless.unwrap_or_else(found_out);
+        let kind = match manager {
             CgroupManager::Disabled => Kind::Nothing,
             CgroupManager::Cgroupfs => {
                 let dispensable = rootless && wanted.is_none();
@@ -282,15 +289,49 @@ pub(super) fn forget_unit(unit: &Unit) {
 
 /// Whether permission to make cgroups is doubtful, and the user's manager is the one to ask; what
 /// runc decides for `--rootless auto`.
-pub(super) fn is_rootless(manager: CgroupManager) -> bool {
+fn is_rootless(manager: CgroupManager, caller: Caller) -> bool {
     if !rustix::process::geteuid().is_root() {
         return true;
     }
-    // In doubt the caller is an ordinary root, whose errors are not hidden.
-    if !Caller::probe().is_ok_and(|caller| caller.in_user_namespace) {
+    if !caller.in_user_namespace {
         return false;
     }
     // In a user namespace systemd may be the machine's, or one of the namespace's own.
     let owner = rustix::fs::stat(Path::new("/run/systemd/system")).map(|stat| stat.st_uid);
     manager != CgroupManager::Systemd || owner != Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn refused(kind: io::ErrorKind) -> std::result::Result<Cgroup, CgroupError> {
+        Err(CgroupError::Io {
+            action: "create cgroup".to_owned(),
+            path: "/sys/fs/cgroup/c".into(),
+            source: kind.into(),
+        })
+    }
+
+    #[test]
+    fn without_permission_a_cgroup_is_left_out_only_where_nothing_needs_it() {
+        let resources: LinuxResources =
+            serde_json::from_str(r#"{"pids": {"limit": 3}}"#).expect("resources");
+        let limits = ResourcePlan::from_spec(&resources).expect("a plan");
+        let none = ResourcePlan::default();
+        let denied = || refused(io::ErrorKind::PermissionDenied);
+        assert!(matches!(
+            without_permission(denied(), true, &none),
+            Ok(None)
+        ));
+        let error = without_permission(denied(), true, &limits).expect_err("limits");
+        assert!(
+            error.to_string().starts_with("rootless needs no limits"),
+            "{error}"
+        );
+        let error = without_permission(denied(), false, &none).expect_err("a path was given");
+        assert!(error.to_string().starts_with("create cgroup"), "{error}");
+    }
 }

@@ -98,7 +98,7 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         reason: e.reason,
     };
     let foundation = lay(&bundle.spec, &mut namespaces)?.map_err(refuse)?;
-    let confinement = Confinement::draw(runtime, &bundle.spec, &request.id)?;
+    let confinement = Confinement::draw(runtime, foundation.caller, &bundle.spec, &request.id)?;
     let context = PlanContext {
         id: &request.id,
         bundle: &bundle.path,

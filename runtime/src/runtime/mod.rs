@@ -167,12 +167,6 @@ impl Runtime {
         query::process_of(self, id)
     }
 
-    fn rootless_cgroups(&self) -> bool {
-        let manager = self.options.cgroup_manager;
-        let found_out = || confinement::is_rootless(manager);
-        self.options.rootless.unwrap_or_else(found_out)
-    }
-
     fn controllers_policy(&self) -> ControllersPolicy {
         if self.options.ignore_missing_controllers {
             ControllersPolicy::IgnoreMissing
