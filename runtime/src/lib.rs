@@ -18,6 +18,8 @@ mod launch;
 mod netdev;
 mod own_binary;
 mod plan;
+#[cfg(test)]
+mod properties;
 mod publish;
 mod request;
 mod resctrl;

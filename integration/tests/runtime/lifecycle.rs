@@ -236,7 +236,7 @@ fn a_terminal_is_handed_over_the_console_socket() {
     ok(&host, &["delete", "--force", "t"]);
 }
 
-fn receive_descriptor(connection: &std::os::unix::net::UnixStream) -> OwnedFd {
+pub(super) fn receive_descriptor(connection: &std::os::unix::net::UnixStream) -> OwnedFd {
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

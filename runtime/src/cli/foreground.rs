@@ -175,9 +175,14 @@ impl Relay {
         Ok(relay)
     }
 
-    /// A terminal of unknown size is left as it is.
+    /// Takes the size of our own terminal, which need not be on stdin; without one the container's
+    /// stays as it is.
     fn resize(&self) {
-        if let Ok(size) = termios::tcgetwinsize(io::stdin()) {
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let size = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()]
+            .into_iter()
+            .find_map(|fd| termios::tcgetwinsize(fd).ok());
+        if let Some(size) = size {
             let _ = termios::tcsetwinsize(&self.master, size);
         }
     }

@@ -56,7 +56,7 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Print the version
-    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    #[arg(short = 'v', short_alias = 'V', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
 }
 

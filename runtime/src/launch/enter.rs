@@ -90,7 +90,7 @@ fn prepare<'p>(
     if namespaces & libc::CLONE_NEWUSER as u64 != 0 {
         become_root()?;
     }
-    umask(Mode::empty());
+    rest.default_umask = umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(c"/", flags, Mode::empty()).at(Step::Terminal, b"/")?;

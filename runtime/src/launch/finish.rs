@@ -35,6 +35,9 @@ pub(crate) struct FinishJob {
     pub(crate) lend_descriptors: bool,
     /// A proc file system that can be trusted, once there is one.
     pub(crate) proc: Option<OwnedFd>,
+    /// For a process that asks for no umask: init gets the usual one, a later one keeps the
+    /// caller's, as in runc.
+    pub(crate) default_umask: Mode,
 }
 
 impl FinishJob {
@@ -100,7 +103,7 @@ fn settle<'p>(
     hook_io: Option<&ChildHookIo>,
 ) -> Result<&'p std::ffi::CStr, Failure<'p>> {
     place_streams(&job.stdio, plan.uid)?;
-    umask(Mode::from_raw_mode(plan.umask & 0o777));
+    umask(plan.umask.unwrap_or(job.default_umask));
     schedule(plan, &job.common)?;
     if let (false, Some(proc)) = (plan.labels.is_empty(), &job.proc) {
         labels::label_next_program(&plan.labels, proc.as_fd())?;

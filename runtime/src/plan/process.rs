@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::ffi::CString;
 
 use oci_spec::runtime::{PosixRlimit, PosixRlimitType, Process, User};
+use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit};
 use rustix::termios::Winsize;
 use rustix::thread::Gid;
@@ -26,7 +27,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<Gid>,
-    pub(crate) umask: u32,
+    /// None is for the launch to decide.
+    pub(crate) umask: Option<Mode>,
     /// None leaves the process all that its user namespace gives it, as runc does.
     pub(crate) capabilities: Option<CapabilityPlan>,
     pub(crate) no_new_privileges: bool,
@@ -109,7 +111,7 @@ impl ProcessPlan {
                 .flatten()
                 .map(|gid| Gid::from_raw(*gid))
                 .collect(),
-            umask: user.umask().unwrap_or(0o022),
+            umask: user.umask().map(|umask| Mode::from_raw_mode(umask & 0o777)),
             capabilities: process
                 .capabilities()
                 .as_ref()
@@ -308,7 +310,10 @@ mod tests {
         .expect("valid");
         assert_eq!(plan.program, Program::Path(c"./run".to_owned()));
         assert!(!plan.needs_home);
-        assert_eq!((plan.uid, plan.gid, plan.umask), (7, 8, 63));
+        assert_eq!(
+            (plan.uid, plan.gid, plan.umask),
+            (7, 8, Some(Mode::from_raw_mode(63)))
+        );
     }
 
     #[test]

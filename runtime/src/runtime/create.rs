@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use oci_spec::runtime::{Mount, Spec};
+use rustix::fs::Mode;
 
 use super::confinement::{Confinement, mover};
 use super::foundation::{Foundation, lay};
@@ -357,6 +358,7 @@ fn init_job(
         lend_descriptors: !foundation.caller.privileged,
         late_rlimits: !plan.namespaces.has(libc::CLONE_NEWUSER as u64),
         proc: None,
+        default_umask: Mode::from_raw_mode(0o022),
     };
     let (joined, trees) = foundation.open(&mut plan)?;
     Ok(InitJob {

@@ -1,5 +1,7 @@
 //! A further process in a running container.
 
+use rustix::fs::Mode;
+
 use super::confinement::mover;
 use super::create::{check_labels, write_pid_file};
 use super::lifecycle::init_of;
@@ -57,6 +59,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
             lend_descriptors: !caller.privileged,
             late_rlimits: record.namespaces & libc::CLONE_NEWUSER as u64 == 0,
             proc: None,
+            default_umask: Mode::empty(),
         },
         process,
     };

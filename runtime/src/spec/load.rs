@@ -45,13 +45,18 @@ pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> 
         }
         Err(e) => return Err(Error::file("open", file)(e)),
     };
-    let (spec, warnings) = parse_document(&file, &text, &["process"])?;
+    let (spec, warnings) = parse_config(&file, &text)?;
     Ok(Bundle {
         path,
         file,
         spec,
         warnings,
     })
+}
+
+/// Parses a configuration, with what was ignored in it.
+pub(crate) fn parse_config(file: &Path, text: &[u8]) -> Result<(Spec, Vec<String>)> {
+    parse_document(file, text, &["process"])
 }
 
 /// Parses a stand-alone process document (`exec --process FILE`), with what was ignored in it.
@@ -99,7 +104,7 @@ mod tests {
     use super::*;
 
     fn parse(text: &str) -> Result<(Spec, Vec<String>)> {
-        parse_document(Path::new("config.json"), text.as_bytes(), &["process"])
+        parse_config(Path::new("config.json"), text.as_bytes())
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod namespaces;
 mod template;
 mod validate;
 
+#[cfg(test)]
+pub(crate) use load::parse_config;
 pub(crate) use load::{Bundle, load_bundle, parse_process, parse_resources};
 pub(crate) use namespaces::{Join, Namespaces};
 pub use template::spec_template;
