@@ -2,11 +2,13 @@
 //!
 //! One story a file; this one holds what all of them use.
 
+mod adversity;
 mod attacks;
 mod cgroups;
 mod cli;
 mod clients;
 mod compat;
+mod crashes;
 mod hooks;
 mod lifecycle;
 mod mounts;

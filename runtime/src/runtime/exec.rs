@@ -86,6 +86,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
             launch.birth.cgroup = Some(place.fd());
             launch_exec(&mut job, &mut launch)?
         }
+        Err(_) if !record.init_is_alive() => return Err(stopped()),
         result => result?,
     };
     pidfd::send(receiver, &launched)?;
@@ -102,9 +103,13 @@ fn check_status(status: Status, ignore_paused: bool) -> Result<()> {
         Status::Running | Status::Created => return Ok(()),
         Status::Paused if ignore_paused => return Ok(()),
         Status::Paused => "cannot exec in a paused container (use --ignore-paused to override)",
-        Status::Stopped | Status::Creating => "cannot exec in a stopped container",
+        Status::Stopped | Status::Creating => return Err(stopped()),
     };
     Err(Error::Status(format!("exec failed: {refusal}")))
+}
+
+fn stopped() -> Error {
+    Error::Status("exec failed: cannot exec in a stopped container".into())
 }
 
 fn filter(dir: &StateDir) -> Result<Option<Filter>> {

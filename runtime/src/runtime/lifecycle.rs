@@ -165,9 +165,7 @@ pub(super) fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result
         Ok(Some(record)) => record,
         // Creation was killed before it had made anything but the directory.
         Ok(None) => return dir.remove(),
-        Err(Error::DamagedState { .. }) if force => {
-            Record::of_damaged(id.clone(), dir.read_cgroup()?)
-        }
+        Err(_) if force => Record::of_damaged(id.clone(), dir.read_cgroup()?),
         Err(error) => return Err(error),
     };
     match dir.status(&record) {

@@ -1,7 +1,8 @@
 //! Reading a bundle and its documents.
 
-use std::fs;
-use std::io;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Read as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Process, Spec};
@@ -14,6 +15,8 @@ use crate::error::{Error, Result};
 
 /// Name of the configuration inside a bundle.
 const CONFIG_FILE: &str = "config.json";
+/// No configuration is larger.
+const CONFIG_MAX: u64 = 64 << 20;
 
 /// A bundle as read from disk.
 #[derive(Debug)]
@@ -33,7 +36,7 @@ pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> 
     let absolute = |path| std::path::absolute(path).map_err(Error::file("resolve", path));
     let path = absolute(path)?;
     let file = config.map_or_else(|| Ok(path.join(CONFIG_FILE)), absolute)?;
-    let text = match fs::read(&file) {
+    let text = match read_config(&file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             // A bundle that is not there is told apart, in the words of runc.
@@ -57,6 +60,24 @@ pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> 
 /// Parses a configuration, with what was ignored in it.
 pub(crate) fn parse_config(file: &Path, text: &[u8]) -> Result<(Spec, Vec<String>)> {
     parse_document(file, text, &["process"])
+}
+
+/// Reads a regular file of bounded size: a device or a fifo under that name would be read for ever.
+fn read_config(file: &Path) -> io::Result<Vec<u8>> {
+    let opened = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(file)?;
+    let facts = opened.metadata()?;
+    if !facts.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    if facts.len() > CONFIG_MAX {
+        return Err(io::Error::other("larger than 64 MiB"));
+    }
+    let mut text = Vec::with_capacity(facts.len() as usize);
+    opened.take(CONFIG_MAX).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 /// Parses a stand-alone process document (`exec --process FILE`), with what was ignored in it.
