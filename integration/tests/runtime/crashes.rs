@@ -81,11 +81,11 @@ echo "left" $left
 "#;
 
 /// A killed `exec` has not hurt the container.
-const STILL_RUNS: &str = r#"
+const STILL_RUNS: &str = r"
 echo state $(xebec state c | jq -r .status)
 echo exec $(xebec exec c echo fine 2>&1)
 echo left $(ls -A /tmp | grep '^\.')
-"#;
+";
 
 /// The bundles that are killed: a plain one, one with everything that makes a step of its own, and
 /// one that shows that the name can be used again.
