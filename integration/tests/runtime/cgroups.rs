@@ -43,6 +43,7 @@ step $R events --interval 0s c
 step $R exec --cgroup ../../other c true | sed 's/bad sub cgroup path: //'
 step $R kill c KILL
 for i in $(seq 100); do [ "$($R state c | jq -r .status)" = stopped ] && break; sleep 0.05; done
+step $R ps --format json c
 step $R pause c
 step $R resume c
 step $R update --pids-limit 3 c

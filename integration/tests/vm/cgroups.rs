@@ -87,11 +87,13 @@ const EXPECTED: &[&str] = &[
     "scope taken container's cgroup is not empty: 1 process(es) found",
     "scope exists UnitExists",
     "scope still active",
+    "scope without processes [] stopped",
     "scope deleted not-found gone",
     "scope refused expected cgroupsPath to be of format",
     "killed 137",
     "killed state 1",
     "killed left 0 0 not-found",
+    "one 1 1",
     "bus 0 active",
     "bus 0 not-found",
     // Scopes of a user's manager.

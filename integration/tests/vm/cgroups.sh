@@ -119,7 +119,10 @@ echo "scope taken $(xebec --systemd-cgroup run -d -b web other 2>&1 | grep -o "c
 mkdir -p elsewhere; sed 's/machine.slice:xebec:web/system.slice:xebec:web/' web/config.json > elsewhere/config.json; ln -sfn ../web/rootfs elsewhere/rootfs
 echo "scope exists $(xebec --systemd-cgroup run -d -b elsewhere other 2>&1 | grep -o UnitExists)"
 echo "scope still $(systemctl show $unit -p ActiveState --value)"
-quiet xebec delete -f web
+xebec kill web KILL
+for i in $(seq 50); do [ -e $cg ] || break; sleep 0.1; done
+echo "scope without processes $(xebec ps --format json web) $(xebec state web | jq -r .status)"
+quiet xebec delete web
 echo "scope deleted $(systemctl show $unit -p LoadState --value) $([ -e $cg ] || echo gone)"
 echo "scope refused $(xebec --systemd-cgroup run -b fs fs 2>&1 | grep -o 'expected cgroupsPath to be of format')"
 
@@ -130,6 +133,12 @@ xebec state web >/dev/null 2>&1; ls -d /run/xebec/web >/dev/null 2>&1 && echo "k
 quiet xebec delete -f web
 for i in $(seq 50); do [ "$(systemctl show $unit -p LoadState --value)" = not-found ] && break; sleep 0.1; done
 echo "killed left $(ls -d /run/xebec/web $cg 2>/dev/null | wc -l) $(pgrep -cx xebec) $(systemctl show $unit -p LoadState --value)"
+
+# One process, though systemd wants to see one before init is there.
+bundle one ".linux.cgroupsPath=\"machine.slice:xebec:one\" | .linux.resources = {\"pids\": {\"limit\": 1}}"
+quiet xebec --systemd-cgroup run -d -b one one
+echo "one $(cat /sys/fs/cgroup/machine.slice/xebec-one.scope/pids.max) $(systemctl show xebec-one.scope -p TasksMax --value)"
+quiet xebec delete -f one
 
 # Over the bus, where systemd's own socket cannot be had.
 without_private() { mount --bind /dev/null /run/systemd/private; "$@"; status=$?; umount /run/systemd/private; return $status; }

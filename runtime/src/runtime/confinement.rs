@@ -40,6 +40,8 @@ struct Scope {
     place: Place,
     user: bool,
     properties: Vec<Property>,
+    /// A limit of one process, which the placeholder would take up: it is set afterwards.
+    late: (ResourcePlan, Vec<Property>),
 }
 
 /// What [`mover`] gives.
@@ -68,7 +70,7 @@ impl Confinement {
             .map(|path| path.to_string_lossy())
             .filter(|path| !path.is_empty());
         let wanted = wanted.as_deref();
-        let plan = ResourcePlan::from_spec(resources)?;
+        let mut plan = ResourcePlan::from_spec(resources)?;
         let manager = runtime.options.cgroup_manager;
         let found_out = || is_rootless(manager, caller);
         let rootless = runtime.options.rootless.unwrap_or_else(found_out);
@@ -85,7 +87,8 @@ impl Confinement {
                 }
             }
             CgroupManager::Systemd => {
-                let scope = Scope::draw(spec, resources, wanted, (id.as_str(), rootless))?;
+                let late = plan.take_one_task();
+                let scope = Scope::draw(spec, (resources, late), wanted, (id.as_str(), rootless))?;
                 Kind::Scope(Box::new(scope))
             }
         };
@@ -178,6 +181,27 @@ impl Confinement {
         }
         Ok(skipped.iter().map(left_out).collect())
     }
+
+    /// Ends the placeholder, in whose place init is now.
+    pub(super) fn release(
+        &mut self,
+        placeholder: Option<Placeholder>,
+        cgroup: Option<&Cgroup>,
+        runtime: &Runtime,
+    ) -> Result<()> {
+        drop(placeholder);
+        let (Kind::Scope(scope), Some(cgroup)) = (&mut self.kind, cgroup) else {
+            return Ok(());
+        };
+        let (plan, properties) = std::mem::take(&mut scope.late);
+        if !plan.is_empty() {
+            scope
+                .systemd
+                .set_properties(&scope.place.unit, properties)?;
+            cgroup.apply(&plan, runtime.controllers_policy())?;
+        }
+        Ok(())
+    }
 }
 
 /// Without permission, and without need, a container stays in its caller's cgroup (as in runc).
@@ -201,7 +225,7 @@ fn without_permission(
 impl Scope {
     fn draw(
         spec: &Spec,
-        resources: &LinuxResources,
+        (resources, late): (&LinuxResources, ResourcePlan),
         wanted: Option<&str>,
         (id, user): (&str, bool),
     ) -> Result<Self> {
@@ -209,6 +233,7 @@ impl Scope {
         let mut properties = systemd::from_annotations(spec.annotations().iter().flatten())?;
         properties.extend(unit_properties(resources, user)?);
         properties.extend(systemd::oom_policy(resources));
+        let (late_properties, properties) = properties.into_iter().partition(systemd::is_one_task);
         let mut systemd = Systemd::connect(user)?;
         // The system's manager is at the top of what can be seen.
         let mut inner = PathBuf::from("/");
@@ -222,6 +247,7 @@ impl Scope {
             place,
             user,
             properties,
+            late: (late, late_properties),
         })
     }
 

@@ -274,6 +274,7 @@ fn build(
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = RefCell::new(record);
     let mut moved = None;
+    let mut confinement = blueprint.confinement;
     let mut placeholder = cell.placeholder.take();
     let mover = mover(record.borrow().unit.as_ref(), "");
     let mut launch = InitLaunch {
@@ -283,7 +284,7 @@ fn build(
             reparent,
         },
         on_pid: &mut |pid| {
-            placeholder.take();
+            confinement.release(placeholder.take(), cell.cgroup.as_ref(), runtime)?;
             let mut record = record.borrow_mut();
             record.pid = pid;
             record.start_time = ProcessFacts::of(pid).map_or(0, |facts| facts.start_time);

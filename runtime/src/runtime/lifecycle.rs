@@ -10,7 +10,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::Runtime;
 use super::confinement::{forget_unit, update_unit};
-use super::query::cgroup_of;
+use super::query::{cgroup_of, pids_of};
 use crate::cgroup::{Cgroup, CgroupPath, ResourcePlan, Skipped};
 use crate::error::{Error, Result};
 use crate::launch::{run_all_hooks, run_hooks};
@@ -98,7 +98,7 @@ fn signal_all(record: &Record, signal: i32) -> Result<()> {
         // In its pid namespace init is the one to speak to.
         return signal_init(record, signal);
     }
-    for pid in cgroup_of(record)?.pids(true)? {
+    for pid in pids_of(record)? {
         let Some(pid) = Pid::from_raw(pid) else {
             continue;
         };

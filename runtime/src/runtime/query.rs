@@ -33,7 +33,17 @@ pub(super) fn matching(runtime: &Runtime, pattern: &str) -> Result<Vec<Container
 }
 
 pub(super) fn pids(runtime: &Runtime, id: &ContainerId) -> Result<Vec<i32>> {
-    Ok(cgroup(runtime, id)?.pids(true)?)
+    let record = StateDir::open(&runtime.options.root, id)?.record()?;
+    pids_of(&record)
+}
+
+/// Processes of a container; none when its cgroup is gone, as a scope is with its last process.
+pub(super) fn pids_of(record: &Record) -> Result<Vec<i32>> {
+    let cgroup = &record.cgroup;
+    if !cgroup.as_os_str().is_empty() && !cgroup.exists() {
+        return Ok(Vec::new());
+    }
+    Ok(cgroup_of(record)?.pids(true)?)
 }
 
 pub(super) fn cgroup(runtime: &Runtime, id: &ContainerId) -> Result<Cgroup> {

@@ -120,6 +120,15 @@ impl ResourcePlan {
             .fold(Controllers::NONE, Controllers::union)
     }
 
+    /// Takes out a limit of one process.
+    pub(crate) fn take_one_task(&mut self) -> Self {
+        let one = |entry: &mut Entry| entry.file == "pids.max" && entry.value == "1";
+        Self {
+            entries: self.entries.extract_if(.., one).collect(),
+            ..Self::default()
+        }
+    }
+
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()

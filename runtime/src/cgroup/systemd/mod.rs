@@ -19,7 +19,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use place::Place;
-pub(crate) use properties::{Property, from_annotations, from_devices, from_resources, oom_policy};
+pub(crate) use properties::{
+    Property, from_annotations, from_devices, from_resources, is_one_task, oom_policy,
+};
 
 use super::error::{CgroupError, Result};
 use bus::{Bus, accepted, failed};

@@ -57,6 +57,11 @@ pub(super) fn of_scope(id: &str, slice: &str, pid: u32) -> Vec<Property> {
     ]
 }
 
+/// A limit of one process.
+pub(crate) fn is_one_task(property: &Property) -> bool {
+    *property == limit("TasksMax", 1)
+}
+
 /// Properties from annotations, in the order of their names.
 pub(crate) fn from_annotations<'a>(
     annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
