@@ -1,5 +1,8 @@
 //! What the process of a container is given: attributes, limits, processors, devices.
 
+use std::os::unix::net::UnixDatagram;
+use std::time::Duration;
+
 use integration::bundle::Bundle;
 use integration::hosts::NativeHost;
 use serde_json::{Value, json};
@@ -347,4 +350,98 @@ fn network_devices_move_into_the_container_with_their_addresses() {
     let taken = xebec(&host, &["run", "--bundle", "/tmp/b", "taken"]).unwrap();
     assert!(taken.stderr.contains("linux.netDevices[xv2]"), "{taken:?}");
     host.check_sh("ip link show xv2").unwrap();
+}
+
+/// What a service manager's socket is told, word by word; the last comes with a barrier, which is
+/// let go at once.
+fn told(manager: &UnixDatagram) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    while words.last().is_none_or(|word| word != "BARRIER=1") {
+        let mut datagram = [0; 256];
+        let length = manager
+            .recv(&mut datagram)
+            .expect("a word within the deadline");
+        words.push(
+            String::from_utf8_lossy(&datagram[..length])
+                .trim()
+                .to_owned(),
+        );
+    }
+    words
+}
+
+#[test]
+fn a_service_manager_is_told_and_gives_as_with_runc() {
+    let host = host();
+    let script = "busybox env | busybox sort; ls -l /proc/self/fd/3 | busybox awk '{print $11}'
+        ls -l $NOTIFY_SOCKET | busybox awk '{print $1}'; mount | busybox grep -c notify";
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["sh", "-c", script]).unwrap();
+    // The shell becomes the runtime, so that the pid is right. In the foreground runc goes on waiting
+    // for a word that this program never says.
+    let given = |runtime: &str| {
+        let script = format!(
+            "exec 3</etc/hostname; LISTEN_FDS=1 LISTEN_PID=$$ NOTIFY_SOCKET=/tmp/manager.sock \
+             exec {runtime} run --bundle /tmp/b given 2>/dev/null"
+        );
+        host.run(&["timeout", "--kill-after", "1", "5", "sh", "-c", &script])
+            .unwrap()
+            .stdout
+    };
+    let _manager = UnixDatagram::bind(host.path("/tmp/manager.sock")).unwrap();
+    let ours = given("xebec");
+    for part in [
+        "LISTEN_FDS=1",
+        "LISTEN_PID=1",
+        "NOTIFY_SOCKET=/run/notify/notify.sock",
+        "srwxrwxrwx",
+    ] {
+        assert!(ours.contains(part), "{part} is missing in {ours}");
+    }
+    assert_eq!(ours, given("runc"));
+    host.check_sh("rm /tmp/manager.sock; runc delete --force given")
+        .unwrap();
+
+    let manager = UnixDatagram::bind(host.path("/tmp/manager.sock")).unwrap();
+    manager
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    // busybox cannot write to a datagram socket: the tool of the host does, from a copy.
+    let ready = "cp -a /usr/bin/systemd-notify /tmp/b/rootfs/bin/ && \
+                 for l in $(ldd /usr/bin/systemd-notify | grep -o '/[^ ]*'); do \
+                 mkdir -p /tmp/b/rootfs/$(dirname $l) && cp -L $l /tmp/b/rootfs/$l; done";
+    host.check_sh(ready).unwrap();
+    bundle.config["process"]["args"] = json!([
+        "sh",
+        "-c",
+        "systemd-notify --no-block STATUS=up; systemd-notify --no-block READY=1; exec sleep 1000"
+    ]);
+    bundle.write().unwrap();
+    let mut seen = Vec::new();
+    for runtime in ["xebec", "runc"] {
+        for start in [
+            "run --detach --bundle /tmp/b --pid-file /tmp/pid ready",
+            "create --bundle /tmp/b --pid-file /tmp/pid ready </dev/null >/dev/null 2>&1; \
+             NOTIFY_SOCKET=/tmp/manager.sock RUNTIME start ready",
+        ] {
+            let start = start.replace("RUNTIME", runtime);
+            let child = host
+                .spawn(&["sh", "-c", &format!(
+                    "NOTIFY_SOCKET=/tmp/manager.sock {runtime} {start} </dev/null >/dev/null 2>&1"
+                )])
+                .unwrap();
+            let words = told(&manager);
+            assert!(
+                child.wait_with_output().unwrap().status.success(),
+                "{runtime} {start}"
+            );
+            let pid = host.read_file("/tmp/pid").unwrap();
+            let words = words
+                .join(" ")
+                .replace(&format!("MAINPID={}", pid.trim()), "MAINPID=init");
+            seen.push(words);
+            host.check(&[runtime, "delete", "--force", "ready"])
+                .unwrap();
+        }
+    }
+    assert_eq!(seen, vec!["READY=1 MAINPID=init BARRIER=1"; 4]);
 }
