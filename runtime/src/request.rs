@@ -53,6 +53,8 @@ pub struct CreateRequest {
     pub stdio: Stdio,
     /// Receiver of the terminal.
     pub console: Console,
+    /// Rows and columns of the terminal, in the place of `process.consoleSize`.
+    pub console_size: Option<(u16, u16)>,
     /// File that gets the pid of init, as text.
     pub pid_file: Option<PathBuf>,
     /// The listener on this unix socket gets a pidfd of init by `SCM_RIGHTS`.
@@ -80,6 +82,7 @@ impl CreateRequest {
             bundle: bundle.into(),
             stdio: Stdio::Inherit,
             console: Console::None,
+            console_size: None,
             pid_file: None,
             pidfd_socket: None,
             no_pivot: false,
@@ -103,6 +106,8 @@ pub struct ExecRequest {
     pub stdio: Stdio,
     /// Receiver of the terminal.
     pub console: Console,
+    /// Rows and columns of the terminal, in the place of `process.consoleSize`.
+    pub console_size: Option<(u16, u16)>,
     /// File that gets the pid, as text.
     pub pid_file: Option<PathBuf>,
     /// The listener on this unix socket gets a pidfd of the process by `SCM_RIGHTS`.
@@ -125,6 +130,7 @@ impl ExecRequest {
             process,
             stdio: Stdio::Inherit,
             console: Console::None,
+            console_size: None,
             pid_file: None,
             pidfd_socket: None,
             cgroup: None,

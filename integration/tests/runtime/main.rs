@@ -16,6 +16,7 @@ mod process;
 mod rootfs;
 mod rootless;
 mod seccomp;
+mod terminal;
 mod users;
 
 use integration::Result;

@@ -403,7 +403,7 @@ fn a_service_manager_is_told_and_gives_as_with_runc() {
 
     let manager = UnixDatagram::bind(host.path("/tmp/manager.sock")).unwrap();
     manager
-        .set_read_timeout(Some(Duration::from_secs(60)))
+        .set_read_timeout(Some(Duration::from_mins(1)))
         .unwrap();
     // busybox cannot write to a datagram socket: the tool of the host does, from a copy.
     let ready = "cp -a /usr/bin/systemd-notify /tmp/b/rootfs/bin/ && \

@@ -20,7 +20,7 @@ bundle() {
     mv next config.json
 }
 # The words of an error from where both runtimes say the same.
-said() { sed -n "s/.*\($1.*\)/\1/p" | tr -d '\\"' | head -n 1; }
+said() { sed -n "s/.*\($1.*\)/\1/p" | sed 's/fsmount:fscontext://' | tr -d '\\"' | head -n 1; }
 "#;
 
 /// A profile that hides one file, seen from init and from exec; one that is not loaded.

@@ -81,17 +81,24 @@ impl Exec {
         }
         let id = self.id.parse()?;
         let process = self.process(&id, context)?;
+        let terminal = process.terminal().unwrap_or(false);
+        if self.console_socket.is_some() && !(self.detach && terminal) {
+            return Err(Error::InvalidArgument(
+                "cannot use console socket if runc will not detach or allocate tty".into(),
+            ));
+        }
         let signals = if self.detach {
             None
         } else {
             Some(Signals::block()?)
         };
-        let foreground = Foreground::new(self.detach || self.console_socket.is_some())?;
+        let foreground = Foreground::new(self.detach)?;
         let mut request = ExecRequest::new(id, process);
         request.console = self
             .console_socket
             .map_or(Console::None, Console::SocketPath);
         foreground.attach_to(&mut request.console);
+        request.console_size = foreground.size();
         request.pid_file = self.pid_file;
         request.pidfd_socket = self.pidfd_socket;
         request.preserve_fds = self.preserve_fds;

@@ -51,6 +51,13 @@ impl Foreground {
         }
     }
 
+    /// Rows and columns of our own terminal, which the process's is to have from its start.
+    pub(super) fn size(&self) -> Option<(u16, u16)> {
+        self.channel.as_ref()?;
+        let size = termios::tcgetwinsize(io::stdin()).ok()?;
+        Some((size.ws_row, size.ws_col))
+    }
+
     /// Waits for the end of the process; gives its exit code, 128 + n after signal n.
     pub(super) fn attend(self, launched: &Launched, signals: &Signals) -> Result<u8> {
         let master = self.channel.and_then(|Channel { ours, theirs }| {

@@ -49,6 +49,7 @@ impl Run {
         let foreground = Foreground::new(false)?;
         let mut request = self.creation.into_request()?;
         foreground.attach_to(&mut request.console);
+        request.console_size = foreground.size();
         let (launched, readiness) = match launch(context, &id, request) {
             // As if a program had been found there and had ended at once, which is runc's view.
             Err(Error::Init(failure)) if failure.step == Step::Execute => {

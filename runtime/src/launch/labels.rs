@@ -27,13 +27,12 @@ pub(super) fn label_next_program<'p>(
     if let Some(profile) = &labels.apparmor {
         // Before kernel 5.8 all modules share one file.
         let own = c"attr/apparmor/exec";
-        let written = match write_attribute(proc, own, profile) {
-            Err(Errno::NOENT) if !has_attribute(proc, own) => {
-                write_attribute(proc, c"attr/exec", profile)
-            }
-            result => result,
+        let (file, detail) = if has_attribute(proc, own) {
+            (own, &b"write proc/thread-self/attr/apparmor/exec"[..])
+        } else {
+            (c"attr/exec", &b"write proc/thread-self/attr/exec"[..])
         };
-        written.at(Step::AppArmor, b"write attr/exec")?;
+        write_attribute(proc, file, profile).at(Step::AppArmor, detail)?;
     }
     if let Some(context) = &labels.selinux {
         write_attribute(proc, c"attr/exec", context).at(Step::SeLinux, context)?;

@@ -141,6 +141,20 @@ impl ProcessPlan {
     }
 }
 
+impl ProcessPlan {
+    /// Gives its terminal another size than the configuration's.
+    pub(crate) fn resize(&mut self, size: Option<(u16, u16)>) {
+        if let Some((rows, columns)) = size {
+            self.console_size = Some(Winsize {
+                ws_row: rows,
+                ws_col: columns,
+                ws_xpixel: 0,
+                ws_ypixel: 0,
+            });
+        }
+    }
+}
+
 /// Ids that no user namespace can map, said as runc says it.
 fn check_user(user: &User) -> Result<(), FieldError> {
     let refuse = |field: &str, reason: String| Err(FieldError::new(field, &reason));

@@ -109,7 +109,8 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         no_new_keyring: request.no_new_keyring,
         in_user_namespace: foundation.caller.in_user_namespace,
     };
-    let plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
+    let mut plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
+    plan.process.resize(request.console_size);
     check_labels(&plan.process.labels)?;
     let resctrl = bundle
         .spec

@@ -28,8 +28,9 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         reason,
     };
     check_process(&request.process).map_err(|(field, reason)| refuse(field, reason))?;
-    let process =
+    let mut process =
         ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
+    process.resize(request.console_size);
     check_labels(&process.labels)?;
     let init = init_of(&record)?.ok_or(Error::NotRunning)?;
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
