@@ -4,6 +4,7 @@
 
 mod adversity;
 mod attacks;
+mod attacks_mounts;
 mod cgroups;
 mod cli;
 mod clients;
