@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::os::unix::net::{UnixDatagram, UnixListener};
 
 use integration::bundle::Bundle;
-use integration::hosts::NativeHost;
+use integration::hosts::{HostOptions, NativeHost, Service};
 use serde_json::{Value, json};
 
 use super::lifecycle::receive_descriptor;
@@ -181,7 +181,7 @@ fn help_version_manual_and_completions_cover_every_command() {
     assert!(lines[1].starts_with("commit: "), "{version}");
     assert!(lines[2].starts_with("spec: 1."), "{version}");
     let script = "xebec man /tmp/man
-        for command in create delete events exec features kill list pause ps resume run spec start \
+        for command in create delete events exec features kill list mounts pause ps resume run spec start \
             state update; do
           for help in '--help' '-h'; do
             xebec $command $help | grep -q 'xebec '$command || echo $command $help
@@ -478,4 +478,42 @@ fn umask_and_closed_streams_are_the_callers() {
         .unwrap()
     };
     assert_eq!(streams("xebec"), streams("runc"));
+}
+
+/// containerd's own shim for runc, which knows nothing of us but the path of a program.
+#[test]
+fn containerds_shim_for_runc_drives_xebec_in_runcs_place() {
+    let services = [Service::Registry, Service::Containerd];
+    let host = NativeHost::start(HostOptions::with(&services)).expect("a native host starts");
+    let image = host.push("busybox").unwrap();
+    host.check(&["ctr", "images", "pull", &image]).unwrap();
+    let story = |runtime: &str| {
+        let script = format!(
+            "run() {{ ctr run --runc-binary {runtime} --cpu-shares 0 \"$@\" 2>&1; echo $?; }}
+             task() {{ ctr tasks \"$@\" 2>&1; echo $?; }}
+             run --rm {image} c echo hello
+             run --rm {image} c sh -c 'exit 42'
+             run --rm {image} c nothere
+             run --rm --cwd /made {image} c pwd
+             run --rm --user 1000:1000 {image} c id
+             script -qec \"ctr run --rm -t --runc-binary {runtime} --cpu-shares 0 {image} c tty\" \
+                /dev/null </dev/null | tr -d '\\0'
+             run -d {image} c sleep 1000
+             task exec --exec-id e c sh -c 'echo inside; exit 7'
+             task exec --exec-id e c nothere
+             task pause c; ctr tasks ls | awk '{{ print $3 }}'; task resume c
+             ctr tasks ps c | wc -l
+             task kill -s KILL c; until ctr tasks ls | grep -q STOPPED; do sleep 0.05; done
+             ctr tasks delete c 2>&1 | grep -o 'exit code.*'; ctr containers delete c
+             ls -A /run/containerd/runc/default"
+        );
+        host.sh(&script).unwrap().stdout
+    };
+    let ours = story("/usr/local/bin/xebec");
+    let theirs = story("/usr/bin/runc");
+    assert_eq!(
+        ours.replace("xebec create failed", "runc create failed"),
+        theirs
+    );
+    assert!(ours.starts_with("hello\n0\n42\n"), "{ours}");
 }

@@ -100,24 +100,34 @@ fn parse_document<T: DeserializeOwned>(
         Ok(document) => return Ok((document, Vec::new())),
         Err(e) => e,
     };
+    let refuse = |field: String, reason: &str| Error::Spec {
+        file: file.display().to_string(),
+        field,
+        reason: reason.to_owned(),
+    };
     if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
         let process = process_at
             .iter()
             .try_fold(&mut value, |at, key| at.get_mut(*key));
         let amended = process.map(amend_process).unwrap_or_default();
-        // By way of its text: a second way into the types, from a `Value`, would be a tenth of the
-        // whole program, for documents that are rare.
-        if drop_nulls(&mut value) | amended.changed
-            && let Ok(document) = serde_json::from_slice(value.to_string().as_bytes())
-        {
-            return Ok((document, amended.warnings));
+        if drop_nulls(&mut value) | amended.changed {
+            // By way of its text: a second way into the types, from a `Value`, would be a tenth of
+            // the whole program, for documents that are rare.
+            let text = value.to_string();
+            return match serde_json::from_slice(text.as_bytes()) {
+                Ok(document) => Ok((document, amended.warnings)),
+                Err(e) => {
+                    let field = locate::field_at(text.as_bytes(), e.line(), e.column());
+                    let reason = e.to_string();
+                    // The place is one in a text that nobody has seen.
+                    let reason = reason.split(" at line ").next().unwrap_or_default();
+                    Err(refuse(field, reason))
+                }
+            };
         }
     }
-    Err(Error::Spec {
-        file: file.display().to_string(),
-        field: locate::field_at(text, first_error.line(), first_error.column()),
-        reason: first_error.to_string(),
-    })
+    let field = locate::field_at(text, first_error.line(), first_error.column());
+    Err(refuse(field, &first_error.to_string()))
 }
 
 #[cfg(test)]
@@ -134,6 +144,16 @@ mod tests {
         let error = parse(text).expect_err("uid is no number").to_string();
         assert!(
             error.starts_with("config.json: process.user.uid: "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_beside_what_is_amended_is_what_is_reported() {
+        let text = r#"{"ociVersion":"1.0.2","process":{"cwd":"/","args":7}}"#;
+        let error = parse(text).expect_err("args are no list").to_string();
+        assert!(
+            error.starts_with("config.json: process.args: ") && !error.contains("line"),
             "{error}"
         );
     }
