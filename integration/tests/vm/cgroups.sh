@@ -126,13 +126,15 @@ quiet xebec delete web
 echo "scope deleted $(systemctl show $unit -p LoadState --value) $([ -e $cg ] || echo gone)"
 echo "scope refused $(xebec --systemd-cgroup run -b fs fs 2>&1 | grep -o 'expected cgroupsPath to be of format')"
 
-# Killed when the scope is there and init is not: the placeholder goes, and systemd's unit with it.
-strace -o /dev/null -e inject=clone3:signal=KILL:when=2 xebec --systemd-cgroup run -d -b web web </dev/null >/dev/null 2>&1
-echo "killed $?"
-xebec state web >/dev/null 2>&1; ls -d /run/xebec/web >/dev/null 2>&1 && echo "killed state 1"
-quiet xebec delete -f web
-for i in $(seq 50); do [ "$(systemctl show $unit -p LoadState --value)" = not-found ] && break; sleep 0.1; done
-echo "killed left $(ls -d /run/xebec/web $cg 2>/dev/null | wc -l) $(pgrep -cx xebec) $(systemctl show $unit -p LoadState --value)"
+# Killed when the scope is there and init is not, and while systemd still makes it: the placeholder
+# goes, and systemd's unit with it.
+for call in clone3 recvfrom; do
+    strace -o /dev/null -e inject=$call:signal=KILL:when=2 xebec --systemd-cgroup run -d -b web web </dev/null >/dev/null 2>&1
+    echo "killed at $call $? $(ls -d /run/xebec/web)"
+    quiet xebec delete -f web
+    for i in $(seq 50); do [ "$(systemctl show $unit -p LoadState --value)" = not-found ] && break; sleep 0.1; done
+    echo "killed at $call left $(ls -d /run/xebec/web $cg 2>/dev/null | wc -l) $(pgrep -cx xebec) $(systemctl show $unit -p LoadState --value)"
+done
 
 # One process, though systemd wants to see one before init is there.
 bundle one ".linux.cgroupsPath=\"machine.slice:xebec:one\" | .linux.resources = {\"pids\": {\"limit\": 1}}"
