@@ -138,6 +138,25 @@ fn devices_are_made_as_configured_beside_the_default_ones() {
     assert!(refused.stderr.contains("/dev/zero"), "{refused:?}");
     host.check_sh("rm /tmp/trial/rootfs/dev/zero").unwrap();
     assert_eq!(trial.output(), "fine\n");
+
+    // A symlink in its place leads nobody elsewhere; what is mounted over it is filled where it is.
+    host.check_sh(
+        "umount /tmp/trial/rootfs/dev && cd /tmp/trial/rootfs && rmdir dev && mkdir elsewhere \
+        && touch elsewhere/ptmx && ln -s elsewhere dev",
+    )
+    .unwrap();
+    let refused = trial.run("xebec");
+    assert!(refused.stderr.contains("symbolic links"), "{refused:?}");
+    assert_eq!(
+        host.check_sh("ls /tmp/trial/rootfs/elsewhere").unwrap(),
+        "ptmx\n"
+    );
+    trial.mounts("ls /elsewhere; echo >/dev/null && echo fine", &[]);
+    let shown = trial.same();
+    assert!(
+        shown.contains("null\n") && shown.ends_with("fine\n"),
+        "{shown}"
+    );
 }
 
 #[test]

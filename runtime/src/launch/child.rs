@@ -156,10 +156,11 @@ fn fill_root<'p>(
         mounts,
         devices,
     } = trees;
-    rest.proc = rootfs::mount_all(&plan.rootfs.mounts, root, mounts)?;
+    let kept = rootfs::mount_all(&plan.rootfs.mounts, root, mounts)?;
+    rest.proc = kept.proc;
     let root = root.as_fd();
     if plan.rootfs.own_dev {
-        rootfs::fill_dev(&plan.rootfs, root, devices)?;
+        rootfs::fill_dev(&plan.rootfs, (root, kept.dev.as_ref()), devices)?;
     }
     take_terminal(&plan.process, rest, root, true)?;
     // A missing working directory is made, as runc does; what cannot be made is for chdir to tell.

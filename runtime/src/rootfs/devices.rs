@@ -22,33 +22,44 @@ const LINKS: [(&CStr, &CStr); 5] = [
 ];
 
 /// Fills a `/dev` that belongs to the container; the caller has set the umask to 0.
+///
+/// `dev` is what was mounted there. Without it `/dev` is a directory of the image, and must be a
+/// plain one: a symlink would have nodes made and names removed elsewhere (CVE-2026-41579).
 pub(crate) fn fill_dev<'p>(
     plan: &'p RootfsPlan,
-    root: BorrowedFd<'_>,
+    (root, dev): (BorrowedFd<'_>, Option<&OwnedFd>),
     bound: &[OwnedFd],
 ) -> Result<(), Failure<'p>> {
-    let dev = open_target(root, c"dev", Want::Directory, false).at(Step::Device, b"/dev")?;
+    let opened;
+    let dev = if let Some(dev) = dev {
+        dev.as_fd()
+    } else {
+        opened = open_target(root, c"dev", Want::Directory, true).at(Step::Device, b"/dev")?;
+        opened.as_fd()
+    };
     for (index, device) in plan.devices.iter().enumerate() {
+        let (base, path) = place_of(device, root, dev);
         let made = match bound.get(index) {
-            Some(tree) => bind_node(device, root, tree.as_fd()),
-            None => match make_node(device, root, dev.as_fd()) {
-                Err(errno) if refuses_nodes(errno) => node_of_host(&device.host)
-                    .and_then(|tree| bind_node(device, root, tree.as_fd())),
+            Some(tree) => bind_node(base, path, tree.as_fd()),
+            None => match make_node(device, base, path) {
+                Err(errno) if refuses_nodes(errno) => {
+                    node_of_host(&device.host).and_then(|tree| bind_node(base, path, tree.as_fd()))
+                }
                 made => made,
             },
         };
         made.at(Step::Device, device.host.to_bytes())?;
     }
     // pts/ptmx of the container's own devpts, never a node of the host's.
-    match unlinkat(&dev, c"ptmx", AtFlags::empty()) {
+    match unlinkat(dev, c"ptmx", AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => {}
         Err(errno) => return Err(errno).at(Step::Device, b"/dev/ptmx"),
     }
     for (target, name) in LINKS {
-        link(target, dev.as_fd(), name)?;
+        link(target, dev, name)?;
     }
     if statat(root, c"proc/kcore", AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-        link(c"/proc/kcore", dev.as_fd(), c"core")?;
+        link(c"/proc/kcore", dev, c"core")?;
     }
     Ok(())
 }
@@ -60,19 +71,32 @@ fn link(target: &CStr, dev: BorrowedFd<'_>, name: &'static CStr) -> Result<(), F
     }
 }
 
-fn bind_node(device: &DevicePlan, root: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> Result<(), Errno> {
-    let place = open_target(root, &device.target, Want::File, false)?;
+/// Where the node goes: below `/dev` itself, or somewhere in the root.
+fn place_of<'d>(
+    device: &'d DevicePlan,
+    root: BorrowedFd<'d>,
+    dev: BorrowedFd<'d>,
+) -> (BorrowedFd<'d>, &'d CStr) {
+    let below_dev = device.target.to_bytes_with_nul().strip_prefix(b"dev/");
+    match below_dev.map(CStr::from_bytes_with_nul) {
+        Some(Ok(path)) => (dev, path),
+        _ => (root, &device.target),
+    }
+}
+
+fn bind_node(base: BorrowedFd<'_>, path: &CStr, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+    let place = open_target(base, path, Want::File, false)?;
     move_to(tree, place.as_fd())
 }
 
-fn make_node(device: &DevicePlan, root: BorrowedFd<'_>, dev: BorrowedFd<'_>) -> Result<(), Errno> {
+fn make_node(device: &DevicePlan, base: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
     let holder;
-    let (dir, name) = if let Some(name) = below_dev(&device.target) {
-        (dev, name)
-    } else {
-        let (parent, name) = open_parent(root, &device.target)?;
+    let (dir, name) = if path.to_bytes().contains(&b'/') {
+        let (parent, name) = open_parent(base, path)?;
         holder = parent;
         (holder.as_fd(), name)
+    } else {
+        (base, path)
     };
     match mknodat(dir, name, device.kind, device.mode, device.number) {
         Ok(()) => {}
@@ -92,14 +116,4 @@ fn verify_node(device: &DevicePlan, dir: BorrowedFd<'_>, name: &CStr) -> Result<
     let same = FileType::from_raw_mode(stat.st_mode) == device.kind
         && (device.kind == FileType::Fifo || stat.st_rdev == device.number);
     if same { Ok(()) } else { Err(Errno::EXIST) }
-}
-
-/// The name of a node that lies directly in `/dev`.
-fn below_dev(target: &CStr) -> Option<&CStr> {
-    let name = target.to_bytes_with_nul().strip_prefix(b"dev/")?;
-    if name.contains(&b'/') {
-        None
-    } else {
-        CStr::from_bytes_with_nul(name).ok()
-    }
 }

@@ -27,16 +27,23 @@ use crate::plan::{
 };
 use crate::sys::{MountAttr, mount_set_attr};
 
-/// Makes all mounts in order; returns the container's own proc file system, when it has one.
-///
-/// That descriptor stays trustworthy whatever is mounted over `/proc` later. A mount over `/` is
-/// the root for everything after it.
+/// Mounts of the container's own that are used again: by descriptor, which stays trustworthy
+/// whatever becomes of the path.
+#[derive(Default)]
+pub(crate) struct Kept {
+    /// The proc file system, whatever is mounted over `/proc` later.
+    pub(crate) proc: Option<OwnedFd>,
+    /// What is mounted on `/dev`, even where that is a symlink which somebody else could change.
+    pub(crate) dev: Option<OwnedFd>,
+}
+
+/// Makes all mounts in order. A mount over `/` is the root for everything after it.
 pub(crate) fn mount_all<'p>(
     mounts: &'p [MountPlan],
     root: &mut OwnedFd,
     parts: &mut [HostPart],
-) -> Result<Option<OwnedFd>, Failure<'p>> {
-    let mut proc = None;
+) -> Result<Kept, Failure<'p>> {
+    let mut kept = Kept::default();
     for (mount, part) in mounts.iter().zip(parts) {
         let Some(tree) = mount_one(mount, root.as_fd(), part)? else {
             continue;
@@ -44,13 +51,16 @@ pub(crate) fn mount_all<'p>(
         if mount.target.is_empty() {
             *root = fcntl_dupfd_cloexec(&tree, 3).at(Step::Mount, &mount.place)?;
         }
+        if mount.target.as_c_str() == c"dev" {
+            kept.dev = Some(fcntl_dupfd_cloexec(&tree, 3).at(Step::Mount, &mount.place)?);
+        }
         if mount.in_proc == ProcTarget::Itself {
-            proc = Some(tree);
+            kept.proc = Some(tree);
         } else if matches!(&mount.source, MountSource::Filesystem(fs) if fs.late_readonly) {
             part.unsealed = Some(tree);
         }
     }
-    Ok(proc)
+    Ok(kept)
 }
 
 /// Makes those read-only that had to be writable while what lies below them was made.
