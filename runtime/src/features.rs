@@ -178,8 +178,8 @@ pub fn features() -> Value {
             "xebec.version": env!("CARGO_PKG_VERSION"),
             "xebec.checkpoint.enabled": "false",
         },
-        // No annotation changes what the runtime does.
-        "potentiallyUnsafeConfigAnnotations": [],
+        // Become properties of the container's unit.
+        "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],
     })
 }
 

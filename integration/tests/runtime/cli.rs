@@ -384,7 +384,7 @@ fn exec_takes_its_options_as_runc_does() {
              {runtime} exec c sh -c 'exit 42'; echo $?
              {runtime} exec c sh -c 'kill -TERM $$'; echo $?
              echo in | {runtime} exec c cat
-             echo '{{\"args\": [\"id\"], \"cwd\": \"/\"}}' > /tmp/p; {runtime} exec -p /tmp/p c
+             echo '{{\"args\": [\"/bin/id\"], \"cwd\": \"/\"}}' > /tmp/p; {runtime} exec -p /tmp/p c
              {runtime} pause c; {runtime} exec c true 2>&1 | sed 's/.*msg=//'
              {runtime} resume c; {runtime} delete -f c"
         ))
@@ -478,6 +478,26 @@ fn umask_and_closed_streams_are_the_callers() {
         .unwrap()
     };
     assert_eq!(streams("xebec"), streams("runc"));
+}
+
+#[test]
+fn features_have_every_member_and_word_of_runcs() {
+    let host = host();
+    // Left out are annotations, which each runtime has its own of; `v1` is there and false.
+    let script = "cd /tmp; runc features > theirs; xebec features > ours
+        for file in theirs ours; do
+          jq -r 'del(.annotations, .potentiallyUnsafeConfigAnnotations, .linux.seccomp.archs)
+            | [paths(type == \"object\" or type == \"array\" or type == \"boolean\")
+                | map(tostring | select(test(\"^[0-9]+$\") | not)) | join(\".\")] | unique[],
+            (.mountOptions, .hooks, .linux.namespaces, .linux.capabilities, .linux.seccomp.actions,
+             .linux.seccomp.operators, .linux.seccomp.knownFlags | .[])' $file | sort > $file.words
+        done
+        comm -23 theirs.words ours.words
+        jq -c .potentiallyUnsafeConfigAnnotations ours; jq -c .linux.cgroup.v2 ours";
+    assert_eq!(
+        host.check_sh(script).unwrap(),
+        "[\"org.systemd.property.\"]\ntrue\n"
+    );
 }
 
 /// containerd's own shim for runc, which knows nothing of us but the path of a program.
