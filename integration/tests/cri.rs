@@ -110,3 +110,52 @@ fn run_pod(cri: &Cri, handler: &str, whole: &str, lazy: &str) {
     }
     cri.remove_pod(&pod).unwrap();
 }
+
+/// By runc's name only: for a pod with users of its own containerd itself reads the runtime's
+/// options, and can read those of no other shim.
+#[test]
+fn a_pod_with_users_of_its_own_has_none_of_the_hosts() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    host.push("pause").unwrap();
+    let whole = host.push("busybox").unwrap();
+    let nginx = host.push("nginx").unwrap();
+    let lazy = format!("{}/nginx:lazy", Service::REGISTRY);
+    host.check(&["xebec-snapshotter", "image", "convert", &nginx, &lazy])
+        .unwrap();
+    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
+    let handler = HANDLERS[1];
+    let known = cri.handlers().unwrap();
+    let features = known.iter().find(|h| h.name == handler).unwrap().features;
+    assert!(features.is_some_and(|it| it.user_namespaces), "{known:?}");
+
+    let pod = cri
+        .run_mapped_pod("mapped", handler, (200_000, 65536))
+        .unwrap();
+    for image in [&whole, &lazy] {
+        cri.pull(image, handler).unwrap();
+        let container = Container {
+            name: "main",
+            image,
+            command: &["sleep", "1000"],
+        };
+        let id = cri.create(&pod, &container).unwrap();
+        cri.start(&id).unwrap();
+        let script = "cat /proc/self/uid_map; id -u; touch /made; stat -c %u:%g /made /bin/sh; \
+                      ls /sys/class/net; cat /etc/hostname > /dev/null && echo volume";
+        let ran = cri.exec_sync(&id, &["sh", "-c", script]).unwrap();
+        let told = String::from_utf8_lossy(&ran.stdout);
+        let words: Vec<_> = told.split_whitespace().collect();
+        let expected = [
+            "0", "200000", "65536", "0", "0:0", "0:0", "eth0", "lo", "volume",
+        ];
+        assert_eq!(words, expected, "{image}: {ran:?}");
+        let owner = host
+            .check_sh("stat -c %u /proc/$(pgrep -nx sleep)/root/made")
+            .unwrap();
+        assert_eq!(owner.trim(), "200000", "{image}");
+        cri.stop(&id, 0).unwrap();
+        cri.remove(&id).unwrap();
+    }
+    cri.stop_pod(&pod).unwrap();
+    cri.remove_pod(&pod).unwrap();
+}

@@ -15,11 +15,12 @@ use xebec_proto::cri::image_service_client::ImageServiceClient;
 use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec, LinuxPodSandboxConfig,
+    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping, ImageSpec,
+    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListContainersRequest, NamespaceMode, NamespaceOption,
     PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
     RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler, StartContainerRequest,
-    StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    StatusRequest, StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 
 use crate::error::{Error, Result};
@@ -41,6 +42,14 @@ pub struct Pod {
     /// The sandbox's id.
     pub id: String,
     config: PodSandboxConfig,
+}
+
+impl Pod {
+    /// Namespaces of the pod, which are those of its containers.
+    fn namespaces(&self) -> Option<NamespaceOption> {
+        let security = self.config.linux.as_ref()?.security_context.as_ref()?;
+        security.namespace_options.clone()
+    }
 }
 
 /// A container to create in a pod.
@@ -126,7 +135,40 @@ impl Cri {
 
     /// Starts a pod that shares the host's network, under a runtime handler.
     pub fn run_pod(&self, name: &str, handler: &str) -> Result<Pod> {
-        let config = pod_config(name);
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Node.into(),
+            ..NamespaceOption::default()
+        };
+        self.run_pod_in(namespaces, name, handler)
+    }
+
+    /// Starts a pod whose users are `count` ids of the host from `first` on (`hostUsers: false`),
+    /// with a network of its own.
+    pub fn run_mapped_pod(
+        &self,
+        name: &str,
+        handler: &str,
+        (first, count): (u32, u32),
+    ) -> Result<Pod> {
+        let ids = IdMapping {
+            host_id: first,
+            container_id: 0,
+            length: count,
+        };
+        let users = UserNamespace {
+            mode: NamespaceMode::Pod.into(),
+            uids: vec![ids],
+            gids: vec![ids],
+        };
+        let namespaces = NamespaceOption {
+            userns_options: Some(users),
+            ..NamespaceOption::default()
+        };
+        self.run_pod_in(namespaces, name, handler)
+    }
+
+    fn run_pod_in(&self, namespaces: NamespaceOption, name: &str, handler: &str) -> Result<Pod> {
+        let config = pod_config(name, namespaces);
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.to_owned(),
@@ -151,6 +193,13 @@ impl Cri {
             }),
             command: container.command.iter().map(|&s| s.to_owned()).collect(),
             log_path: format!("{}.log", container.name),
+            linux: Some(LinuxContainerConfig {
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: pod.namespaces(),
+                    ..LinuxContainerSecurityContext::default()
+                }),
+                ..LinuxContainerConfig::default()
+            }),
             ..ContainerConfig::default()
         };
         let request = CreateContainerRequest {
@@ -267,12 +316,7 @@ impl Cri {
     }
 }
 
-/// A pod in the host's network namespace: test hosts have loopback only, and no CNI is asked for.
-fn pod_config(name: &str) -> PodSandboxConfig {
-    let namespaces = NamespaceOption {
-        network: NamespaceMode::Node.into(),
-        ..NamespaceOption::default()
-    };
+fn pod_config(name: &str, namespaces: NamespaceOption) -> PodSandboxConfig {
     let security = LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces),
         ..LinuxSandboxSecurityContext::default()
@@ -306,10 +350,15 @@ mod tests {
     }
 
     #[test]
-    fn pods_share_the_hosts_network() {
-        let linux = pod_config("web").linux.unwrap();
-        let namespaces = linux.security_context.unwrap().namespace_options.unwrap();
-        assert_eq!(namespaces.network(), NamespaceMode::Node);
-        assert_eq!(namespaces.pid(), NamespaceMode::Pod);
+    fn containers_have_the_namespaces_of_their_pod() {
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Node.into(),
+            ..NamespaceOption::default()
+        };
+        let pod = Pod {
+            id: "1".into(),
+            config: pod_config("web", namespaces.clone()),
+        };
+        assert_eq!(pod.namespaces(), Some(namespaces));
     }
 }

@@ -133,7 +133,7 @@ fn make_mapped(
         return Ok(None);
     };
     let made = new_filesystem(fs, &mount.place).and_then(|tree| {
-        map_ids(tree.as_fd(), idmap, namespace).at(Step::MapIds, &mount.place)?;
+        map_ids(tree.as_fd(), idmap.recursive, namespace).at(Step::MapIds, &mount.place)?;
         Ok(tree)
     });
     made.map(Some)
@@ -173,7 +173,7 @@ fn clone_bind(
         return Err((NOT_PROC, Errno::PERM));
     }
     if let (Some(idmap), Some(namespace)) = (&bind.idmap, user_namespace) {
-        map_ids(fd.as_fd(), idmap, namespace).map_err(at("map ids of"))?;
+        map_ids(fd.as_fd(), idmap.recursive, namespace).map_err(at("map ids of"))?;
     }
     if !bind.deep.is_noop() {
         mount_set_attr(fd.as_fd(), c"", true, &bind.deep).map_err(at("set options of"))?;
@@ -230,7 +230,7 @@ fn attributes_of(tree: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
 /// Has a detached tree seen through the maps of a user namespace.
 pub(super) fn map_ids(
     tree: BorrowedFd<'_>,
-    idmap: &MountIdmap,
+    recursive: bool,
     namespace: &OwnedFd,
 ) -> std::result::Result<(), Errno> {
     let attr = MountAttr {
@@ -238,7 +238,18 @@ pub(super) fn map_ids(
         userns_fd: namespace.as_raw_fd() as u64,
         ..MountAttr::default()
     };
-    mount_set_attr(tree, c"", idmap.recursive, &attr)
+    mount_set_attr(tree, c"", recursive, &attr)
+}
+
+/// A clone of the tree at `path` with the ids of a user namespace.
+pub(crate) fn mapped_clone(
+    path: &CStr,
+    recursive: bool,
+    user_namespace: &OwnedFd,
+) -> std::result::Result<OwnedFd, Errno> {
+    let tree = clone_tree(path, recursive, true)?;
+    map_ids(tree.as_fd(), recursive, user_namespace)?;
+    Ok(tree)
 }
 
 fn clone_tree(path: &CStr, recursive: bool, follow: bool) -> std::result::Result<OwnedFd, Errno> {

@@ -18,6 +18,7 @@ mod resolve;
 pub(crate) use carry::{receive_trees, send_trees};
 pub(crate) use console::{keep_line_ends, open_terminal, send_descriptor, send_terminal};
 pub(crate) use devices::fill_dev;
+pub(crate) use host::mapped_clone;
 pub(crate) use host::{HostPart, HostTrees, open_parts};
 pub(crate) use masks::{hide_paths, protect_paths};
 pub(crate) use mounts::{mount_all, seal, unmount_at, write_sysctls};

@@ -233,7 +233,7 @@ fn prepare<'p>(
         label_root(tree, label.to_bytes()).at(Step::LabelMount, &mount.place)?;
     }
     if let (Some(idmap), Some(namespace)) = (&plan.idmap, user_namespace) {
-        map_ids(tree.as_fd(), idmap, namespace).at(Step::MapIds, &mount.place)?;
+        map_ids(tree.as_fd(), idmap.recursive, namespace).at(Step::MapIds, &mount.place)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 mod options;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
@@ -15,12 +16,16 @@ use rustix::mount as sys_mount;
 use rustix::mount::UnmountFlags;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags};
 use xebec_proto::types::Mount;
+use xebec_runtime::OwnerMap;
 
 use crate::error::{Context, Error, Result};
 use options::{Plan, Recursive};
 
 /// mount(2) copies at most one page of options; longer ones go through fsconfig(2).
 const MOUNT_DATA_MAX: usize = 4095;
+
+/// overlayfs's option for one lower layer.
+const LOWER_LAYER: &str = "lowerdir+";
 
 /// Mounts all of `mounts` below `rootfs`, which is created if needed. On an error the mounts
 /// already made are gone again.
@@ -71,12 +76,16 @@ fn mount_one(rootfs: &Path, mount: &Mount) -> Result<()> {
             target.display()
         )
     };
+    let owners = match &plan.id_maps {
+        Some((uids, gids)) => Some(owner_map(uids, gids)?),
+        None => None,
+    };
     if let Some(recursive) = plan.bind {
-        bind(&mount.source, &target, &plan, recursive).context(what)?;
+        bind(&mount.source, &target, &plan, recursive, owners.as_ref()).context(what)?;
     } else if mount.r#type.starts_with("fuse.") || mount.r#type.starts_with("fuse3.") {
         fuse(mount, &target).context(what)?;
     } else {
-        file_system(mount, &target, &plan).context(what)?;
+        file_system(mount, &target, &plan, owners.as_ref()).context(what)?;
     }
     if let Some(propagation) = plan.propagation {
         sys_mount::mount_change(&target, propagation).context(what)?;
@@ -99,10 +108,27 @@ fn below(rootfs: &Path, target: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn bind(source: &str, target: &Path, plan: &Plan, recursive: Recursive) -> io::Result<()> {
-    match recursive {
-        Recursive::Yes => sys_mount::mount_bind_recursive(source, target)?,
-        Recursive::No => sys_mount::mount_bind(source, target)?,
+fn owner_map(uids: &str, gids: &str) -> Result<OwnerMap> {
+    OwnerMap::new(uids.to_owned(), gids.to_owned())
+        .map_err(|error| Error::InvalidArgument(error.to_string()))
+}
+
+fn bind(
+    source: &str,
+    target: &Path,
+    plan: &Plan,
+    recursive: Recursive,
+    owners: Option<&OwnerMap>,
+) -> io::Result<()> {
+    match (owners, recursive) {
+        (Some(owners), _) => {
+            attach(
+                &mapped(owners, source, recursive == Recursive::Yes)?,
+                target,
+            )?;
+        }
+        (None, Recursive::Yes) => sys_mount::mount_bind_recursive(source, target)?,
+        (None, Recursive::No) => sys_mount::mount_bind(source, target)?,
     }
     // A bind mount takes its flags only on a second call.
     if !plan.flags.is_empty() {
@@ -111,9 +137,26 @@ fn bind(source: &str, target: &Path, plan: &Plan, recursive: Recursive) -> io::R
     Ok(())
 }
 
-fn file_system(mount: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
+fn mapped(owners: &OwnerMap, source: &str, recursive: bool) -> io::Result<OwnedFd> {
+    owners
+        .clone_tree(Path::new(source), recursive)
+        .map_err(io::Error::other)
+}
+
+fn attach(tree: &OwnedFd, target: &Path) -> io::Result<()> {
+    let from_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    sys_mount::move_mount(tree, "", rustix::fs::CWD, target, from_fd)?;
+    Ok(())
+}
+
+fn file_system(
+    mount: &Mount,
+    target: &Path,
+    plan: &Plan,
+    owners: Option<&OwnerMap>,
+) -> io::Result<()> {
     let data = plan.data.join(",");
-    if data.len() <= MOUNT_DATA_MAX {
+    if data.len() <= MOUNT_DATA_MAX && owners.is_none() {
         let data = std::ffi::CString::new(data)?;
         sys_mount::mount(&*mount.source, target, &*mount.r#type, plan.flags, &*data)?;
         return Ok(());
@@ -123,10 +166,19 @@ fn file_system(mount: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
     if !mount.source.is_empty() {
         sys_mount::fsconfig_set_string(context_fd, "source", &*mount.source)?;
     }
+    // A detached tree ends with its descriptor: these have to live until the overlay is made.
+    let mut layers = Vec::new();
     for (key, value) in fsconfig_steps(&plan.data) {
-        match value {
-            Some(value) => sys_mount::fsconfig_set_string(context_fd, key, value)?,
-            None => sys_mount::fsconfig_set_flag(context_fd, key)?,
+        match (value, owners) {
+            // The lower layers are the image's; what the container writes has its owners already.
+            // Detached trees as layers came with Linux 6.15.
+            (Some(layer), Some(owners)) if key == LOWER_LAYER => {
+                let layer = mapped(owners, layer, false)?;
+                sys_mount::fsconfig_set_fd(context_fd, key, &layer)?;
+                layers.push(layer);
+            }
+            (Some(value), _) => sys_mount::fsconfig_set_string(context_fd, key, value)?,
+            (None, _) => sys_mount::fsconfig_set_flag(context_fd, key)?,
         }
     }
     if plan.flags.contains(MountFlags::RDONLY) {
@@ -135,9 +187,7 @@ fn file_system(mount: &Mount, target: &Path, plan: &Plan) -> io::Result<()> {
     sys_mount::fsconfig_create(context_fd)?;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
     let tree = sys_mount::fsmount(context_fd, flags, attributes(plan.flags))?;
-    let from_fd = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    sys_mount::move_mount(&tree, "", rustix::fs::CWD, target, from_fd)?;
-    Ok(())
+    attach(&tree, target)
 }
 
 /// Options as fsconfig(2) takes them. A value holds 256 bytes at most, so the lower layers of
@@ -148,7 +198,7 @@ fn fsconfig_steps(data: &[String]) -> Vec<(&str, Option<&str>)> {
         match option.split_once('=') {
             None => steps.push((option.as_str(), None)),
             Some(("lowerdir", layers)) => {
-                steps.extend(layers.split(':').map(|layer| ("lowerdir+", Some(layer))));
+                steps.extend(layers.split(':').map(|layer| (LOWER_LAYER, Some(layer))));
             }
             Some((key, value)) => steps.push((key, Some(value))),
         }

@@ -13,6 +13,8 @@ pub(super) struct Plan {
     pub(super) bind: Option<Recursive>,
     /// Propagation to set afterwards.
     pub(super) propagation: Option<MountPropagationFlags>,
+    /// Owners on the host of the files' users and groups, as `/proc/PID/uid_map` and `gid_map`.
+    pub(super) id_maps: Option<(String, String)>,
     /// What goes to the file system, in order.
     pub(super) data: Vec<String>,
 }
@@ -60,8 +62,10 @@ pub(super) fn parse(fs_type: &str, options: &[String]) -> Result<Plan> {
             Recursive::No
         }),
         propagation: None,
+        id_maps: None,
         data: Vec::new(),
     };
+    let (mut uids, mut gids) = (None, None);
     for option in options {
         if let Some((_, flag, on)) = FLAGS.iter().find(|(name, ..)| name == option) {
             plan.flags.set(*flag, *on);
@@ -72,14 +76,24 @@ pub(super) fn parse(fs_type: &str, options: &[String]) -> Result<Plan> {
             "bind" => plan.bind = Some(Recursive::No),
             "rbind" => plan.bind = Some(Recursive::Yes),
             "loop" => return Err(unsupported(option)),
-            _ if option.starts_with("uidmap=") || option.starts_with("gidmap=") => {
-                return Err(unsupported(option));
-            }
-            _ => match propagation(option) {
-                Some(flags) => plan.propagation = Some(flags),
-                None => plan.data.push(option.clone()),
+            _ => match (option.split_once('='), propagation(option)) {
+                (Some(("uidmap", map)), _) => uids = Some(id_map(option, map)?),
+                (Some(("gidmap", map)), _) => gids = Some(id_map(option, map)?),
+                (_, Some(flags)) => plan.propagation = Some(flags),
+                _ => plan.data.push(option.clone()),
             },
         }
+    }
+    plan.id_maps = match (uids, gids) {
+        (Some(uids), Some(gids)) => Some((uids, gids)),
+        (None, None) => None,
+        _ => {
+            let reason = "mount options uidmap and gidmap must come together";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
+    };
+    if plan.id_maps.is_some() && plan.bind.is_none() && fs_type != "overlay" {
+        return Err(unsupported(&format!("uidmap of type {fs_type}")));
     }
     if plan.bind.is_some() && !plan.data.is_empty() {
         let data = plan.data.join(",");
@@ -88,6 +102,19 @@ pub(super) fn parse(fs_type: &str, options: &[String]) -> Result<Plan> {
         )));
     }
     Ok(plan)
+}
+
+/// `0:200000:65536,…` (inside, outside, length) in the kernel's form.
+fn id_map(option: &str, map: &str) -> Result<String> {
+    let is_range = |range: &str| {
+        let numbers = range.split(':').map(str::parse::<u32>);
+        range.matches(':').count() == 2 && numbers.into_iter().all(|number| number.is_ok())
+    };
+    if !map.split(',').all(is_range) {
+        let reason = format!("mount option {option:?} is no list of inside:outside:length");
+        return Err(Error::InvalidArgument(reason));
+    }
+    Ok(map.replace(':', " ").replace(',', "\n") + "\n")
 }
 
 fn propagation(option: &str) -> Option<MountPropagationFlags> {
@@ -141,6 +168,18 @@ mod tests {
     }
 
     #[test]
+    fn id_maps_are_turned_into_the_kernels_form() {
+        let options = ["uidmap=0:200000:65536,65536:9:1", "gidmap=0:300000:5"].map(str::to_owned);
+        let maps = parse("overlay", &options).unwrap().id_maps.unwrap();
+        assert_eq!(maps.0, "0 200000 65536\n65536 9 1\n");
+        assert_eq!(maps.1, "0 300000 5\n");
+        let error = parse("overlay", &options[..1]).unwrap_err().to_string();
+        assert!(error.contains("must come together"), "{error}");
+        let error = parse("tmpfs", &options).unwrap_err().to_string();
+        assert!(error.contains("uidmap of type tmpfs"), "{error}");
+    }
+
+    #[test]
     fn the_last_of_two_opposite_options_wins() {
         assert_eq!(plan("erofs", "ro,rw").unwrap().flags, MountFlags::empty());
         assert_eq!(plan("erofs", "rw,ro").unwrap().flags, MountFlags::RDONLY);
@@ -150,7 +189,8 @@ mod tests {
     fn what_cannot_be_honoured_is_refused_by_name() {
         for (fs_type, options) in [
             ("ext4", "loop"),
-            ("overlay", "uidmap=0:1000:1"),
+            ("overlay", "uidmap=0:1000"),
+            ("overlay", "gidmap=a:1000:1"),
             ("bind", "rbind,size=3"),
         ] {
             let error = plan(fs_type, options).unwrap_err().to_string();

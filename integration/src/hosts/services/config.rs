@@ -148,6 +148,7 @@ fn containerd(flavour: Flavour) -> String {
 [proxy_plugins.xebec]
 type = 'snapshot'
 address = '{socket}'
+capabilities = ['remap-ids']
 [proxy_plugins.xebec.exports]
 root = '/var/lib/xebec-snapshotter'
 enable_remote_snapshot_annotations = 'true'
