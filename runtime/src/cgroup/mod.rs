@@ -2,7 +2,7 @@
 //!
 //! [`CgroupPath`] says where it is, [`Cgroup`] is the directory, held open from its creation so
 //! that the container can be cloned into it, [`ResourcePlan`] is what `linux.resources` asks for,
-//! [`systemd`] has the directory made as a scope.
+//! `systemd` has the directory made as a scope.
 //! Controllers of version 1 hierarchies are never touched.
 
 mod apply;

@@ -1,7 +1,8 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 use xebec_runtime::cgroup::{Cgroup, Event};
 use xebec_runtime::{Error, Result, Status};
 
@@ -53,17 +54,44 @@ impl Events {
                 Event::Empty => return Ok(0),
                 Event::Deadline => {
                     tick += interval;
-                    self.print("stats", Some(metrics::document(&cgroup.stats()?)))?
+                    match cgroup.stats() {
+                        // Removed since the watch has looked.
+                        Err(_) if !cgroup.exists() => return Ok(0),
+                        stats => self.print("stats", Some(metrics::document(&stats?)))?,
+                    }
                 }
             };
         }
     }
 
-    fn print(&self, kind: &str, data: Option<Value>) -> Result<u8> {
-        let mut event = json!({"type": kind, "id": self.id});
-        if let (Some(data), Some(members)) = (data, event.as_object_mut()) {
-            members.insert("data".to_owned(), data);
-        }
-        print_json(&event, false)
+    fn print(&self, kind: &'static str, data: Option<Value>) -> Result<u8> {
+        let id = &self.id;
+        print_json(&Line { kind, id, data }, false)
+    }
+}
+
+/// One event. Its members have runc's order, by which scripts look for them.
+#[derive(Serialize)]
+struct Line<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_is_the_line_that_scripts_look_for() {
+        let line = Line {
+            kind: "oom",
+            id: "web",
+            data: None,
+        };
+        let text = serde_json::to_string(&line).expect("JSON");
+        assert_eq!(text, r#"{"type":"oom","id":"web"}"#);
     }
 }
