@@ -1,11 +1,24 @@
-//! Files that appear complete or not at all, and whose writer leaves nothing when it is killed.
+//! Small files: read with few system calls, and written so that they appear complete or not at all
+//! and the writer leaves nothing when it is killed.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RawMode, linkat, open, openat, rename, unlink};
 use rustix::io::{Errno, Result};
+
+/// More than most files have that this crate reads.
+const SMALL: usize = 16 << 10;
+
+/// Reads a whole file without asking for its size first.
+pub(crate) fn read_small(file: File) -> io::Result<Vec<u8>> {
+    let mut content = Vec::with_capacity(SMALL);
+    file.take(u64::MAX).read_to_end(&mut content)?;
+    Ok(content)
+}
 
 /// Puts a file with this content at `path`, in the place of one that is there.
 pub(crate) fn publish(path: &Path, mode: RawMode, content: &[u8]) -> Result<()> {

@@ -35,9 +35,10 @@ pub enum Console {
     SocketPath(PathBuf),
     /// The peer of this connected unix socket gets it by `SCM_RIGHTS`.
     SocketFd(OwnedFd),
-    /// The same for a command that prints what the container prints: a line feed stays one
-    /// character, for our own terminal, or whatever reads our output instead, to make the most of.
-    Foreground(OwnedFd),
+    /// The caller itself, by [`Launched::terminal`], to print what the container prints: a line feed
+    /// stays one character, for our own terminal, or whatever reads our output instead, to make the
+    /// most of.
+    Foreground,
 }
 
 /// A container to be created from a bundle.
@@ -162,6 +163,8 @@ pub struct Launched {
     pub pid: i32,
     /// The same, immune to reuse; becomes readable when the process exits.
     pub pidfd: OwnedFd,
+    /// The master of its terminal, if it has one and that is [`Console::Foreground`].
+    pub terminal: Option<OwnedFd>,
     /// What was left out of the configuration, for the log: unknown capabilities, limits without a
     /// controller, …
     pub warnings: Vec<String>,
@@ -172,6 +175,7 @@ impl Launched {
         Self {
             pid,
             pidfd,
+            terminal: None,
             warnings: Vec::new(),
         }
     }

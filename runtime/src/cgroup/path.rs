@@ -1,12 +1,12 @@
 //! Where a container's cgroup is: the cgroup2 mount and the rules for `linux.cgroupsPath`.
 
 use std::fs;
-use std::io::Read as _;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::statfs;
 
 use super::error::{CgroupError, Result};
+use crate::publish::read_small;
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
@@ -155,25 +155,18 @@ fn mount_in_table(table: &str) -> Option<PathBuf> {
 
 /// The version 2 path in a `/proc/PID/cgroup`.
 fn cgroup_of(file: &str) -> Result<String> {
-    let text = read_generated(file).map_err(|source| CgroupError::Io {
+    let text = fs::File::open(file).and_then(read_small);
+    let text = text.map_err(|source| CgroupError::Io {
         action: "read".into(),
         path: file.into(),
         source,
     })?;
-    parse_cgroup(&text)
+    parse_cgroup(&String::from_utf8_lossy(&text))
         .map(str::to_owned)
         .ok_or_else(|| CgroupError::Parse {
             path: file.into(),
             reason: "no line starts with \"0::\"".into(),
         })
-}
-
-/// Reads a file whose size the kernel does not tell before it is read; a page does for most.
-fn read_generated(file: &str) -> std::io::Result<String> {
-    let mut text = String::with_capacity(4096);
-    let file = fs::File::open(file)?;
-    file.take(u64::MAX).read_to_string(&mut text)?;
-    Ok(text)
 }
 
 fn parse_cgroup(text: &str) -> Option<&str> {

@@ -6,7 +6,7 @@ use oci_spec::runtime::{Process, User};
 use xebec_runtime::{Console, ContainerId, Error, ExecRequest, Result, Signals};
 
 use super::Context;
-use super::foreground::Foreground;
+use super::foreground::{attend, own_size};
 use super::log::Log;
 
 #[derive(Args, Debug)]
@@ -92,13 +92,15 @@ impl Exec {
         } else {
             Some(Signals::block()?)
         };
-        let foreground = Foreground::new(self.detach)?;
         let mut request = ExecRequest::new(id, process);
-        request.console = self
-            .console_socket
-            .map_or(Console::None, Console::SocketPath);
-        foreground.attach_to(&mut request.console);
-        request.console_size = foreground.size();
+        request.console = match self.console_socket {
+            _ if !self.detach => Console::Foreground,
+            Some(socket) => Console::SocketPath(socket),
+            None => Console::None,
+        };
+        if !self.detach {
+            request.console_size = own_size();
+        }
         request.pid_file = self.pid_file;
         request.pidfd_socket = self.pidfd_socket;
         request.preserve_fds = self.preserve_fds;
@@ -107,7 +109,7 @@ impl Exec {
         let launched = context.runtime.exec(request)?;
         context.log.launched(&launched);
         match signals {
-            Some(signals) => foreground.attend(&launched, &signals),
+            Some(signals) => attend(launched, &signals),
             None => Ok(0),
         }
     }

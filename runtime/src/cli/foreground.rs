@@ -6,69 +6,24 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::process::{
     Signal, WaitId, WaitIdOptions, WaitOptions, pidfd_send_signal, wait, waitid,
 };
 use rustix::termios::{self, OptionalActions, OutputModes, Termios};
-use xebec_runtime::{Console, Error, Launched, Result, Signals, receive_descriptor};
+use xebec_runtime::{Error, Launched, Result, Signals};
 
-/// A command that stays until its process has exited.
-pub(super) struct Foreground {
-    /// Both ends of the way the terminal's master comes to us; none when a socket was named.
-    channel: Option<Channel>,
+/// Stays with a process until it has exited; gives its exit code, 128 + n after signal n.
+pub(super) fn attend(mut launched: Launched, signals: &Signals) -> Result<u8> {
+    match launched.terminal.take() {
+        Some(master) => Relay::new(master)?.attend(&launched, signals),
+        None => forward_until_exit(&launched, signals),
+    }
 }
 
-struct Channel {
-    ours: OwnedFd,
-    theirs: OwnedFd,
-}
-
-impl Foreground {
-    /// With `elsewhere`, the terminal goes to a console socket and not through this command.
-    pub(super) fn new(elsewhere: bool) -> Result<Self> {
-        if elsewhere {
-            return Ok(Self { channel: None });
-        }
-        let (ours, theirs) = socketpair(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .map_err(os("make a socket pair for the terminal"))?;
-        Ok(Self {
-            channel: Some(Channel { ours, theirs }),
-        })
-    }
-
-    /// Lets the terminal, if the process asks for one, come to this command.
-    pub(super) fn attach_to(&self, console: &mut Console) {
-        if let Some(channel) = &self.channel
-            && let Ok(end) = channel.theirs.try_clone()
-        {
-            *console = Console::Foreground(end);
-        }
-    }
-
-    /// Rows and columns of our own terminal, which the process's is to have from its start.
-    pub(super) fn size(&self) -> Option<(u16, u16)> {
-        self.channel.as_ref()?;
-        let size = termios::tcgetwinsize(io::stdin()).ok()?;
-        Some((size.ws_row, size.ws_col))
-    }
-
-    /// Waits for the end of the process; gives its exit code, 128 + n after signal n.
-    pub(super) fn attend(self, launched: &Launched, signals: &Signals) -> Result<u8> {
-        let master = self.channel.and_then(|Channel { ours, theirs }| {
-            drop(theirs);
-            receive_descriptor(ours.as_fd()).ok()
-        });
-        match master {
-            Some(master) => Relay::new(master)?.attend(launched, signals),
-            None => forward_until_exit(launched, signals),
-        }
-    }
+/// Rows and columns of our own terminal, which the process's is to have from its start.
+pub(super) fn own_size() -> Option<(u16, u16)> {
+    let size = termios::tcgetwinsize(io::stdin()).ok()?;
+    Some((size.ws_row, size.ws_col))
 }
 
 fn forward_until_exit(launched: &Launched, signals: &Signals) -> Result<u8> {

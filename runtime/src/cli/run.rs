@@ -1,12 +1,12 @@
 use std::os::fd::AsFd as _;
 
 use clap::Args;
-use rustix::process::set_child_subreaper;
-use xebec_runtime::{ContainerId, CreateRequest, Error, Launched, Result, Signals, Step};
+use rustix::process::{Pid, set_child_subreaper};
+use xebec_runtime::{Console, ContainerId, CreateRequest, Error, Launched, Result, Signals, Step};
 
 use super::Context;
 use super::create::Creation;
-use super::foreground::Foreground;
+use super::foreground::{attend, own_size};
 use super::notify::Readiness;
 
 #[derive(Args, Debug)]
@@ -39,17 +39,17 @@ impl Run {
             ));
         }
         if !self.no_subreaper {
-            set_child_subreaper(Some(rustix::process::getpid())).map_err(|e| Error::Os {
+            // Any pid means yes.
+            set_child_subreaper(Some(Pid::INIT)).map_err(|e| Error::Os {
                 op: "become a subreaper".into(),
                 source: e.into(),
             })?;
         }
         // Blocked before there is a child: no signal, and no exit, can be missed.
         let signals = Signals::block()?;
-        let foreground = Foreground::new(false)?;
         let mut request = self.creation.into_request()?;
-        foreground.attach_to(&mut request.console);
-        request.console_size = foreground.size();
+        request.console = Console::Foreground;
+        request.console_size = own_size();
         let (launched, readiness) = match launch(context, &id, request) {
             // As if a program had been found there and had ended at once, which is runc's view.
             Err(Error::Init(failure)) if failure.step == Step::Execute => {
@@ -65,7 +65,7 @@ impl Run {
             // Nobody waits for it: it ends with this process, if not with its word.
             std::thread::spawn(move || readiness.relay(process.as_fd(), main));
         }
-        let status = foreground.attend(&launched, &signals);
+        let status = attend(launched, &signals);
         if !self.keep
             && let Err(error) = context.runtime.delete(&id, true)
         {

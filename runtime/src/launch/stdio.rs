@@ -5,7 +5,9 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, Uid, fchown, fstat, makedev, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair,
+};
 use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout};
 
 use crate::error::{At as _, Error, Failure, Result, Step};
@@ -58,25 +60,35 @@ pub(crate) struct TerminalReceiver {
     pub(super) prints: bool,
 }
 
-/// The connection that the terminal's master will be sent over.
+/// The connection that the terminal's master will be sent over; and, when that leads to the caller,
+/// its other end, for [`crate::receive_descriptor`].
 pub(crate) fn connect_console(
     console: Console,
     terminal: bool,
-) -> Result<Option<TerminalReceiver>> {
-    let receiver = |socket, prints| Ok(Some(TerminalReceiver { socket, prints }));
-    match (console, terminal) {
+) -> Result<(Option<TerminalReceiver>, Option<OwnedFd>)> {
+    let receiver = |socket, prints| Some(TerminalReceiver { socket, prints });
+    Ok(match (console, terminal) {
         // A way for the terminal may be at hand before it is known whether there is one.
-        (Console::None | Console::SocketFd(_) | Console::Foreground(_), false) => Ok(None),
-        (Console::None, true) => Err(Error::InvalidArgument(
-            "cannot allocate tty if runc will detach without setting console socket".into(),
-        )),
-        (Console::SocketPath(_), false) => Err(Error::InvalidArgument(
-            "cannot use console socket if runc will not detach or allocate tty".into(),
-        )),
-        (Console::SocketFd(socket), true) => receiver(socket, false),
-        (Console::Foreground(socket), true) => receiver(socket, true),
-        (Console::SocketPath(path), true) => receiver(connect_to(&path)?, false),
-    }
+        (Console::None | Console::SocketFd(_) | Console::Foreground, false) => (None, None),
+        (Console::None, true) => {
+            return Err(Error::InvalidArgument(
+                "cannot allocate tty if runc will detach without setting console socket".into(),
+            ));
+        }
+        (Console::SocketPath(_), false) => {
+            return Err(Error::InvalidArgument(
+                "cannot use console socket if runc will not detach or allocate tty".into(),
+            ));
+        }
+        (Console::SocketFd(socket), true) => (receiver(socket, false), None),
+        (Console::SocketPath(path), true) => (receiver(connect_to(&path)?, false), None),
+        (Console::Foreground, true) => {
+            let flags = SocketFlags::CLOEXEC;
+            let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+                .map_err(Error::os("socketpair"))?;
+            (receiver(theirs, true), Some(ours))
+        }
+    })
 }
 
 /// Connects to a unix socket.

@@ -13,12 +13,11 @@ use crate::error::{At as _, Failure, Step};
 use crate::plan::{DevicePlan, RootfsPlan};
 
 /// Links that every container has (runtime-spec, "Default Devices" and "/dev symbolic links").
-const LINKS: [(&CStr, &CStr); 5] = [
+const LINKS: [(&CStr, &CStr); 4] = [
     (c"/proc/self/fd", c"fd"),
     (c"/proc/self/fd/0", c"stdin"),
     (c"/proc/self/fd/1", c"stdout"),
     (c"/proc/self/fd/2", c"stderr"),
-    (c"pts/ptmx", c"ptmx"),
 ];
 
 /// Fills a `/dev` that belongs to the container; the caller has set the umask to 0.
@@ -50,18 +49,26 @@ pub(crate) fn fill_dev<'p>(
         };
         made.at(Step::Device, device.host.to_bytes())?;
     }
-    // pts/ptmx of the container's own devpts, never a node of the host's.
-    match unlinkat(dev, c"ptmx", AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => {}
-        Err(errno) => return Err(errno).at(Step::Device, b"/dev/ptmx"),
-    }
     for (target, name) in LINKS {
         link(target, dev, name)?;
     }
+    link_ptmx(dev).at(Step::Device, b"/dev/ptmx")?;
     if statat(root, c"proc/kcore", AtFlags::SYMLINK_NOFOLLOW).is_ok() {
         link(c"/proc/kcore", dev, c"core")?;
     }
     Ok(())
+}
+
+/// pts/ptmx of the container's own devpts, never a node of the host's.
+fn link_ptmx(dev: BorrowedFd<'_>) -> Result<(), Errno> {
+    let link = || symlinkat(c"pts/ptmx", dev, c"ptmx");
+    match link() {
+        Err(Errno::EXIST) => {
+            unlinkat(dev, c"ptmx", AtFlags::empty())?;
+            link()
+        }
+        made => made,
+    }
 }
 
 fn link(target: &CStr, dev: BorrowedFd<'_>, name: &'static CStr) -> Result<(), Failure<'static>> {

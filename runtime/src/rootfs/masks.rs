@@ -13,13 +13,17 @@ use rustix::mount::{
 use super::mounts::move_to;
 use super::resolve::open_inside;
 use crate::error::{At as _, Failure, Step};
-use crate::sys::{MountAttr, mount_set_attr};
+use crate::sys::{MountAttr, clone_tree_with};
 
 /// Makes each path and all below it read-only; what does not exist needs no protection.
 pub(crate) fn protect_paths<'p>(
     paths: &'p [CString],
     root: BorrowedFd<'_>,
 ) -> Result<(), Failure<'p>> {
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..MountAttr::default()
+    };
     for path in paths {
         let detail = path.to_bytes();
         let place = match open_inside(root, path, OFlags::PATH, false) {
@@ -27,12 +31,7 @@ pub(crate) fn protect_paths<'p>(
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(errno).at(Step::ReadonlyPath, detail),
         };
-        let tree = clone_of(place.as_fd(), true).at(Step::ReadonlyPath, detail)?;
-        let attr = MountAttr {
-            set: libc::MOUNT_ATTR_RDONLY,
-            ..MountAttr::default()
-        };
-        mount_set_attr(tree.as_fd(), c"", true, &attr).at(Step::ReadonlyPath, detail)?;
+        let tree = clone_tree_with(place.as_fd(), &attr).at(Step::ReadonlyPath, detail)?;
         move_to(tree.as_fd(), place.as_fd()).at(Step::ReadonlyPath, detail)?;
     }
     Ok(())
@@ -72,7 +71,7 @@ impl Covers {
     fn put_over(&mut self, place: BorrowedFd<'_>) -> Result<(), Errno> {
         if FileType::from_raw_mode(fstat(place)?.st_mode) == FileType::Directory {
             if let Some(empty) = &self.empty {
-                return move_to(clone_of(empty.as_fd(), false)?.as_fd(), place);
+                return move_to(clone_of(empty.as_fd())?.as_fd(), place);
             }
             let empty = empty_tmpfs()?;
             move_to(empty.as_fd(), place)?;
@@ -83,7 +82,7 @@ impl Covers {
             Some(null) => null,
             None => host_null()?,
         };
-        let cover = clone_of(null.as_fd(), false)?;
+        let cover = clone_of(null.as_fd())?;
         self.null = Some(null);
         move_to(cover.as_fd(), place)
     }
@@ -110,12 +109,9 @@ fn empty_tmpfs() -> Result<OwnedFd, Errno> {
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs)
 }
 
-fn clone_of(tree: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+fn clone_of(tree: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
     open_tree(tree, c"", flags)
 }

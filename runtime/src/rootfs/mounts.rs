@@ -136,7 +136,13 @@ fn open_place<'p>(
     root: BorrowedFd<'_>,
     want: Want,
 ) -> Result<OwnedFd, Failure<'p>> {
+    let outside = mount.in_proc == ProcTarget::Outside;
     let opened = match mount.reach {
+        Reach::Follow if outside => match open_target(root, &mount.target, want, true) {
+            Err(Errno::LOOP) => open_target(root, &mount.target, want, false),
+            // No symlink led here.
+            opened => return opened.at(Step::MountTarget, &mount.place),
+        },
         Reach::Follow => open_target(root, &mount.target, want, false),
         Reach::Plain => open_target(root, &mount.target, want, true),
         Reach::Existing => open_inside(root, &mount.target, OFlags::PATH | OFlags::NOFOLLOW, false),
@@ -147,9 +153,7 @@ fn open_place<'p>(
         }
         (opened, _) => opened.at(Step::MountTarget, &mount.place)?,
     };
-    if mount.in_proc == ProcTarget::Outside
-        && is_on_proc(place.as_fd()).at(Step::MountTarget, &mount.place)?
-    {
+    if outside && is_on_proc(place.as_fd()).at(Step::MountTarget, &mount.place)? {
         return Err(Errno::PERM).at(Step::InsideProc, &mount.place);
     }
     Ok(place)

@@ -2,6 +2,7 @@
 //! a later step fails.
 
 use std::cell::RefCell;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -24,6 +25,7 @@ use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::resctrl::Membership;
 use crate::seccomp::{Cache, Filter};
+use crate::signals::receive_descriptor;
 use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
 use crate::state::{AgentAddress, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, Status, rfc3339};
 
@@ -271,7 +273,7 @@ fn build(
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let reparent = request.reparent;
     let laid = (blueprint.plan, blueprint.foundation);
-    let job = init_job(dir, laid, blueprint.filter, request, gated)?;
+    let (job, terminal) = init_job(dir, laid, blueprint.filter, request, gated)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = RefCell::new(record);
     let mut moved = None;
@@ -310,6 +312,7 @@ fn build(
     if let Some(moved) = moved {
         moved.keep();
     }
+    launched.terminal = receive_terminal(terminal);
     launched.warnings = warnings;
     Ok(launched)
 }
@@ -348,11 +351,12 @@ fn init_job(
     filter: Option<Filter>,
     request: CreateRequest,
     gated: bool,
-) -> Result<InitJob> {
+) -> Result<(InitJob, Option<OwnedFd>)> {
+    let (console, terminal) = connect_console(request.console, plan.process.terminal)?;
     let has_child_hooks = !plan.create_container.is_empty() || !plan.start_container.is_empty();
     let finish = FinishJob {
         stdio: ChildStdio::new(request.stdio)?,
-        console: connect_console(request.console, plan.process.terminal)?,
+        console,
         gate: if gated { Some(dir.make_gate()?) } else { None },
         filter,
         preserve_fds: request.preserve_fds,
@@ -363,7 +367,7 @@ fn init_job(
         default_umask: Mode::from_raw_mode(0o022),
     };
     let (joined, trees) = foundation.open(&mut plan)?;
-    Ok(InitJob {
+    let job = InitJob {
         trees,
         joined,
         hook_io: if has_child_hooks {
@@ -374,7 +378,13 @@ fn init_job(
         finish,
         lock: dir.raw_fd(),
         plan,
-    })
+    };
+    Ok((job, terminal))
+}
+
+/// The master that a launched process has sent; it has by the time that it is launched.
+pub(super) fn receive_terminal(socket: Option<OwnedFd>) -> Option<OwnedFd> {
+    receive_descriptor(socket?.as_fd()).ok()
 }
 
 /// Writes a pid as text, the way clients of runc read it: complete or not there.

@@ -3,7 +3,7 @@
 use rustix::fs::Mode;
 
 use super::confinement::mover;
-use super::create::{check_labels, write_pid_file};
+use super::create::{check_labels, receive_terminal, write_pid_file};
 use super::lifecycle::init_of;
 use super::{Runtime, pidfd};
 use crate::caller::Caller;
@@ -41,6 +41,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         .transpose()?;
     let cgroup = cgroup_for(&record, request.cgroup.as_deref())?;
     let caller = Caller::probe()?;
+    let (console, terminal) = connect_console(request.console, process.terminal)?;
     let mut job = ExecJob {
         namespaces: record.namespaces,
         init,
@@ -52,7 +53,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
             .map_err(|e| refuse(&e.field, e.reason))?,
         finish: FinishJob {
             stdio: ChildStdio::new(request.stdio)?,
-            console: connect_console(request.console, process.terminal)?,
+            console,
             gate: None,
             filter: filter(&dir)?,
             preserve_fds: request.preserve_fds,
@@ -92,6 +93,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     };
     pidfd::send(receiver, &launched)?;
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
+    launched.terminal = receive_terminal(terminal);
     launched
         .warnings
         .extend(CapabilityPlan::warnings(&request.process));

@@ -140,6 +140,7 @@ pub(super) fn init(runtime: &Runtime, id: &ContainerId) -> Result<Launched> {
     Ok(Launched {
         pid: record.pid,
         pidfd,
+        terminal: None,
         warnings: Vec::new(),
     })
 }

@@ -1,6 +1,6 @@
 //! Compiled filters on disk, by the content of their profile.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::error::Result;
 use super::{Architecture, Filter, compile, policy};
 use crate::publish::publish;
+use crate::publish::read_small;
 
 /// Changes whenever the same profile compiles to another program.
 const COMPILER: &[u8] = b"xebec seccomp compiler 1";
@@ -34,7 +35,8 @@ impl Cache {
     /// costs time, never correctness, so that is no error.
     pub fn get_or_compile(&self, profile: &LinuxSeccomp) -> Result<Filter> {
         let path = self.dir.join(key(profile));
-        if let Some(filter) = fs::read(&path)
+        if let Some(filter) = File::open(&path)
+            .and_then(read_small)
             .ok()
             .and_then(|bytes| Filter::from_bytes(&bytes))
         {
@@ -88,6 +90,8 @@ fn key(profile: &LinuxSeccomp) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn profile() -> LinuxSeccomp {

@@ -1,8 +1,8 @@
 //! State directories: `ROOT/ID` with `state.json`, the start fifo and the seccomp program.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use super::record::Record;
 use super::{ContainerId, ContainerState, Status};
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
+use crate::publish::read_small;
 
 const STATE_FILE: &str = "state.json";
 const STATE_DRAFT: &str = "state.json.new";
@@ -176,9 +177,7 @@ impl StateDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(failed(errno.into())),
         };
-        let mut content = Vec::new();
-        File::from(file).read_to_end(&mut content).map_err(failed)?;
-        Ok(Some(content))
+        read_small(file.into()).map(Some).map_err(failed)
     }
 
     fn write_file(&self, name: &'static str, content: &[u8]) -> Result<()> {
@@ -250,23 +249,36 @@ impl StateDir {
         }
     }
 
-    /// Removes the directory, the record last: a removal that is cut short can be repeated.
+    /// Removes the directory, the way to the cgroup last: a removal that is cut short can be
+    /// repeated.
     pub(crate) fn remove(&self) -> Result<()> {
+        self.remove_files(&[SECCOMP_FILE, STATE_FILE, CGROUP_LINK])?;
+        // Most often that was all.
+        if self.remove_empty()? {
+            return Ok(());
+        }
         self.remove_readiness()?;
-        for name in [
-            START_FIFO,
-            SECCOMP_FILE,
-            STATE_DRAFT,
-            STATE_FILE,
-            CGROUP_LINK,
-        ] {
-            match unlinkat(&self.fd, name, AtFlags::empty()) {
+        self.remove_files(&[START_FIFO, STATE_DRAFT])?;
+        if self.remove_empty()? {
+            return Ok(());
+        }
+        Err(Error::file("remove", &self.path)(Errno::NOTEMPTY))
+    }
+
+    fn remove_files(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            match unlinkat(&self.fd, *name, AtFlags::empty()) {
                 Ok(()) | Err(Errno::NOENT) => {}
                 Err(errno) => return Err(Error::file("remove", self.path.join(name))(errno)),
             }
         }
+        Ok(())
+    }
+
+    fn remove_empty(&self) -> Result<bool> {
         match rustix::fs::rmdir(&self.path) {
-            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Ok(()) | Err(Errno::NOENT) => Ok(true),
+            Err(Errno::NOTEMPTY) => Ok(false),
             Err(errno) => Err(Error::file("remove", &self.path)(errno)),
         }
     }

@@ -21,7 +21,7 @@ pub(crate) use attributes::{
 };
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve, execve_file};
-pub(crate) use mount::{MountAttr, mount_set_attr};
+pub(crate) use mount::{MountAttr, clone_tree_with, mount_set_attr};
 pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
 pub(crate) use regex::Regex;

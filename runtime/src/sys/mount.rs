@@ -1,10 +1,11 @@
-//! `mount_setattr` (kernel 5.12).
+//! `mount_setattr` (kernel 5.12) and `open_tree_attr` (kernel 6.15).
 
 use std::ffi::CStr;
 use std::mem::size_of;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 /// What `mount_setattr(2)` shall change; `MOUNT_ATTR_*` bits and one `MS_*` propagation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,4 +54,37 @@ pub(crate) fn mount_set_attr(
         )
     })
     .map(drop)
+}
+
+/// The libc crate has it for one architecture only; the number is the same for all.
+const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
+
+/// A detached clone of the whole tree at `place`, with these attributes from the start.
+pub(crate) fn clone_tree_with(place: BorrowedFd<'_>, attr: &MountAttr) -> Result<OwnedFd, Errno> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    // SAFETY: `attr` has the layout of struct mount_attr, and its size is passed along.
+    let cloned = super::check(unsafe {
+        libc::syscall(
+            SYS_OPEN_TREE_ATTR,
+            place.as_raw_fd(),
+            c"".as_ptr(),
+            flags.bits(),
+            std::ptr::from_ref(attr),
+            size_of::<MountAttr>(),
+        )
+    });
+    match cloned {
+        // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
+        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
+        // An older kernel, or a seccomp filter around the runtime that is older.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let tree = open_tree(place, c"", flags)?;
+            mount_set_attr(tree.as_fd(), c"", true, attr)?;
+            Ok(tree)
+        }
+        Err(errno) => Err(errno),
+    }
 }
