@@ -109,10 +109,9 @@ impl Membership {
         let has = parse(&has);
         for (key, value) in parse(wanted) {
             if has.get(&key) != Some(&value) {
+                let group = self.group.display();
                 return Err(Error::Unsupported(format!(
-                    "linux.intelRdt: {} of the existing group {} is not {wanted:?}",
-                    "schemata",
-                    self.group.display()
+                    "linux.intelRdt: the existing group {group} has other schemata than {wanted:?}"
                 )));
             }
         }

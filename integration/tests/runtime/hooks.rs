@@ -175,3 +175,68 @@ fn all_poststop_hooks_run_and_their_failure_is_a_warning_of_run() {
     let gone = xebec(&host, &["state", "stopped"]).unwrap();
     assert!(gone.stderr.contains("does not exist"), "{gone:?}");
 }
+
+#[test]
+fn hooks_of_a_user_without_privileges_run_with_what_the_user_has() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["true"]).unwrap();
+    let hook = |kind: &str, log: &str| {
+        shell(&format!(
+            "echo {kind} $(id -u) $(pwd) $(jq -r .status 2>/dev/null) >> {log}"
+        ))
+    };
+    let mut hooks = json!({});
+    for kind in KINDS {
+        let log = if kind == "startContainer" {
+            "/log"
+        } else {
+            "/tmp/b/rootfs/log"
+        };
+        hooks[kind] = hook(kind, log);
+    }
+    bundle.config["hooks"] = hooks;
+    let linux = &mut bundle.config["linux"];
+    linux["namespaces"] = json!([{ "type": "user" }, { "type": "mount" }, { "type": "pid" },
+        { "type": "ipc" }, { "type": "uts" }]);
+    let own = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+    linux["uidMappings"] = own.clone();
+    linux["gidMappings"] = own;
+    bundle.config["mounts"] = json!([
+        { "destination": "/proc", "type": "proc", "source": "proc" },
+        { "destination": "/dev", "type": "tmpfs", "source": "tmpfs" },
+    ]);
+    bundle.write().unwrap();
+    host.check_sh(
+        "useradd --uid 1000 joe; mkdir -p /run/user/1000; chown -R joe /tmp/b /run/user/1000",
+    )
+    .unwrap();
+    let logs = ["xebec", "runc"].map(|runtime| {
+        let run = format!(
+            "rm -f /tmp/b/rootfs/log; setpriv --reuid joe --regid joe --clear-groups env \
+             XDG_RUNTIME_DIR=/run/user/1000 {runtime} --root /run/user/1000/{runtime} \
+             run --bundle /tmp/b hooked"
+        );
+        host.check_sh(&run).unwrap();
+        host.read_file("/tmp/b/rootfs/log").unwrap()
+    });
+    let [ours, runcs] = &logs;
+    assert_eq!(ours.lines().count(), KINDS.len(), "{ours}");
+    for line in [
+        "createRuntime 1000 /tmp/b creating",
+        "createContainer 0 /tmp/b/rootfs creating",
+        "startContainer 0 /",
+        "poststop 1000 /tmp/b stopped",
+    ] {
+        assert!(
+            ours.lines().any(|found| found.trim() == line),
+            "{line}: {ours}"
+        );
+    }
+    // When the start is over is told differently; runc's hooks after it find "created".
+    let before = |log: &str| {
+        let mut lines: Vec<_> = log.lines().map(str::to_owned).collect();
+        lines.retain(|line| !line.starts_with("post"));
+        lines
+    };
+    assert_eq!(before(ours), before(runcs));
+}

@@ -28,6 +28,7 @@ cat /proc/sys/kernel/msgmax /proc/sys/net/ipv4/ip_default_ttl /proc/self/limits
 busybox grep -E '^(Cap|NoNewPrivs|Seccomp|Cpus_allowed_list|Groups)' /proc/self/status
 busybox env | busybox sort; pwd; busybox ulimit -n 2>/dev/null
 ls -l /proc/self/fd | busybox awk '{print $9}'
+busybox awk '/_ses.compared/ {print $4, $5, $9}' /proc/keys | busybox sort -u
 ";
 
 #[test]
@@ -36,6 +37,8 @@ fn a_process_has_the_attributes_that_runc_gives_it() {
     let mut bundle = Bundle::create(&host, "/tmp/b", &["sh", "-c", ATTRIBUTES]).unwrap();
     host.check_sh("echo 'app:x:1234:5:An App:/srv/app:/bin/sh' > /tmp/b/rootfs/etc/passwd")
         .unwrap();
+    // The session keyring is to be seen.
+    bundle.config["linux"]["maskedPaths"] = json!([]);
     bundle.config["hostname"] = json!("inside");
     bundle.config["domainname"] = json!("example.test");
     bundle.config["linux"]["personality"] = json!({ "domain": "LINUX32" });
@@ -68,6 +71,7 @@ fn a_process_has_the_attributes_that_runc_gives_it() {
         "HOME=/srv/app",
         "/made/for/it",
         "CapAmb:\t0000000000000020",
+        "perm 3f1b0000 _ses.compared",
     ] {
         assert!(ours.contains(part), "{part} is missing in\n{ours}");
     }
@@ -82,6 +86,55 @@ fn a_process_has_the_attributes_that_runc_gives_it() {
     let ours = output_of(&host, "xebec", &bundle);
     assert!(ours.contains("NoNewPrivs:\t1"), "{ours}");
     assert_eq!(ours, output_of(&host, "runc", &bundle));
+}
+
+#[test]
+fn exec_changes_capabilities_and_user_as_in_runc() {
+    let host = host();
+    Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
+    let show = "busybox grep -E '^(Cap|NoNewPrivs|Groups)' /proc/self/status; id; pwd; busybox env | busybox sort";
+    let answers = |runtime: &str| {
+        let run = format!("{runtime} run --detach --bundle /tmp/b c </dev/null >/dev/null 2>&1");
+        host.check_sh(&run).unwrap();
+        let answers = [
+            &["--cap", "CAP_SYS_ADMIN", "--cap", "CAP_KILL"][..],
+            &["--cap", "CAP_TO_COME"],
+            &["--cap", "cap_chown"],
+            &["--no-new-privs"],
+            &[
+                "--user",
+                "7:8",
+                "--additional-gids",
+                "9",
+                "--cwd",
+                "/tmp",
+                "--env",
+                "A=b",
+            ],
+            &["--user", "1234"],
+        ]
+        .map(|options| {
+            let argv = [&[runtime, "exec"], options, &["c", "sh", "-c", show]].concat();
+            let output = host.run(&argv).unwrap();
+            let warnings = output.stderr.split("msg=").nth(1).map(str::to_owned);
+            // runc names a group twice that is given once.
+            (
+                output.status,
+                output.stdout.replace("9,9", "9").replace("9 9", "9"),
+                warnings,
+            )
+        });
+        host.check(&[runtime, "delete", "--force", "c"]).unwrap();
+        answers
+    };
+    let ours = answers("xebec");
+    assert!(ours[0].1.contains("CapEff:\t0000000020200420"), "{ours:#?}");
+    let warning = ours[1].2.as_deref().unwrap_or_default();
+    assert!(
+        warning.contains("unavailable capabilities: [CAP_TO_COME]"),
+        "{ours:#?}"
+    );
+    assert_eq!(ours, answers("runc"));
 }
 
 /// What is changed in config.json, the field that the error has to name, and whether runc refuses

@@ -332,3 +332,37 @@ fn a_profile_that_cannot_work_is_refused_as_by_runc() {
     let gone = xebec(&host, &["state", "refused"]).unwrap();
     assert!(!gone.success(), "{gone:?}");
 }
+
+#[test]
+fn an_agent_is_told_of_the_processes_of_a_user_without_privileges() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["sh", "-c", "busybox mkdir /x"]).unwrap();
+    let linux = &mut bundle.config["linux"];
+    linux["seccomp"] = watched();
+    linux["namespaces"] = json!([{ "type": "user" }, { "type": "mount" }, { "type": "pid" }]);
+    let own = json!([{ "containerID": 0, "hostID": 1000, "size": 1 }]);
+    linux["uidMappings"] = own.clone();
+    linux["gidMappings"] = own;
+    bundle.config["hostname"] = Value::Null;
+    bundle.config["mounts"] = json!([{ "destination": "/proc", "type": "proc", "source": "proc" }]);
+    bundle.write().unwrap();
+    let listener = UnixListener::bind(host.path("/tmp/agent.sock")).unwrap();
+    host.check_sh(
+        "useradd --uid 1000 joe; mkdir -p /run/user/1000; chown -R joe /tmp/b /run/user/1000; \
+         chmod 777 /tmp/agent.sock",
+    )
+    .unwrap();
+    let run = "setpriv --reuid joe --regid joe --clear-groups env \
+               XDG_RUNTIME_DIR=/run/user/1000 xebec --root /run/user/1000/xebec \
+               run --bundle /tmp/b watched";
+    let child = host.spawn(&["sh", "-c", run]).unwrap();
+    let (state, fds) = introduction(&listener);
+    assert_eq!(
+        (&state["state"]["id"], fds),
+        (&json!("watched"), 1),
+        "{state}"
+    );
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(stderr.contains("Function not implemented"), "{stderr}");
+}
