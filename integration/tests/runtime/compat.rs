@@ -39,14 +39,14 @@ fn a_process_document_may_leave_out_what_the_containers_process_has() {
     let script = "$R run --detach --bundle /tmp/io io </dev/null >/dev/null 2>&1 && \
          $R exec --process /tmp/process.json io; code=$?; $R delete -f io; exit $code";
     for (extra, expected) in [
-        ("", "best-effort: prio 3\n7\n"),
+        ("", "best-effort: prio 3\n0\n"),
         (
             r#","ioPriority":{"class":"IOPRIO_CLASS_IDLE"}"#,
-            "idle\n7\n",
+            "idle\n0\n",
         ),
         (
             r#","capabilities":null,"rlimits":null,"env":null"#,
-            "best-effort: prio 3\n7\n",
+            "best-effort: prio 3\n0\n",
         ),
     ] {
         let args = r#"{"args":["/bin/sh","-c","busybox ionice -p $$; ulimit -c"],"cwd":"/""#;
@@ -114,5 +114,92 @@ fn an_ambient_capability_that_cannot_be_had_is_a_warning() {
             .stderr
             .contains("can't raise ambient capability CAP_CHOWN: ");
         assert!(warned, "{output:?}");
+    }
+}
+
+#[test]
+fn a_container_may_live_in_the_mount_namespace_of_the_host() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/open", &["sleep", "1000"]).unwrap();
+    let linux = &mut bundle.config["linux"];
+    linux["maskedPaths"] = json!([]);
+    linux["readonlyPaths"] = json!([]);
+    let namespaces = linux["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "mount");
+    bundle.write().unwrap();
+    let start =
+        "xebec run -d --pid-file /tmp/open.pid --bundle /tmp/open open </dev/null >/dev/null 2>&1";
+    host.check_sh(start).unwrap();
+    let same = "test $(readlink /proc/$(cat /tmp/open.pid)/ns/mnt) = $(readlink /proc/self/ns/mnt)";
+    host.check_sh(same).unwrap();
+    // Further processes are inside the container's root, too.
+    let names = ok(&host, &["exec", "open", "ls", "/"]);
+    assert_eq!(names, "bin\ndev\netc\nproc\nrun\nsys\ntmp\n");
+    assert!(ok(&host, &["exec", "open", "busybox", "ps"]).contains("sleep 1000"));
+    ok(&host, &["delete", "--force", "open"]);
+    host.check_sh("umount -R --lazy /tmp/open/rootfs").unwrap();
+
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    bundle.write().unwrap();
+    for output in both(&host, "$R run --bundle /tmp/open open") {
+        let reason = "unable to restrict sys entries without a private MNT namespace";
+        assert!(output.stderr.contains(reason), "{output:?}");
+    }
+}
+
+#[test]
+fn a_created_container_ends_when_it_is_asked_to() {
+    let host = host();
+    let bundle = Bundle::create(&host, "/tmp/asked", &["sleep", "1000"]).unwrap();
+    let path = bundle.path();
+    let script = format!(
+        "$R create --bundle {path} asked </dev/null >/dev/null 2>&1 && $R kill asked TERM && \
+         for i in $(seq 100); do $R state asked | grep -q stopped && break; sleep 0.05; done; \
+         $R state asked | grep status; $R delete asked"
+    );
+    for output in both(&host, &script) {
+        assert!(output.stdout.contains("stopped"), "{output:?}");
+        assert!(output.success(), "{output:?}");
+    }
+}
+
+#[test]
+fn start_container_hooks_are_bound_by_the_filter_and_have_the_programs_environment() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/bound", &["true"]).unwrap();
+    bundle.config["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        {"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1},
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 38}]});
+    let hook = "echo in $HOME >&2; busybox mkdir /tmp/d";
+    bundle.config["hooks"] =
+        json!({"startContainer": [{"path": "/bin/sh", "args": ["sh", "-c", hook]}]});
+    bundle.write().unwrap();
+    for output in both(&host, "$R run --bundle /tmp/bound bound") {
+        assert!(!output.success(), "{output:?}");
+        for words in [
+            "error running startContainer hook #0",
+            "in /",
+            "Operation not permitted",
+        ] {
+            assert!(output.stderr.contains(words), "{words}: {output:?}");
+        }
+    }
+}
+
+#[test]
+fn the_callers_groups_are_kept_when_the_annotation_says_so() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/groups", &["id", "-G"]).unwrap();
+    for (annotations, expected) in [
+        (json!({}), "0\n"),
+        (json!({"run.oci.keep_original_groups": "1"}), "0 7 9\n"),
+    ] {
+        bundle.config["annotations"] = annotations;
+        bundle.write().unwrap();
+        for runtime in ["crun", "xebec"] {
+            let script = format!("setpriv --groups 7,9 {runtime} run --bundle /tmp/groups groups");
+            let output = host.sh(&script).unwrap();
+            assert_eq!(output.stdout, expected, "{runtime}: {output:?}");
+        }
     }
 }

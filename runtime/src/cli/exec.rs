@@ -218,7 +218,8 @@ impl Exec {
     }
 }
 
-/// What a process document does not give is as the container's own process has it.
+/// What a process document does not give is as the container's own process has it, except for
+/// resource limits, of which it then has none (runc's rules).
 fn inherit(mut process: Process, containers: &Process) -> Process {
     macro_rules! fall_back {
         ($($get:ident $set:ident),*) => {
@@ -229,7 +230,6 @@ fn inherit(mut process: Process, containers: &Process) -> Process {
     }
     fall_back!(
         capabilities set_capabilities,
-        rlimits set_rlimits,
         apparmor_profile set_apparmor_profile,
         selinux_label set_selinux_label,
         scheduler set_scheduler,

@@ -22,8 +22,13 @@ pub(crate) struct Agent {
 impl Agent {
     /// Connects to the agent of a profile.
     pub(crate) fn connect(address: &AgentAddress) -> Result<Self> {
+        let socket = connect_to(&address.path).map_err(|error| {
+            Error::Status(format!(
+                "failed to connect with seccomp agent specified in the seccomp profile: {error}"
+            ))
+        })?;
         Ok(Self {
-            socket: connect_to(&address.path)?,
+            socket,
             metadata: address.metadata.clone(),
         })
     }

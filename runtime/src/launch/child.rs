@@ -18,7 +18,7 @@ use super::labels::{host_proc, join_keyring};
 use super::namespaces::Joined;
 use super::processors::run_anywhere;
 use crate::error::{At as _, Failure, Step};
-use crate::plan::LaunchPlan;
+use crate::plan::{LaunchPlan, RootChange};
 use crate::rootfs::{self, HostTrees, Want};
 use crate::sys;
 
@@ -85,10 +85,12 @@ fn prepare<'p>(
         apply_early(&plan.process, rest)?;
     }
     joined.enter()?;
-    rootfs::make_private()?;
-    rootfs::attach(&plan.rootfs.path, trees)?;
+    if plan.root_change != RootChange::Chroot {
+        rootfs::make_private()?;
+    }
+    rootfs::attach(&plan.rootfs.path, trees, plan.root_change)?;
     if plan.namespaces.has(libc::CLONE_NEWUSER as u64) {
-        become_root()?;
+        become_root(plan.process.keep_groups)?;
     }
     umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;
@@ -101,6 +103,7 @@ fn prepare<'p>(
             step: Step::CreateContainerHook,
             list: &plan.create_container,
             directory: &plan.rootfs.path,
+            env: None,
         };
         run_child_hooks(hooks, hook_io)?;
     }
@@ -108,13 +111,15 @@ fn prepare<'p>(
 }
 
 /// After the maps are there: root of the user namespace, and no group of the host's.
-pub(super) fn become_root() -> Result<(), Failure<'static>> {
+pub(super) fn become_root(keep_groups: bool) -> Result<(), Failure<'static>> {
     let root = || -> Result<(), Errno> {
         set_thread_res_gid(Gid::ROOT, Gid::ROOT, Gid::ROOT)?;
         // A namespace that was made without privileges denies setgroups, and has no groups.
-        match set_thread_groups(&[]) {
-            Ok(()) | Err(Errno::PERM) => {}
-            Err(errno) => return Err(errno),
+        if !keep_groups {
+            match set_thread_groups(&[]) {
+                Ok(()) | Err(Errno::PERM) => {}
+                Err(errno) => return Err(errno),
+            }
         }
         set_thread_res_uid(Uid::ROOT, Uid::ROOT, Uid::ROOT)
     };
@@ -186,5 +191,5 @@ fn close_root<'p>(
     rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
     rootfs::hide_paths(&plan.rootfs.masked, root)?;
     rootfs::seal(&plan.rootfs.mounts, &trees.mounts)?;
-    rootfs::enter(&plan.rootfs, root, plan.no_pivot)
+    rootfs::enter(&plan.rootfs, root, plan.root_change)
 }

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd as _, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{setsid, umask};
+use rustix::process::{chroot, fchdir, setsid, umask};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
 use super::channel::{ChildEnd, Report};
@@ -27,6 +27,8 @@ pub(crate) struct ExecJob {
     /// The caller has privileges outside of them.
     pub(crate) privileged: bool,
     pub(crate) keyring: Option<KeyringPlan>,
+    /// The container's root, when no mount namespace leads there.
+    pub(crate) root: Option<OwnedFd>,
     pub(crate) finish: FinishJob,
 }
 
@@ -46,6 +48,7 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
         init,
         namespaces,
         keyring,
+        root,
         finish: rest,
         ..
     } = job;
@@ -57,6 +60,12 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
         apply_early(process, rest)
             .and_then(|()| enter(init, *namespaces & !(libc::CLONE_NEWPID as u64)))
     };
+    let entered = entered.and_then(|()| match root {
+        Some(root) => fchdir(&root)
+            .and_then(|()| chroot(c"."))
+            .at(Step::JoinNamespace, b"root"),
+        None => Ok(()),
+    });
     let prepared = entered.and_then(|()| prepare(process, *namespaces, keyring.as_ref(), rest));
     let end = match prepared {
         Ok(()) => finish(process, rest, channel, (&[], None)),
@@ -88,7 +97,7 @@ fn prepare<'p>(
     sys::unblock_all();
     choose_processors(&process.affinity)?;
     if namespaces & libc::CLONE_NEWUSER as u64 != 0 {
-        become_root()?;
+        become_root(process.keep_groups)?;
     }
     rest.default_umask = umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;

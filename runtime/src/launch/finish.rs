@@ -67,6 +67,7 @@ pub(super) fn finish<'p>(
     };
     let gated = job.gate.is_some();
     if let Some(gate) = job.gate.take() {
+        sys::end_on_request();
         let waited = channel.send(Report::Ready).at(Step::Sync, b"");
         if let Err(failure) = waited.and_then(|()| wait_at(&gate)) {
             return failure;
@@ -148,7 +149,8 @@ fn schedule(plan: &ProcessPlan, common: &CommonPlan) -> Result<(), Failure<'stat
     Ok(())
 }
 
-/// The last privileges go: filter and capabilities, in the order that the kernel demands.
+/// The last privileges go: filter and capabilities, in the order that the kernel demands; then the
+/// last hooks run.
 fn lock_down<'p>(
     plan: &'p ProcessPlan,
     job: &mut FinishJob,
@@ -157,20 +159,21 @@ fn lock_down<'p>(
     if plan.no_new_privileges {
         set_no_new_privs(true).at(Step::NoNewPrivileges, b"")?;
     }
+    if !job.is_watched() {
+        install_filter(job)?;
+    }
+    if !plan.no_new_privileges {
+        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so this comes after it.
+        identity::drop_capabilities(plan)?;
+    }
+    // As runc has it, these hooks may do what the program may, and no more.
     let hooks = ChildHooks {
         step: Step::StartContainerHook,
         list: hooks,
         directory: &plan.cwd,
+        env: Some(&plan.env),
     };
-    run_child_hooks(hooks, hook_io)?;
-    if !job.is_watched() {
-        install_filter(job)?;
-    }
-    if plan.no_new_privileges {
-        return Ok(());
-    }
-    // Without no_new_privs only CAP_SYS_ADMIN may install a filter, so this comes after it.
-    identity::drop_capabilities(plan)
+    run_child_hooks(hooks, hook_io)
 }
 
 fn install_filter(job: &FinishJob) -> Result<Option<OwnedFd>, Failure<'static>> {

@@ -82,7 +82,7 @@ fn change(job: &mut HotJob) -> std::result::Result<(), Failure<'_>> {
         - ThreadNameSpaceType::PROCESS_ID;
     move_into_thread_name_spaces(job.init.as_fd(), own).at(Step::JoinNamespace, b"")?;
     if job.namespaces & libc::CLONE_NEWUSER as u64 != 0 {
-        become_root()?;
+        become_root(false)?;
     }
     umask(Mode::empty());
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -29,10 +29,12 @@ fn change_user(plan: &ProcessPlan) -> Result<(), Errno> {
         set_keep_capabilities(true)?;
     }
     let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
-    match set_thread_groups(&plan.groups) {
-        // As in `become_root`: setgroups is denied where there are none to set.
-        Err(Errno::PERM) if plan.groups.is_empty() => {}
-        result => result?,
+    if !plan.keep_groups {
+        match set_thread_groups(&plan.groups) {
+            // As in `become_root`: setgroups is denied where there are none to set.
+            Err(Errno::PERM) if plan.groups.is_empty() => {}
+            result => result?,
+        }
     }
     set_thread_res_gid(gid, gid, gid)?;
     set_thread_res_uid(uid, uid, uid)

@@ -14,6 +14,8 @@ pub(crate) struct HookPlan {
     pub(crate) path: CString,
     pub(crate) argv: CStrArray,
     pub(crate) env: CStrArray,
+    /// The environment is not of its own, but what hooks of its kind inherit.
+    pub(crate) inherits: bool,
     pub(crate) timeout: Option<Duration>,
 }
 
@@ -58,6 +60,7 @@ fn plan_one(field: &str, hook: &Hook, inherited: &[CString]) -> Result<HookPlan,
             Some(_) => CStrArray::new(strings(hook.env())?, false),
             None => CStrArray::new(inherited.to_vec(), false),
         },
+        inherits: hook.env().is_none(),
         timeout,
     })
 }

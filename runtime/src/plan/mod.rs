@@ -53,7 +53,7 @@ pub(crate) struct LaunchPlan {
     pub(crate) common: CommonPlan,
     /// A new session keyring.
     pub(crate) keyring: Option<KeyringPlan>,
-    pub(crate) no_pivot: bool,
+    pub(crate) root_change: RootChange,
     pub(crate) rootfs: RootfsPlan,
     pub(crate) process: ProcessPlan,
     /// Hooks that the child runs before it pivots.
@@ -155,6 +155,32 @@ impl FieldError {
     }
 }
 
+/// Annotation of crun's, which podman sets for `--group-add keep-groups`.
+pub(crate) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
+
+/// How the container's root becomes that of its first process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RootChange {
+    /// By `pivot_root(2)`: nothing from outside stays in the mount namespace.
+    Pivot,
+    /// It is moved over `/`, on hosts whose own root cannot be pivoted away.
+    Move,
+    /// By `chroot(2)` alone: without a mount namespace of its own the mounts are the host's.
+    Chroot,
+}
+
+impl RootChange {
+    fn of(namespaces: &Namespaces, no_pivot: bool) -> Self {
+        if !namespaces.has(libc::CLONE_NEWNS as u64) {
+            Self::Chroot
+        } else if no_pivot {
+            Self::Move
+        } else {
+            Self::Pivot
+        }
+    }
+}
+
 impl LaunchPlan {
     /// Plans a configuration that [`crate::spec::check_spec`] has accepted.
     pub(crate) fn new(
@@ -170,7 +196,9 @@ impl LaunchPlan {
             .process()
             .as_ref()
             .ok_or_else(|| FieldError::new("process", "is missing"))?;
-        let process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
+        let mut process = ProcessPlan::from_spec(process).map_err(|e| e.within("process"))?;
+        let annotations = spec.annotations().as_ref();
+        process.keep_groups = annotations.is_some_and(|all| all.contains_key(KEEP_GROUPS));
         if namespaces.create & libc::CLONE_NEWUSER as u64 != 0 {
             idmaps::check(linux)?;
             idmaps::check_user(linux, &process)?;
@@ -189,7 +217,7 @@ impl LaunchPlan {
             keyring: (!context.no_new_keyring)
                 .then(|| KeyringPlan::new(context.id, namespaces.has(libc::CLONE_NEWUSER as u64)))
                 .transpose()?,
-            no_pivot: context.no_pivot,
+            root_change: RootChange::of(&namespaces, context.no_pivot),
             cgroup_owner: cgroup_owner(linux, &namespaces, &rootfs, process.uid),
             rootfs,
             create_container: hooks::plan(

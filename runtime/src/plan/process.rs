@@ -27,6 +27,8 @@ pub(crate) struct ProcessPlan {
     pub(crate) uid: u32,
     pub(crate) gid: u32,
     pub(crate) groups: Vec<Gid>,
+    /// The caller's supplementary groups are kept instead ([`super::KEEP_GROUPS`]).
+    pub(crate) keep_groups: bool,
     /// None is for the launch to decide.
     pub(crate) umask: Option<Mode>,
     /// None leaves the process all that its user namespace gives it, as runc does.
@@ -111,6 +113,7 @@ impl ProcessPlan {
                 .flatten()
                 .map(|gid| Gid::from_raw(*gid))
                 .collect(),
+            keep_groups: false,
             umask: user.umask().map(|umask| Mode::from_raw_mode(umask & 0o777)),
             capabilities: process
                 .capabilities()

@@ -12,7 +12,7 @@ use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use super::host::HostTrees;
 use crate::error::{At as _, Failure, Step};
-use crate::plan::RootfsPlan;
+use crate::plan::{RootChange, RootfsPlan};
 use crate::sys::{MountAttr, mount_set_attr};
 
 /// Cuts the child's mounts off from the host's: nothing it does is seen there.
@@ -26,13 +26,17 @@ pub(crate) fn make_private() -> Result<(), Failure<'static>> {
 
 /// Attaches the root's tree at its own path, where hooks expect to find it; over `/` when a user
 /// namespace's root may not walk that path, or a mount namespace that is joined has none.
-pub(crate) fn attach<'p>(path: &'p CStr, trees: &HostTrees) -> Result<(), Failure<'p>> {
+pub(crate) fn attach<'p>(
+    path: &'p CStr,
+    trees: &HostTrees,
+    change: RootChange,
+) -> Result<(), Failure<'p>> {
     let to = |path: &CStr| {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         move_mount(trees.root.as_fd(), c"", CWD, path, flags)
     };
     match to(path) {
-        Err(Errno::ACCESS | Errno::NOENT) => to(c"/"),
+        Err(Errno::ACCESS | Errno::NOENT) if change != RootChange::Chroot => to(c"/"),
         result => result,
     }
     .at(Step::AttachRootfs, path.to_bytes())
@@ -42,7 +46,7 @@ pub(crate) fn attach<'p>(path: &'p CStr, trees: &HostTrees) -> Result<(), Failur
 pub(crate) fn enter(
     plan: &RootfsPlan,
     root: BorrowedFd<'_>,
-    no_pivot: bool,
+    change: RootChange,
 ) -> Result<(), Failure<'static>> {
     if plan.readonly {
         let attr = MountAttr {
@@ -51,7 +55,7 @@ pub(crate) fn enter(
         };
         mount_set_attr(root, c"", false, &attr).at(Step::PivotRoot, b"read-only root")?;
     }
-    change_root(root, no_pivot).at(Step::PivotRoot, b"")?;
+    change_root(root, change).at(Step::PivotRoot, b"")?;
     let (kind, recursive) = plan.propagation;
     if (kind, recursive) == AS_BORN {
         return Ok(());
@@ -66,17 +70,21 @@ pub(crate) fn enter(
 /// Propagation that the tree has already: a slave wherever the host shares with it.
 const AS_BORN: (u64, bool) = (libc::MS_SLAVE, true);
 
-fn change_root(root: BorrowedFd<'_>, no_pivot: bool) -> Result<(), Errno> {
+fn change_root(root: BorrowedFd<'_>, change: RootChange) -> Result<(), Errno> {
     fchdir(root)?;
-    if no_pivot {
-        hide_host()?;
-        fchdir(root)?;
-        mount_move(c".", c"/")?;
-        chroot(c".")?;
-    } else {
-        // The old root ends up on top of the new one, whence it is detached.
-        pivot_root(c".", c".")?;
-        unmount(c".", UnmountFlags::DETACH)?;
+    match change {
+        RootChange::Pivot => {
+            // The old root ends up on top of the new one, whence it is detached.
+            pivot_root(c".", c".")?;
+            unmount(c".", UnmountFlags::DETACH)?;
+        }
+        RootChange::Move => {
+            hide_host()?;
+            fchdir(root)?;
+            mount_move(c".", c"/")?;
+            chroot(c".")?;
+        }
+        RootChange::Chroot => chroot(c".")?,
     }
     chdir(c"/")
 }

@@ -1,6 +1,8 @@
 //! A further process in a running container.
 
-use rustix::fs::Mode;
+use std::os::fd::OwnedFd;
+
+use rustix::fs::{Mode, OFlags, open};
 
 use super::confinement::mover;
 use super::create::{check_labels, receive_terminal, write_pid_file};
@@ -12,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::launch::{
     Agent, Birth, ChildStdio, ExecJob, ExecLaunch, FinishJob, connect_console, launch_exec,
 };
-use crate::plan::{CapabilityPlan, KeyringPlan, ProcessPlan};
+use crate::plan::{CapabilityPlan, KEEP_GROUPS, KeyringPlan, ProcessPlan};
 use crate::request::{ExecRequest, Launched};
 use crate::seccomp::Filter;
 use crate::spec::check_process;
@@ -31,6 +33,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     let mut process =
         ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
     process.resize(request.console_size);
+    process.keep_groups = record.annotations.contains_key(KEEP_GROUPS);
     check_labels(&process.labels)?;
     let init = init_of(&record)?.ok_or(Error::NotRunning)?;
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
@@ -63,6 +66,7 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
             proc: None,
             default_umask: Mode::empty(),
         },
+        root: root_of_init(&record)?,
         process,
     };
     let below = request.cgroup.as_deref().unwrap_or_default();
@@ -127,6 +131,21 @@ fn filter(dir: &StateDir) -> Result<Option<Filter>> {
         })
 }
 
+/// The root of a container that has no mount namespace to enter it by.
+fn root_of_init(record: &Record) -> Result<Option<OwnedFd>> {
+    if record.namespaces & libc::CLONE_NEWNS as u64 != 0 {
+        return Ok(None);
+    }
+    let path = format!("/proc/{}/root", record.pid);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(&path, flags, Mode::empty()).map_err(Error::file("open", &path))?;
+    // Checked after opening: nobody else can have got the pid before.
+    match record.init_is_alive() {
+        true => Ok(Some(root)),
+        false => Err(Error::NotRunning),
+    }
+}
+
 /// The cgroup that init is in now.
 fn cgroup_of_init(record: &Record) -> Result<Cgroup> {
     Ok(Cgroup::open(&CgroupPath::of_process(record.pid)?)?)
@@ -147,5 +166,9 @@ fn cgroup_for(record: &Record, below: Option<&str>) -> Result<Option<Cgroup>> {
             "exec failed: unable to create new parent process: {reason}"
         ))
     };
-    Ok(Some(Cgroup::open(&path.below(below).map_err(refuse)?)?))
+    let place = path.below(below).map_err(refuse)?;
+    let cgroup = Cgroup::open(&place).map_err(|error| {
+        Error::Status(format!("exec failed: error adding pid to cgroup: {error}"))
+    })?;
+    Ok(Some(cgroup))
 }

@@ -132,12 +132,7 @@ fn check_isolation(
         let reason = "unable to set domainname without a private UTS namespace";
         return Err(("domainname", reason.into()));
     }
-    if !namespaces.has(NEWNS) {
-        return Err((
-            "linux.namespaces",
-            "a container needs a mount namespace of its own".into(),
-        ));
-    }
+    check_shared_mounts(linux, namespaces)?;
     let maps = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|l| !l.is_empty());
     for (field, kind, list) in [
         ("linux.uidMappings", "uid", linux.uid_mappings()),
@@ -167,6 +162,32 @@ fn check_isolation(
         }
         None => Ok(()),
     }
+}
+
+/// In the host's mount namespace nothing can be hidden, and its root in a user namespace may mount
+/// nothing.
+fn check_shared_mounts(
+    linux: &Linux,
+    namespaces: &Namespaces,
+) -> std::result::Result<(), (&'static str, String)> {
+    if namespaces.has(NEWNS) {
+        return Ok(());
+    }
+    let some = |list: &Option<Vec<String>>| list.as_ref().is_some_and(|l| !l.is_empty());
+    for (field, list) in [
+        ("linux.maskedPaths", linux.masked_paths()),
+        ("linux.readonlyPaths", linux.readonly_paths()),
+    ] {
+        if some(list) {
+            let reason = "unable to restrict sys entries without a private MNT namespace";
+            return Err((field, reason.into()));
+        }
+    }
+    if namespaces.has(NEWUSER) {
+        let reason = "a user namespace needs a mount namespace beside it";
+        return Err(("linux.namespaces", reason.into()));
+    }
+    Ok(())
 }
 
 /// Only what a namespace of the container's own holds may be set (as runc and the kernel see it).

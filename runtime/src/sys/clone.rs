@@ -37,19 +37,45 @@ pub(crate) fn clone3(
     }
     // SAFETY: no CLONE_VM, so the child has its own copy of all memory; `args` and `pidfd` outlive
     // the call.
-    let pid = super::check(unsafe {
+    let made = super::check(unsafe {
         libc::syscall(
             libc::SYS_clone3,
             &raw mut args,
             size_of::<libc::clone_args>(),
         )
-    })?;
+    });
+    let pid = match made {
+        // A seccomp profile that cannot look into clone3's memory refuses it, so that programs
+        // fall back to this.
+        Err(Errno::NOSYS | Errno::PERM) if request.flags == 0 && request.cgroup.is_none() => {
+            plain_clone(&mut pidfd)?
+        }
+        made => made?,
+    };
     if pid == 0 {
         let _never_unwinds = ExitOnDrop;
         exit_now(child());
     }
     // SAFETY: the kernel stored a new descriptor there, which nobody else owns.
     Ok((pid as i32, unsafe { OwnedFd::from_raw_fd(pidfd) }))
+}
+
+/// `clone(2)` with a pidfd and nothing else.
+fn plain_clone(pidfd: &mut libc::c_int) -> Result<libc::c_long, Errno> {
+    let flags = libc::CLONE_PIDFD | libc::SIGCHLD;
+    let none = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: no CLONE_VM and no stack, so the child goes on with a copy of all memory; `pidfd`
+    // outlives the call.
+    super::check(unsafe {
+        libc::syscall(
+            libc::SYS_clone,
+            libc::c_long::from(flags),
+            none,
+            &raw mut *pidfd,
+            none,
+            none,
+        )
+    })
 }
 
 // The libc crate types these two too narrowly.

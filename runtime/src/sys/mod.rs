@@ -26,8 +26,8 @@ pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
 pub(crate) use regex::Regex;
 pub(crate) use signal::{
-    SIGNAL_RECORD, block_all, default_dispositions, ignore_broken_pipes, pidfd_send_signal,
-    signal_fd, unblock_all, wait_to_be_killed,
+    SIGNAL_RECORD, block_all, default_dispositions, end_on_request, ignore_broken_pipes,
+    pidfd_send_signal, signal_fd, unblock_all, wait_to_be_killed,
 };
 
 use rustix::io::Errno;

@@ -45,6 +45,24 @@ pub(crate) fn default_dispositions() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
+/// Lets signals that ask a process to end be heard although it is the first one of its pid
+/// namespace, for which the kernel drops those without a handler. A new program has the defaults.
+pub(crate) fn end_on_request() {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit may be called from a signal handler.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let handler = end as extern "C" fn(libc::c_int) as libc::sighandler_t;
+    for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+        // SAFETY: the handler does nothing but end the process.
+        let before = unsafe { libc::signal(signal, handler) };
+        if before == libc::SIG_IGN {
+            // SAFETY: what the caller ignores the program is to ignore, too.
+            unsafe { libc::signal(signal, libc::SIG_IGN) };
+        }
+    }
+}
+
 /// A non-blocking descriptor that yields every blocked signal.
 pub(crate) fn signal_fd() -> Result<OwnedFd, Errno> {
     let set = full_set();

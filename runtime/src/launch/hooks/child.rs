@@ -10,6 +10,7 @@ use super::{explain, fill};
 use crate::error::{At as _, ChildFailure, Error, Failure, Result, Step};
 use crate::plan::HookPlan;
 use crate::state::ContainerState;
+use crate::sys::CStrArray;
 
 /// Files for these hooks; the parent fills in the states and reads what a hook had to say.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(crate) struct ChildHooks<'p> {
     pub(crate) step: Step,
     pub(crate) list: &'p [HookPlan],
     pub(crate) directory: &'p CStr,
+    /// What a hook without an environment of its own inherits, complete now.
+    pub(crate) env: Option<&'p CStrArray>,
 }
 
 impl ChildHookIo {
@@ -142,7 +145,8 @@ pub(in super::super) fn run_child_hooks<'p>(
     };
     for (index, hook) in hooks.list.iter().enumerate() {
         let path = hook.path.to_bytes();
-        let outcome = one::run(hook, files, hooks.directory).at(hooks.step, path)?;
+        let env = hooks.env.filter(|_| hook.inherits).unwrap_or(&hook.env);
+        let outcome = one::run(hook, files, hooks.directory, env).at(hooks.step, path)?;
         if outcome != Outcome::Exited(0) {
             io.write_verdict(index, outcome);
             return Err(Errno::CANCELED).at(hooks.step, path);

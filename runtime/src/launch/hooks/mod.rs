@@ -73,7 +73,8 @@ fn attempt_hooks(
     for (index, plan) in plans.iter().enumerate() {
         let files = HookFiles::new()?;
         fill(&files.state, state)?;
-        let outcome = one::run(plan, &files, &directory).map_err(Error::os("run hook"))?;
+        let outcome =
+            one::run(plan, &files, &directory, &plan.env).map_err(Error::os("run hook"))?;
         if let Some(reason) = explain(outcome, &plan.path.to_string_lossy(), &files) {
             failures.push(Error::Hook {
                 kind,
@@ -115,13 +116,32 @@ fn explain(outcome: Outcome, path: &str, files: &HookFiles) -> Option<String> {
     match outcome {
         Outcome::Exited(0) => None,
         Outcome::Exited(code) => Some(said(format!("exit status {code}"))),
-        Outcome::Killed(signal) => Some(said(format!("signal: {signal}"))),
+        Outcome::Killed(signal) => Some(said(format!("signal: {}", signal_words(signal)))),
         Outcome::TimedOut(limit) => Some(format!("hook ran past specified timeout of {limit}.0s")),
         Outcome::NotExecuted(errno) => {
             let reason = crate::error::errno_words(errno);
             Some(format!("fork/exec {path}: {reason}"))
         }
     }
+}
+
+/// A signal in the words of Go programs.
+fn signal_words(signal: i32) -> String {
+    let words = match signal {
+        libc::SIGHUP => "hangup",
+        libc::SIGINT => "interrupt",
+        libc::SIGQUIT => "quit",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGABRT => "aborted",
+        libc::SIGBUS => "bus error",
+        libc::SIGKILL => "killed",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGTERM => "terminated",
+        libc::SIGSYS => "bad system call",
+        other => return format!("signal {other}"),
+    };
+    words.to_owned()
 }
 
 fn quoted(file: &OwnedFd) -> String {

@@ -15,7 +15,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout};
 
 use crate::error::Result;
 use crate::plan::HookPlan;
-use crate::sys;
+use crate::sys::{self, CStrArray};
 
 /// Memory files that stand for a hook's streams, and one for the reason why it did not start.
 #[derive(Debug)]
@@ -60,6 +60,7 @@ pub(super) fn run(
     hook: &HookPlan,
     files: &HookFiles,
     directory: &CStr,
+    env: &CStrArray,
 ) -> std::result::Result<Outcome, Errno> {
     seek(&files.state, SeekFrom::Start(0))?;
     for file in [&files.output, &files.errors, &files.reason] {
@@ -72,7 +73,7 @@ pub(super) fn run(
         cgroup: None,
     };
     let (pid, pidfd) = sys::clone3(&request, || {
-        let errno = become_hook(hook, files, directory);
+        let errno = become_hook(hook, files, directory, env);
         let _ = rustix::io::write(&files.reason, &errno.raw_os_error().to_ne_bytes());
         127
     })?;
@@ -96,7 +97,7 @@ pub(super) fn run(
 }
 
 /// Comes back only when it cannot be executed.
-fn become_hook(hook: &HookPlan, files: &HookFiles, directory: &CStr) -> Errno {
+fn become_hook(hook: &HookPlan, files: &HookFiles, directory: &CStr, env: &CStrArray) -> Errno {
     sys::default_dispositions();
     sys::unblock_all();
     let prepare = || {
@@ -111,7 +112,7 @@ fn become_hook(hook: &HookPlan, files: &HookFiles, directory: &CStr) -> Errno {
     }
     // A hook whose directory has gone still runs, where its caller is.
     let _ = chdir(directory);
-    sys::execve(&hook.path, &hook.argv, &hook.env)
+    sys::execve(&hook.path, &hook.argv, env)
 }
 
 fn wait(pidfd: BorrowedFd<'_>) -> std::result::Result<Outcome, Errno> {
