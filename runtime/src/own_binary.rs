@@ -69,7 +69,12 @@ fn read_only_view() -> rustix::io::Result<OwnedFd> {
 fn sealed_copy(own: &File) -> Result<OwnedFd> {
     let failed = |e: std::io::Error| Error::os("copy the runtime's own binary")(e);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut copy = File::from(memfd_create("xebec", flags).map_err(|e| failed(e.into()))?);
+    // Since kernel 6.3 a host may want to be told that the file shall be executed.
+    let made = match memfd_create("xebec", flags | MemfdFlags::EXEC) {
+        Err(Errno::INVAL) => memfd_create("xebec", flags),
+        made => made,
+    };
+    let mut copy = File::from(made.map_err(|e| failed(e.into()))?);
     let mut own = own;
     std::io::copy(&mut own, &mut copy).map_err(failed)?;
     fcntl_add_seals(&copy, SEALS).map_err(|e| failed(e.into()))?;

@@ -126,6 +126,14 @@ fn a_payload_has_the_descriptors_that_were_asked_for_and_no_others() {
         until xebec state c | grep -q stopped; do sleep 0.05; done; xebec delete c; cat /tmp/out";
     assert_eq!(caller(created), "0 1 2 3");
 
+    // Closed streams are the null device, and nothing that the runtime has opened.
+    let closed = "xebec run --bundle /tmp/closed c <&- >&- 2>&-; cat /tmp/closed/rootfs/streams";
+    let streams = "exec > /streams; ls -l /proc/$$/fd; true";
+    Bundle::create(&host, "/tmp/closed", &["sh", "-c", streams]).unwrap();
+    let seen = caller(closed);
+    assert_eq!(seen.matches("-> /dev/null").count(), 2, "{seen}");
+    assert_eq!(seen.matches("-> ").count(), 3, "{seen}");
+
     let short = "xebec run --preserve-fds 3 --bundle /tmp/b c 2>&1 || echo $?; \
         xebec list --quiet";
     let refused = caller(short);

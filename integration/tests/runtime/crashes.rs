@@ -62,6 +62,14 @@ echo "killed $?"
 
 /// What is there then; and, with everything deleted, what is left.
 const CLEAN: &str = r#"
+for try in 1 2 3 4 5 6 7 8 9 10; do
+    hidden=
+    xebec state c 2>/dev/null | grep -Eq '"(creating|created|running)"' && break
+    hidden=$(grep -lsa '471[1]\|xebe[c]' /proc/[0-9]*/cmdline)
+    [ -z "$hidden" ] && break
+    sleep 0.1
+done 2>/dev/null
+echo "hidden" $hidden
 if xebec state c 2>/dev/null | grep -q '"created"'; then
     said=$(xebec start c 2>&1)
     echo "start $?" $said
@@ -207,6 +215,8 @@ fn assert_cleaned(command: &str, step: &Step, output: &str) {
     let deleted = line(output, "delete ");
     assert!(deleted == "0" || is_absent(deleted), "{}", at());
     assert_eq!(line(output, "run "), "0 again", "{}", at());
+    // No process lives on in a container that is said to be none, or to have stopped.
+    assert_eq!(line(output, "hidden"), "", "{}", at());
     assert_eq!(line(output, "left"), "", "{}", at());
 }
 

@@ -1,11 +1,13 @@
 //! What parent and child tell each other: small packets over one socket pair.
 
+use std::cell::Cell;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{ChildFailure, Error, Failure, Result, Step};
+use crate::sys;
 
 /// Longest detail that is sent: a path.
 const DETAIL_MAX: usize = 4096;
@@ -21,7 +23,11 @@ const KIND_LISTENER: u8 = 5;
 
 /// The child's end.
 #[derive(Debug)]
-pub(crate) struct ChildEnd(OwnedFd);
+pub(crate) struct ChildEnd {
+    socket: OwnedFd,
+    /// The parent's end, of which the child is born with a copy; -1 once that is closed.
+    parent: Cell<RawFd>,
+}
 
 /// The parent's end.
 #[derive(Debug)]
@@ -62,13 +68,24 @@ pub(crate) fn pair() -> Result<(ParentEnd, ChildEnd)> {
     let flags = SocketFlags::CLOEXEC;
     let (parent, child) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(Error::os("socketpair"))?;
-    Ok((ParentEnd(parent), ChildEnd(child)))
+    let child = ChildEnd {
+        socket: child,
+        parent: Cell::new(parent.as_raw_fd()),
+    };
+    Ok((ParentEnd(parent), child))
 }
 
 impl ChildEnd {
     /// Its number, to be kept when others are closed.
     pub(super) fn raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.socket.as_raw_fd()
+    }
+
+    /// The first thing that a child does: with its own copy of the parent's end it would not
+    /// notice that the parent is gone. Only for a process made by [`sys::clone3`].
+    pub(super) fn settle_in(&self) {
+        // Fails only on a bad descriptor.
+        let _ = sys::close_one(self.parent.replace(-1));
     }
 
     /// Sends a report; an error means that the parent is gone, and then nobody has made sure that
@@ -89,13 +106,13 @@ impl ChildEnd {
         packet[3..HEAD].copy_from_slice(&number.to_ne_bytes());
         packet[HEAD..HEAD + detail.len()].copy_from_slice(detail);
         // write(2) rather than send(2): it is what every seccomp profile allows.
-        rustix::io::write(&self.0, &packet[..HEAD + detail.len()]).map(drop)
+        rustix::io::write(&self.socket, &packet[..HEAD + detail.len()]).map(drop)
     }
 
     /// Waits for the parent's word; its death ends the wait with an error.
     pub(super) fn wait_for_word(&self) -> std::result::Result<(), Errno> {
         let mut word = [0];
-        match rustix::io::retry_on_intr(|| rustix::io::read(&self.0, &mut word))? {
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.socket, &mut word))? {
             0 => Err(Errno::PIPE),
             _ => Ok(()),
         }

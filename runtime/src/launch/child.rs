@@ -44,6 +44,7 @@ pub(super) fn init_main(job: &mut InitJob, channel: &ChildEnd) -> i32 {
         finish: rest,
         lock,
     } = job;
+    channel.settle_in();
     // Fails only on a bad descriptor.
     let _ = sys::close_one(*lock);
     let end = match prepare(plan, trees, joined, hook_io.as_ref(), rest, channel) {

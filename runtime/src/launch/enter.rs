@@ -42,6 +42,7 @@ impl ExecJob {
 
 /// Runs as the new process; comes back, with its exit status, only when it has to end.
 pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
+    channel.settle_in();
     let inside = job.needs_vanguard();
     let ExecJob {
         process,

@@ -65,6 +65,7 @@ pub(crate) fn change_mounts(job: &mut HotJob) -> Result<()> {
 }
 
 fn hot_main(job: &mut HotJob, channel: &ChildEnd) -> i32 {
+    channel.settle_in();
     let (report, status) = match change(job) {
         Ok(()) => (Report::Ready, 0),
         Err(failure) => (Report::Failed(failure), 1),

@@ -160,6 +160,7 @@ fn clone_by_vanguard<J>(
     (parent, child): (&ParentEnd, ChildEnd),
 ) -> Result<Launched> {
     let mut go_ahead = |waits: bool| {
+        child.settle_in();
         if waits && child.wait_for_word().is_err() {
             return 1;
         }

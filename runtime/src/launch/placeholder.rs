@@ -29,7 +29,8 @@ impl Placeholder {
     }
 }
 
-fn wait_with(parent: Pid) -> i32 {
+/// Waits until it is killed, or `parent` has died.
+pub(super) fn wait_with(parent: Pid) -> i32 {
     // A parent that has died before the signal was asked for cannot send it.
     if set_parent_process_death_signal(Some(Signal::KILL)).is_err() || getppid() != Some(parent) {
         return 1;

@@ -14,6 +14,7 @@ use rustix::process::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{self, Message, Report};
+use super::placeholder::wait_with;
 use crate::error::{At as _, Error, Result, Step};
 use crate::plan::IdMaps;
 use crate::sys::{CloneRequest, clone3, pidfd_send_signal};
@@ -60,8 +61,9 @@ fn beside_resident<T>(
         flags: existing.map_or(libc::CLONE_NEWUSER as u64, |_| 0),
         cgroup: None,
     };
-    let creator = std::process::id() as i32;
+    let creator = rustix::process::getpid();
     let (pid, pidfd) = clone3(&request, || {
+        child.settle_in();
         let entered = existing.map_or(Ok(()), |fd| {
             move_into_link_name_space(fd, Some(LinkNameSpaceType::User))
         });
@@ -70,10 +72,7 @@ fn beside_resident<T>(
             Err(failure) => child.send(Report::Failed(failure)),
         };
         // It belongs to no container: nobody else would end it if this process were killed.
-        if sent.is_ok() && crate::sys::die_with_parent(creator) == Ok(false) {
-            crate::sys::wait_to_be_killed();
-        }
-        0
+        if sent.is_ok() { wait_with(creator) } else { 1 }
     })
     .map_err(Error::os("create user namespace"))?;
     drop(child);

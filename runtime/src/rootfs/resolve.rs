@@ -15,6 +15,8 @@ pub(crate) enum Want {
 
 /// Longest path, with its zero byte.
 const PATH_MAX: usize = 4096;
+/// How often a path is tried while others rename on it: nobody can hold a launch up for ever.
+const ATTEMPTS: usize = 10_000;
 /// As many symlinks as the kernel follows.
 const MAX_LINKS: usize = 40;
 /// Permissions of directories that are made.
@@ -34,13 +36,14 @@ pub(crate) fn open_inside(
         resolve |= ResolveFlags::NO_SYMLINKS;
     }
     let path = if path.is_empty() { c"." } else { path };
-    loop {
+    for _ in 0..ATTEMPTS {
         // EAGAIN says that something was renamed meanwhile and the check could not be made.
         match openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             Err(Errno::AGAIN) => {}
             result => return result,
         }
     }
+    Err(Errno::AGAIN)
 }
 
 /// Opens the place of a mount as an `O_PATH` descriptor, making it when it is missing.

@@ -96,14 +96,12 @@ impl StateDir {
         self.fd.as_raw_fd()
     }
 
-    /// Whether somebody holds the lock at this moment.
+    /// Whether somebody holds the lock at this moment, this value included.
     fn is_locked(&self) -> bool {
-        let busy = flock(&self.fd, FlockOperation::NonBlockingLockShared).is_err();
-        if !busy {
-            // A lock that was just taken can be given back.
-            let _ = flock(&self.fd, FlockOperation::Unlock);
-        }
-        busy
+        // By a description of its own: trying the lock on the one that holds it would give it away.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        openat(&self.fd, c".", flags, Mode::empty())
+            .is_ok_and(|other| flock(&other, FlockOperation::NonBlockingLockShared).is_err())
     }
 
     /// Reads the record; none when creation was cut short before it was written.
@@ -232,8 +230,14 @@ impl StateDir {
 
     /// Where the container stands, from its record and what the kernel says.
     pub(crate) fn status(&self, record: &Record) -> Status {
-        if record.pid == 0 && self.is_locked() {
-            return Status::Creating;
+        if record.pid == 0 {
+            // Cut short after it had made a process and before it could say which.
+            let is_under_way = self.is_locked() || has_processes(&record.cgroup);
+            return if is_under_way {
+                Status::Creating
+            } else {
+                Status::Stopped
+            };
         }
         if !record.init_is_alive() {
             return Status::Stopped;
@@ -300,6 +304,13 @@ pub(crate) fn ids(root: &Path) -> Result<Vec<ContainerId>> {
     }
     ids.sort();
     Ok(ids)
+}
+
+/// Whether the cgroup at this path has processes; one that cannot be read has none to tell of.
+fn has_processes(full: &Path) -> bool {
+    CgroupPath::from_full(full)
+        .and_then(|path| Cgroup::open(&path)?.pids(true))
+        .is_ok_and(|pids| !pids.is_empty())
 }
 
 /// All containers below a state root.
@@ -398,6 +409,16 @@ mod tests {
         assert_eq!(rustix::io::read(&gate, &mut [0; 4]), Ok(1));
         drop(gate);
         assert!(!dir.is_waited_at());
+    }
+
+    #[test]
+    fn a_look_at_the_lock_does_not_give_it_away() {
+        let root = tempfile::tempdir().expect("temporary directory");
+        let dir = StateDir::create(root.path(), &id()).expect("created");
+        assert!(dir.is_locked() && dir.is_locked());
+        drop(dir);
+        let dir = StateDir::open(root.path(), &id()).expect("opened");
+        assert!(!dir.is_locked());
     }
 
     #[test]

@@ -38,22 +38,13 @@ pub(crate) fn close_all_but(first: u32, keep: &mut [u32]) -> Result<(), Errno> {
 
 /// Closes one descriptor by its number; for whom [`close_all_but`] is for.
 pub(crate) fn close_one(fd: RawFd) -> Result<(), Errno> {
-    close_range(fd as u32, fd as u32)
+    let number = u32::try_from(fd).map_err(|_| Errno::BADF)?;
+    close_range(number, number)
 }
 
 fn close_range(from: u32, to: u32) -> Result<(), Errno> {
     // SAFETY: as the caller promises, nobody uses or drops what is closed here.
     super::check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)
-}
-
-/// Makes the kernel end this process when its parent, whose pid is `parent`, ends; tells whether
-/// that has happened already.
-pub(crate) fn die_with_parent(parent: i32) -> Result<bool, Errno> {
-    // SAFETY: takes integers only, and getppid has no preconditions.
-    unsafe {
-        super::check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL).into())?;
-        Ok(libc::getppid() != parent)
-    }
 }
 
 /// Joins the session keyring of this name, which is made if there is none; its serial number
