@@ -6,8 +6,8 @@
 //! and [`seccomp`] do what their names say, [`state`] keeps the record of each container.
 //!
 //! The library starts no thread, no subprocess but hooks and the two programs that map the ids of
-//! a user who is not root, and no async runtime; it never executes
-//! its own binary again, and it prints nothing: the caller decides what to log.
+//! a user who is not root, and no async runtime. It prints nothing: the caller decides what to
+//! log. Only [`protect_own_binary`] executes the caller's program again, before anything else.
 
 mod begin;
 mod caller;
