@@ -1,5 +1,7 @@
 //! What the process that launches containers may do itself.
 
+use std::sync::OnceLock;
+
 use rustix::fs::{AtFlags, CWD, statat};
 use rustix::thread::{CapabilitySet, capabilities};
 
@@ -8,7 +10,7 @@ use crate::error::{Error, Result};
 /// Inode number of the user namespace that the machine started with (`linux/nsfs.h`).
 const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 
-/// The caller's standing, probed once a launch.
+/// The caller's standing, probed once a process: it does not change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Caller {
     /// May mount and make namespaces. Who may not gets there through a user namespace.
@@ -19,6 +21,15 @@ pub(crate) struct Caller {
 
 impl Caller {
     pub(crate) fn probe() -> Result<Self> {
+        static KNOWN: OnceLock<Caller> = OnceLock::new();
+        if let Some(known) = KNOWN.get() {
+            return Ok(*known);
+        }
+        let found = Self::look()?;
+        Ok(*KNOWN.get_or_init(|| found))
+    }
+
+    fn look() -> Result<Self> {
         let own = capabilities(None).map_err(Error::os("read own capabilities"))?;
         let path = "/proc/self/ns/user";
         let namespace =

@@ -2,5 +2,6 @@
 
 mod cgroups;
 mod clients;
+mod footprint;
 mod labels;
 mod memory;
