@@ -173,6 +173,24 @@ fn a_container_whose_processes_were_moved_away_is_still_ended() {
 }
 
 #[test]
+fn a_deletion_does_not_end_who_has_taken_the_cgroup_over() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["true"]).unwrap();
+    let warm = Bundle::create(&host, "/tmp/warm", &["true"]).unwrap();
+    bundle.config["linux"]["cgroupsPath"] = json!("/shared");
+    bundle.write().unwrap();
+    let before = settled(&host, &warm);
+    ok(&host, &["run", "--keep", "--bundle", "/tmp/b", "first"]);
+    bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+    bundle.write().unwrap();
+    run_detached(&host, bundle.path(), "second");
+    ok(&host, &["delete", "first"]);
+    assert_eq!(state(&host, "second")["status"], "running");
+    ok(&host, &["delete", "--force", "second"]);
+    assert_restored(&host, &before);
+}
+
+#[test]
 fn an_init_whose_creator_was_killed_at_the_end_can_be_started() {
     let host = host();
     let bundle = Bundle::create(&host, "/tmp/b", &["sh", "-c", "echo started > /ok"]).unwrap();
@@ -261,7 +279,7 @@ fn a_run_outlives_its_caller_and_its_container_can_be_deleted() {
 /// Races two commands on one container, many times; gives what they said, sorted.
 fn race(host: &NativeHost, before: &str, one: &str, other: &str) -> Vec<String> {
     let script = format!(
-        "for round in $(seq 25); do
+        "for round in $(seq 15); do
             {before}
             {{ {one}; }} </dev/null >/tmp/one 2>&1 & {{ {other}; }} </dev/null >/tmp/other 2>&1 &
             wait; cat /tmp/one /tmp/other

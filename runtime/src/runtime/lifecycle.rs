@@ -196,6 +196,7 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
         None
     } else {
         existing_cgroup(&record.cgroup)?
+            .filter(|cgroup| init.is_some() || !has_successor(record, cgroup))
     };
     if let Some(cgroup) = &cgroup {
         cgroup.kill()?;
@@ -206,7 +207,11 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
     if let Some(unit) = &record.unit {
         forget_unit(unit);
     }
-    if let Some(cgroup) = &cgroup {
+    if let Some(cgroup) = &cgroup
+        && cgroup.remove().is_err()
+    {
+        // An `exec` that had looked before the end came in after the signal.
+        cgroup.kill()?;
         cgroup.remove()?;
     }
     if let Some(groups) = &record.resctrl {
@@ -224,6 +229,13 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
         Some(failure) => Err(failure),
         None => Ok(()),
     }
+}
+
+/// With init all processes of its pid namespace have ended: what is in the cgroup of a container
+/// whose init is dead belongs to one that was created after it, with the same cgroup.
+fn has_successor(record: &Record, cgroup: &Cgroup) -> bool {
+    let has_ended = record.pid != 0 && record.private_pids;
+    has_ended && cgroup.pids(true).is_ok_and(|pids| !pids.is_empty())
 }
 
 fn wait_for_death(init: &OwnedFd) -> Result<()> {
