@@ -83,6 +83,10 @@ fn a_state_root_without_room_or_without_permission_is_told_and_left_clean() {
         &create("/etc/hostname"),
         &["/etc/hostname/c", "not a directory"],
     );
+    // A careless umask opens the root to nobody else.
+    let run = "(umask 0; xebec --root /run/new/root run --bundle /tmp/warm c); \
+               stat -c %a /run/new /run/new/root; rm -r /run/new";
+    assert_eq!(host.check_sh(run).unwrap(), "711\n711\n");
     host.check_sh("rm /run/small/fill").unwrap();
     assert_restored(&host, &before);
 }
@@ -104,6 +108,7 @@ fn a_damaged_record_is_one_error_and_its_container_can_still_be_deleted() {
         "jq '.pid = \"x\"' state.json > s && mv s state.json",
         "rm state.json && mkfifo state.json",
         "rm state.json && ln -s /dev/zero state.json",
+        "rm state.json && mkdir -p state.json/deep && touch foreign",
     ] {
         run_detached(&host, bundle.path(), "c");
         let init = pid(&host, "c");

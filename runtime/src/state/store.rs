@@ -1,10 +1,11 @@
 //! State directories: `ROOT/ID` with `state.json`, the start fifo and the seccomp program.
 
 use std::ffi::OsString;
-use std::fs;
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -50,7 +51,12 @@ impl StateDir {
             Ok(()) => {}
             Err(Errno::EXIST) => return Err(Error::AlreadyExists),
             Err(Errno::NOENT) => {
-                fs::create_dir_all(root).map_err(Error::file("mkdir", root))?;
+                // Whatever the caller's umask is, nobody else may put a container there.
+                DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o711)
+                    .create(root)
+                    .map_err(Error::file("mkdir", root))?;
                 mkdir(&path, Mode::from_raw_mode(0o711)).map_err(|errno| match errno {
                     Errno::EXIST => Error::AlreadyExists,
                     errno => Error::file("mkdir", &path)(errno),
@@ -266,13 +272,15 @@ impl StateDir {
         if self.remove_empty()? {
             return Ok(());
         }
-        Err(Error::file("remove", &self.path)(Errno::NOTEMPTY))
+        // What somebody else has put there does not keep the name taken.
+        fs::remove_dir_all(&self.path).map_err(Error::file("remove", &self.path))
     }
 
     fn remove_files(&self, names: &[&str]) -> Result<()> {
         for name in names {
             match unlinkat(&self.fd, *name, AtFlags::empty()) {
-                Ok(()) | Err(Errno::NOENT) => {}
+                // A directory by one of our names goes with what is left at the end.
+                Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
                 Err(errno) => return Err(Error::file("remove", self.path.join(name))(errno)),
             }
         }
