@@ -1,5 +1,7 @@
 //! `mounts` of the specification: each option as it shows inside, beside runc wherever runc has it.
 
+use std::os::unix::net::UnixListener;
+
 use integration::bundle::Bundle;
 use integration::command::Output;
 use integration::hosts::NativeHost;
@@ -419,6 +421,7 @@ fn symlinks_are_followed_copied_or_mounted_as_asked() {
         && ln -s file link && cd /tmp/trial/rootfs && ln -s /made/here y && ln -s /etc z",
     )
     .unwrap();
+    let _socket = UnixListener::bind(host.path("/tmp/s/socket")).unwrap();
     let at = |destination: &str, source: &str, options: &[&str]| {
         let mut mount = bind(&format!("/tmp/s/{source}"), options);
         mount["destination"] = json!(destination);
@@ -426,15 +429,19 @@ fn symlinks_are_followed_copied_or_mounted_as_asked() {
     };
     // A dangling link of the image leads to what is made inside; kinds of files stay.
     trial.mounts(
-        "cat /made/here /followed; busybox stat -c %F /fifo /null",
+        "cat /made/here /followed; busybox stat -c %F /fifo /socket /null",
         &[
             at("/y", "file", &["bind"]),
             at("/followed", "link", &["bind", "ro"]),
             at("/fifo", "fifo", &["bind"]),
+            at("/socket", "socket", &["bind"]),
             json!({"destination": "/null", "source": "/dev/null", "options": ["bind"]}),
         ],
     );
-    assert_eq!(trial.same(), "text\ntext\nfifo\ncharacter special file\n");
+    assert_eq!(
+        trial.same(),
+        "text\ntext\nfifo\nsocket\ncharacter special file\n"
+    );
 
     for (mount, script, expected) in [
         (

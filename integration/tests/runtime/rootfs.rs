@@ -69,18 +69,31 @@ fn the_root_may_be_any_directory_and_any_mount() {
 }
 
 #[test]
-fn without_a_pivot_no_file_system_of_the_host_can_be_reached_again() {
+fn without_a_pivot_no_complete_proc_of_the_host_is_left_to_be_mounted_again() {
     let host = host();
+    host.check_sh("chmod 755 /tmp").unwrap();
     let mut trial = Trial::new(&host);
-    // Whoever may change its root climbs out of it; even then the host's proc and sysfs are gone.
-    let climb = "mkdir -p /tmp/jail; busybox chroot /tmp/jail /bin/true 2>/dev/null; \
-        cat /proc/self/mountinfo | busybox grep -c -E ' - (proc|sysfs) '";
-    let config = trial.mounts(&climb.replace("mkdir", "busybox mkdir"), &[]);
-    config["linux"]["maskedPaths"] = json!([]);
-    config["linux"]["readonlyPaths"] = json!([]);
-    let with = trial.output();
-    let without = trial.run_with("xebec", "--no-pivot");
-    assert_eq!(without.stdout, with, "{without:?}");
+    // The kernel lets a user namespace mount a proc if one is somewhere to be seen unmasked; what
+    // cannot be reached from the root counts as well.
+    let script = "busybox unshare -U -r -m -p -f mount -t proc proc /tmp 2>/dev/null \
+        && echo seen || echo hidden";
+    for (masked, expected) in [(true, "hidden\n"), (false, "seen\n")] {
+        let config = trial.mounts(script, &[]);
+        config["process"]["user"] = json!({"uid": 1000, "gid": 1000});
+        if !masked {
+            config["linux"]["maskedPaths"] = json!([]);
+            config["linux"]["readonlyPaths"] = json!([]);
+        }
+        assert_eq!(trial.same(), expected);
+        let unpivoted = trial.run_with("xebec", "--no-pivot");
+        assert_eq!(unpivoted.stdout, expected, "{unpivoted:?}");
+    }
+    // In a user namespace the host's are locked in place, and are covered.
+    host.check_sh("chown -hR 100000:100000 /tmp/trial/rootfs")
+        .unwrap();
+    map_users(trial.mounts("ls -d /proc/self/ns", &[]));
+    let mapped = trial.run_with("xebec", "--no-pivot");
+    assert_eq!(mapped.stdout, "/proc/self/ns\n", "{mapped:?}");
 }
 
 #[test]

@@ -80,7 +80,6 @@ fn change_root(root: BorrowedFd<'_>, change: RootChange) -> Result<(), Errno> {
         }
         RootChange::Move => {
             hide_host()?;
-            fchdir(root)?;
             mount_move(c".", c"/")?;
             chroot(c".")?;
         }
