@@ -275,11 +275,8 @@ fn plan_rootfs(
         .root()
         .as_ref()
         .ok_or_else(|| FieldError::new("root", "is missing"))?;
-    let propagation = match linux.rootfs_propagation().as_deref() {
-        None | Some("") => (libc::MS_SLAVE, true),
-        Some(word) => options::propagation(word)
-            .ok_or_else(|| FieldError::new("linux.rootfsPropagation", "is no propagation type"))?,
-    };
+    let propagation = root_propagation(linux, context.no_pivot)
+        .map_err(|reason| FieldError::new("linux.rootfsPropagation", reason))?;
     let mount_context = MountContext {
         namespaces,
         cgroup_path: context.cgroup_path,
@@ -295,12 +292,6 @@ fn plan_rootfs(
             .find(|join| join.flag == libc::CLONE_NEWUSER as u64)
             .map(|join| join.path.as_path()),
     };
-    if context.no_pivot && propagation.0 == libc::MS_PRIVATE {
-        return Err(FieldError::new(
-            "linux.rootfsPropagation",
-            "[r]private is not safe without pivot_root",
-        ));
-    }
     let list = spec.mounts().as_deref().unwrap_or_default();
     let mounts = plan_mounts(list, &mount_context)?;
     let within = |e: FieldError| e.within("linux");
@@ -321,6 +312,18 @@ fn plan_rootfs(
             .map_err(within)?,
         cwd: mounts::relative_target(Path::new(OsStr::from_bytes(process.cwd.as_bytes())))?,
     })
+}
+
+/// Propagation of the root (`MS_*`, and whether it is for whole trees), or why it cannot be.
+fn root_propagation(linux: &Linux, no_pivot: bool) -> Result<(u64, bool), &'static str> {
+    let propagation = match linux.rootfs_propagation().as_deref() {
+        None | Some("") => (libc::MS_SLAVE, true),
+        Some(word) => options::propagation(word).ok_or("is no propagation type")?,
+    };
+    if no_pivot && propagation.0 == libc::MS_PRIVATE {
+        return Err("[r]private is not safe without pivot_root");
+    }
+    Ok(propagation)
 }
 
 /// Delegation needs a user and a cgroup namespace, and the hierarchy mounted writable.

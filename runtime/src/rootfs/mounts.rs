@@ -85,31 +85,7 @@ fn mount_one<'p>(
 ) -> Result<Option<OwnedFd>, Failure<'p>> {
     match (&mount.source, part.tree.take()) {
         (MountSource::Filesystem(plan), stand_in) => {
-            let place = open_place(mount, root, Want::Directory)?;
-            let made_before = part.made.take();
-            let mapped = made_before.is_some();
-            let made = match made_before {
-                Some(tree) => Ok(tree),
-                None => make(mount, plan, root, &place),
-            };
-            let tree = match (made, stand_in) {
-                (Err(failure), Some(HostTree::Tree { fd, .. }))
-                    if refuses_filesystem(failure.errno) =>
-                {
-                    fd
-                }
-                (made, _) => {
-                    let tree = made?;
-                    let namespace = part.user_namespace.as_ref().filter(|_| !mapped);
-                    prepare(mount, plan, &tree, &place, namespace)?;
-                    tree
-                }
-            };
-            attach(mount, &tree, &place)?;
-            for &(kind, recursive) in &mount.propagation {
-                set_propagation(tree.as_fd(), kind, recursive).at(Step::Mount, &mount.place)?;
-            }
-            Ok(Some(tree))
+            mount_filesystem(mount, plan, root, (part, stand_in)).map(Some)
         }
         (MountSource::Bind(_), Some(HostTree::Tree { fd, is_dir })) => {
             let want = if is_dir { Want::Directory } else { Want::File };
@@ -128,6 +104,36 @@ fn mount_one<'p>(
             Ok(None)
         }
     }
+}
+
+fn mount_filesystem<'p>(
+    mount: &'p MountPlan,
+    plan: &'p FilesystemPlan,
+    root: BorrowedFd<'_>,
+    (part, stand_in): (&mut HostPart, Option<HostTree>),
+) -> Result<OwnedFd, Failure<'p>> {
+    let place = open_place(mount, root, Want::Directory)?;
+    // What the parent made has its ids mapped.
+    let (made, namespace) = match part.made.take() {
+        Some(tree) => (Ok(tree), None),
+        None => (
+            make(mount, plan, root, &place),
+            part.user_namespace.as_ref(),
+        ),
+    };
+    let tree = match (made, stand_in) {
+        (Err(failure), Some(HostTree::Tree { fd, .. })) if refuses_filesystem(failure.errno) => fd,
+        (made, _) => {
+            let tree = made?;
+            prepare(mount, plan, &tree, &place, namespace)?;
+            tree
+        }
+    };
+    attach(mount, &tree, &place)?;
+    for &(kind, recursive) in &mount.propagation {
+        set_propagation(tree.as_fd(), kind, recursive).at(Step::Mount, &mount.place)?;
+    }
+    Ok(tree)
 }
 
 /// Opens the target; should a symlink have led into a proc file system, it is refused.

@@ -1,6 +1,6 @@
 //! New file systems: parameters for `fsconfig`, or one line for `mount(2)`.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::Path;
 
 use oci_spec::runtime::Mount;
@@ -60,12 +60,60 @@ const FSCONFIG_MAX: usize = 255;
 /// `mount(2)` copies one page of options.
 const OLD_DATA_MAX: usize = 4095;
 
+/// What a file system depends on besides its options.
+pub(super) struct Around<'a> {
+    pub(super) context: &'a MountContext<'a>,
+    pub(super) target: &'a CStr,
+    pub(super) in_proc: ProcTarget,
+    /// The mount, for errors.
+    pub(super) place: &'a str,
+}
+
 pub(super) fn plan_filesystem(
     kind: &str,
     mount: &Mount,
     options: &MountOptions,
-    (context, place, in_proc): (&MountContext<'_>, &str, ProcTarget),
+    around: &Around<'_>,
 ) -> Result<FilesystemPlan, FieldError> {
+    refuse_impossible(kind, options)?;
+    let Around { context, place, .. } = *around;
+    // Version 1's name in a configuration means "the cgroup hierarchy", which is version 2 here.
+    let kind = if kind == "cgroup" { "cgroup2" } else { kind };
+    let source = mount.source().as_deref().unwrap_or_else(|| Path::new(kind));
+    let source = c_string("source", source.as_os_str().as_encoded_bytes())?;
+    let data = words_for(kind, options, context.label);
+    let too_long = data.iter().any(|word| value_of(word).len() > FSCONFIG_MAX);
+    let (attrs, late_readonly) = attributes(kind, options, around.target);
+    let idmap = plan_idmap(mount, options, context)?;
+    let made_by_parent = idmap.is_some() && context.in_user_namespace();
+    if made_by_parent && too_long {
+        let reason = "idmap in a user namespace takes no option longer than 255 bytes";
+        return Err(FieldError::new("options", reason));
+    }
+    let (params, old_call) = if too_long {
+        (Vec::new(), Some(old_mount(source, options, attrs, &data)?))
+    } else {
+        (params(Some(&source), &options.flags, &data, place)?, None)
+    };
+    let root_label = context.label.filter(|_| kind == "mqueue");
+    Ok(FilesystemPlan {
+        kind: c_string("type", kind.as_bytes())?,
+        params,
+        attrs,
+        late_readonly,
+        inherit_mode: kind == "tmpfs" && !data.iter().any(|o| o.starts_with("mode=")),
+        copy_up: options.copy_up,
+        root_label: root_label
+            .map(|label| c_string("linux.mountLabel", label.as_bytes()))
+            .transpose()?,
+        old_call,
+        idmap,
+        made_by_parent,
+        instead: host_tree(kind, options, context, around.in_proc)?,
+    })
+}
+
+fn refuse_impossible(kind: &str, options: &MountOptions) -> Result<(), FieldError> {
     if kind.is_empty() {
         return Err(FieldError::new("type", "is missing"));
     }
@@ -73,50 +121,19 @@ pub(super) fn plan_filesystem(
         let reason = "tmpcopyup can be used only with tmpfs";
         return Err(FieldError::new("options", reason));
     }
-    // Version 1's name in a configuration means "the cgroup hierarchy", which is version 2 here.
-    let kind = if kind == "cgroup" { "cgroup2" } else { kind };
-    let source = mount.source().as_deref().unwrap_or_else(|| Path::new(kind));
-    let source = c_string("source", source.as_os_str().as_encoded_bytes())?;
-    let data = words_for(kind, options, context.label);
-    let too_long = data.iter().any(|word| value_of(word).len() > FSCONFIG_MAX);
-    // The mounts, nodes and links below have to be made first.
-    let is_dev = super::relative_target(mount.destination())?.as_c_str() == c"dev";
+    Ok(())
+}
+
+/// `MOUNT_ATTR_*` to begin with, and whether it becomes read-only later: where the mounts, nodes
+/// and links below have to be made first.
+fn attributes(kind: &str, options: &MountOptions, target: &CStr) -> (u64, bool) {
     let asked = options.top.set | options.deep.set;
-    let late_readonly = asked & libc::MOUNT_ATTR_RDONLY != 0 && (kind == "tmpfs" || is_dev);
-    let attrs = if late_readonly {
-        asked & !libc::MOUNT_ATTR_RDONLY
+    let is_filled = kind == "tmpfs" || target == c"dev";
+    if is_filled && asked & libc::MOUNT_ATTR_RDONLY != 0 {
+        (asked & !libc::MOUNT_ATTR_RDONLY, true)
     } else {
-        asked
-    };
-    let idmap = plan_idmap(mount, options, context)?;
-    let made_by_parent = idmap.is_some() && context.in_user_namespace();
-    if made_by_parent && too_long {
-        let reason = "idmap in a user namespace takes no option longer than 255 bytes";
-        return Err(FieldError::new("options", reason));
+        (asked, false)
     }
-    Ok(FilesystemPlan {
-        kind: c_string("type", kind.as_bytes())?,
-        params: if too_long {
-            Vec::new()
-        } else {
-            params(Some(&source), &options.flags, &data, place)?
-        },
-        attrs,
-        late_readonly,
-        inherit_mode: kind == "tmpfs" && !data.iter().any(|o| o.starts_with("mode=")),
-        copy_up: options.copy_up,
-        root_label: context
-            .label
-            .filter(|_| kind == "mqueue")
-            .map(|label| c_string("linux.mountLabel", label.as_bytes()))
-            .transpose()?,
-        old_call: too_long
-            .then(|| old_mount(source, options, attrs, &data))
-            .transpose()?,
-        idmap,
-        made_by_parent,
-        instead: host_tree(kind, options, context, in_proc)?,
-    })
 }
 
 /// Options for the file system itself, with the label that SELinux has it carry: not those that

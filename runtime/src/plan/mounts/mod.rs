@@ -17,6 +17,7 @@ use super::FieldError;
 use super::options::{self, MountOptions};
 use crate::spec::Namespaces;
 use crate::sys::MountAttr;
+use filesystem::Around;
 
 /// One mount, ready to be made.
 #[derive(Debug)]
@@ -113,8 +114,13 @@ pub(crate) fn plan_mount(
         plan.must_be_proc = in_proc == ProcTarget::Itself;
         MountSource::Bind(plan)
     } else {
-        let around = (context, place.as_str(), in_proc);
-        MountSource::Filesystem(filesystem::plan_filesystem(kind, mount, &options, around)?)
+        let around = Around {
+            context,
+            target: &target,
+            in_proc,
+            place: &place,
+        };
+        MountSource::Filesystem(filesystem::plan_filesystem(kind, mount, &options, &around)?)
     };
     Ok(MountPlan {
         target,
