@@ -62,7 +62,7 @@ pub(super) fn exec_main(job: &mut ExecJob, channel: &ChildEnd) -> i32 {
             .and_then(|()| enter(init, *namespaces & !(libc::CLONE_NEWPID as u64)))
     };
     let entered = entered.and_then(|()| match root {
-        Some(root) => fchdir(&root)
+        Some(root) => fchdir(root)
             .and_then(|()| chroot(c"."))
             .at(Step::JoinNamespace, b"root"),
         None => Ok(()),

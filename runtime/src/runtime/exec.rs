@@ -140,9 +140,10 @@ fn root_of_init(record: &Record) -> Result<Option<OwnedFd>> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(&path, flags, Mode::empty()).map_err(Error::file("open", &path))?;
     // Checked after opening: nobody else can have got the pid before.
-    match record.init_is_alive() {
-        true => Ok(Some(root)),
-        false => Err(Error::NotRunning),
+    if record.init_is_alive() {
+        Ok(Some(root))
+    } else {
+        Err(Error::NotRunning)
     }
 }
 

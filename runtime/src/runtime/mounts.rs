@@ -65,6 +65,10 @@ pub(super) fn remove(runtime: &Runtime, id: &ContainerId, file: &Path) -> Result
 }
 
 fn change(record: &Record, change: HotChange) -> Result<()> {
+    if record.namespaces & libc::CLONE_NEWNS as u64 == 0 {
+        let reason = "cannot change mounts: the container's are the host's";
+        return Err(Error::Unsupported(reason.to_owned()));
+    }
     let init = init_of(record)?.ok_or(Error::NotRunning)?;
     change_mounts(&mut HotJob {
         init,
