@@ -179,7 +179,8 @@ impl Confinement {
         if let Some(owner) = owner.filter(|_| caller.privileged) {
             cgroup.delegate(owner)?;
         }
-        Ok(skipped.iter().map(left_out).collect())
+        let warnings = self.resources.warnings().iter().map(ToString::to_string);
+        Ok(warnings.chain(skipped.iter().map(left_out)).collect())
     }
 
     /// Ends the placeholder, in whose place init is now.

@@ -294,7 +294,8 @@ pub(super) fn update(
     {
         cgroup.attach_devices(&crate::cgroup::devices::compile(rules)?)?;
     }
-    Ok(skipped.iter().map(left_out).collect())
+    let warnings = plan.warnings().iter().map(ToString::to_string);
+    Ok(warnings.chain(skipped.iter().map(left_out)).collect())
 }
 
 pub(super) fn update_intel_rdt(

@@ -65,6 +65,7 @@ pub struct ResourcePlan {
     entries: Vec<Entry>,
     usage_checks: Vec<UsageCheck>,
     ignored: Vec<&'static str>,
+    warnings: Vec<&'static str>,
 }
 
 impl ResourcePlan {
@@ -93,6 +94,7 @@ impl ResourcePlan {
             plan.ignored.push("linux.resources.network");
         }
         plan.unified(resources)?;
+        plan.let_idle_win();
         Ok(plan)
     }
 
@@ -109,6 +111,11 @@ impl ResourcePlan {
     /// Fields that are set and that cgroup v2 has no equivalent for; runc leaves them out too.
     pub fn ignored(&self) -> &[&'static str] {
         &self.ignored
+    }
+
+    /// What was asked for and contradicts itself.
+    pub fn warnings(&self) -> &[&'static str] {
+        &self.warnings
     }
 
     /// The controllers that are needed.
@@ -396,6 +403,23 @@ impl ResourcePlan {
             });
         }
         Ok(())
+    }
+
+    /// An idle cgroup has no weight: the kernel refuses one.
+    fn let_idle_win(&mut self) {
+        let before = self.entries.len();
+        if self
+            .entries
+            .iter()
+            .any(|entry| entry.file == "cpu.idle" && entry.value == "1")
+        {
+            self.entries.retain(|entry| entry.file != "cpu.weight");
+        }
+        if self.entries.len() < before {
+            // runc's words.
+            self.warnings
+                .push("unable to apply both cpu.weight and cpu.idle, ignoring cpu.weight");
+        }
     }
 
     /// Raw values come last and so win over what the other fields say; one write a line.

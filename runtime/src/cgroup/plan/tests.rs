@@ -172,6 +172,23 @@ fn limits_are_compared_with_the_use_only_on_demand() {
 }
 
 #[test]
+fn an_idle_cgroup_gets_no_weight() {
+    for json in [
+        r#"{"cpu":{"idle":1,"shares":200}}"#,
+        r#"{"unified":{"cpu.idle":"1","cpu.weight":"8"}}"#,
+    ] {
+        assert_eq!(
+            writes(json),
+            [("cpu.idle".to_owned(), "1".to_owned())],
+            "{json}"
+        );
+        assert_eq!(plan(json).unwrap().warnings().len(), 1, "{json}");
+    }
+    let awake = plan(r#"{"cpu":{"idle":0,"shares":200}}"#).unwrap();
+    assert!(awake.warnings().is_empty() && awake.entries().len() == 2);
+}
+
+#[test]
 fn fields_without_a_v2_equivalent_are_named() {
     let plan = plan(r#"{"memory":{"swappiness":3},"cpu":{"realtimePeriod":9}}"#).unwrap();
     assert!(plan.is_empty());
