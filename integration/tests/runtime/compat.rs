@@ -203,3 +203,32 @@ fn the_callers_groups_are_kept_when_the_annotation_says_so() {
         }
     }
 }
+
+#[test]
+fn a_tmpfs_takes_the_mode_of_the_directory_it_covers() {
+    let host = host();
+    let script = "busybox stat -c %a /tmp/old /tmp/new; busybox grep -o 'mode=[0-9]*' /proc/mounts";
+    let mut bundle = Bundle::create(&host, "/tmp/modes", &["sh", "-c", script]).unwrap();
+    host.check_sh("mkdir -m 710 /tmp/modes/rootfs/tmp/old")
+        .unwrap();
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| {
+        ["/proc", "/dev"]
+            .iter()
+            .any(|kept| mount["destination"] == *kept)
+    });
+    for destination in ["/tmp/old", "/tmp/new"] {
+        mounts.push(json!({"destination": destination, "type": "tmpfs", "source": "tmpfs"}));
+    }
+    bundle.config["linux"]["maskedPaths"] = json!([]);
+    bundle.write().unwrap();
+    for output in both(
+        &host,
+        "rm -rf /tmp/modes/rootfs/tmp/new; $R run --bundle /tmp/modes modes",
+    ) {
+        assert_eq!(
+            output.stdout, "710\n1777\nmode=755\nmode=710\n",
+            "{output:?}"
+        );
+    }
+}

@@ -132,7 +132,7 @@ fn make_mapped(
     let (true, Some(idmap), Some(namespace)) = (fs.made_by_parent, &fs.idmap, namespace) else {
         return Ok(None);
     };
-    let made = new_filesystem(fs, &mount.place).and_then(|tree| {
+    let made = new_filesystem(fs, &mount.place, None).and_then(|tree| {
         map_ids(tree.as_fd(), idmap.recursive, namespace).at(Step::MapIds, &mount.place)?;
         Ok(tree)
     });

@@ -112,12 +112,13 @@ fn mount_filesystem<'p>(
     root: BorrowedFd<'_>,
     (part, stand_in): (&mut HostPart, Option<HostTree>),
 ) -> Result<OwnedFd, Failure<'p>> {
+    let mode = inherited_mode(mount, plan, root);
     let place = open_place(mount, root, Want::Directory)?;
     // What the parent made has its ids mapped.
     let (made, namespace) = match part.made.take() {
         Some(tree) => (Ok(tree), None),
         None => (
-            make(mount, plan, root, &place),
+            make(mount, plan, root, &place, mode),
             part.user_namespace.as_ref(),
         ),
     };
@@ -125,7 +126,7 @@ fn mount_filesystem<'p>(
         (Err(failure), Some(HostTree::Tree { fd, .. })) if refuses_filesystem(failure.errno) => fd,
         (made, _) => {
             let tree = made?;
-            prepare(mount, plan, &tree, &place, namespace)?;
+            prepare(mount, plan, &tree, &place, mode, namespace)?;
             tree
         }
     };
@@ -165,30 +166,57 @@ fn open_place<'p>(
     Ok(place)
 }
 
+/// The mode of the directory that a tmpfs is to take over; one that is made for it has none to give.
+fn inherited_mode(mount: &MountPlan, plan: &FilesystemPlan, root: BorrowedFd<'_>) -> Option<Mode> {
+    if !plan.inherit_mode {
+        return None;
+    }
+    let directory = open_inside(root, &mount.target, OFlags::PATH | OFlags::DIRECTORY, false);
+    let mode = directory
+        .and_then(|directory| fstat(&directory))
+        .ok()?
+        .st_mode;
+    Some(Mode::from_raw_mode(mode & 0o7777))
+}
+
 /// A new file system that is mounted nowhere yet.
 fn make<'p>(
     mount: &'p MountPlan,
     plan: &'p FilesystemPlan,
     root: BorrowedFd<'_>,
     place: &OwnedFd,
+    mode: Option<Mode>,
 ) -> Result<OwnedFd, Failure<'p>> {
     if let Some(old) = &plan.old_call {
         return make_by_old_call(mount, plan, old, (root, place))
             .at(Step::Filesystem, &mount.place);
     }
-    new_filesystem(plan, &mount.place)
+    new_filesystem(plan, &mount.place, mode)
 }
 
 /// A new file system by `fsconfig`; `place` names the mount for errors.
 pub(super) fn new_filesystem<'p>(
     plan: &'p FilesystemPlan,
     place: &'p [u8],
+    mode: Option<Mode>,
 ) -> Result<OwnedFd, Failure<'p>> {
     let context = fsopen(&*plan.kind, FsOpenFlags::FSOPEN_CLOEXEC).at(Step::Filesystem, place)?;
     set_params(context.as_fd(), &plan.params)?;
+    if let Some(mode) = mode {
+        let digits = octal(mode);
+        let digits = CStr::from_bytes_until_nul(&digits).unwrap_or(c"0755");
+        fsconfig_set_string(context.as_fd(), c"mode", digits)
+            .at(Step::FilesystemOption, b"mode")?;
+    }
     fsconfig_create(context.as_fd()).at(Step::Filesystem, place)?;
     let attrs = MountAttrFlags::from_bits_retain(plan.attrs as u32);
     fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attrs).at(Step::Filesystem, place)
+}
+
+/// A mode in four digits, with the zero byte that the kernel wants.
+fn octal(mode: Mode) -> [u8; 5] {
+    let digit = |shift: u32| b'0' + (mode.as_raw_mode() >> shift & 7) as u8;
+    [digit(9), digit(6), digit(3), digit(0), 0]
 }
 
 fn set_params<'p>(context: BorrowedFd<'_>, params: &'p [FsParam]) -> Result<(), Failure<'p>> {
@@ -229,12 +257,12 @@ fn prepare<'p>(
     plan: &'p FilesystemPlan,
     tree: &OwnedFd,
     place: &OwnedFd,
+    mode: Option<Mode>,
     user_namespace: Option<&OwnedFd>,
 ) -> Result<(), Failure<'p>> {
-    if plan.inherit_mode {
-        let mode = fstat(place).at(Step::MountTarget, &mount.place)?.st_mode;
-        chmodat(tree, c".", Mode::from_raw_mode(mode), AtFlags::empty())
-            .at(Step::Mount, &mount.place)?;
+    if let Some(mode) = mode {
+        // What the parent has made does not have it yet.
+        chmodat(tree, c".", mode, AtFlags::empty()).at(Step::Mount, &mount.place)?;
     }
     if plan.copy_up {
         copy_up(place.as_fd(), tree.as_fd()).at(Step::CopyUp, &mount.place)?;
