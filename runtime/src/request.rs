@@ -168,6 +168,8 @@ pub struct Launched {
     /// What was left out of the configuration, for the log: unknown capabilities, limits without a
     /// controller, …
     pub warnings: Vec<String>,
+    /// What only somebody who looks for a fault wants to know, in runc's words.
+    pub notes: Vec<String>,
 }
 
 impl Launched {
@@ -177,6 +179,13 @@ impl Launched {
             pidfd,
             terminal: None,
             warnings: Vec::new(),
+            notes: Vec::new(),
         }
+    }
+
+    /// Notes which flags the seccomp filter was installed with.
+    pub(crate) fn note_filter(&mut self, flags: Option<u32>) {
+        self.notes
+            .extend(flags.map(|flags| format!("seccomp filter flags: {flags}")));
     }
 }

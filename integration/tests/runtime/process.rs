@@ -213,6 +213,16 @@ const REFUSED: &[(&str, &str, bool)] = &[
         true,
     ),
     (
+        ".linux.memoryPolicy={mode:\"BIND\",nodes:\"0\"}",
+        "linux.memoryPolicy.mode: invalid memory policy mode",
+        false,
+    ),
+    (
+        ".linux.memoryPolicy={mode:\"MPOL_BIND\",nodes:\"0-9876543210\"}",
+        "linux.memoryPolicy.nodes: invalid memory policy nodes",
+        false,
+    ),
+    (
         ".linux.memoryPolicy={mode:\"MPOL_BIND\"}",
         "linux.memoryPolicy.nodes",
         false,
@@ -284,7 +294,7 @@ fn what_cannot_be_done_is_refused_by_its_field_and_leaves_nothing() {
         }
     }
     host.check_sh("jq '.process.capabilities.bounding += [\"CAP_NEW\"] |
-        .linux.personality={domain:\"LINUX\",flags:[\"F\"]}' /tmp/good/config.json > /tmp/bad/config.json")
+        .linux.memoryPolicy={} | .linux.personality={domain:\"LINUX\",flags:[\"F\"]}' /tmp/good/config.json > /tmp/bad/config.json")
         .unwrap();
     let warned = xebec(&host, &["run", "--bundle", "/tmp/bad", "warned"]).unwrap();
     assert!(warned.success(), "{warned:?}");

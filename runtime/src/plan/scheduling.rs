@@ -47,6 +47,11 @@ impl BitSet {
         &self.0
     }
 
+    /// Those below 64, for the log.
+    pub(crate) fn lowest(&self) -> u64 {
+        self.0.first().copied().unwrap_or(0)
+    }
+
     fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -87,6 +92,7 @@ pub(crate) struct MemoryPolicyPlan {
 impl MemoryPolicyPlan {
     pub(super) fn from_spec(wanted: &LinuxMemoryPolicy) -> Result<Self, FieldError> {
         let nodes = BitSet::parse(wanted.nodes().as_deref().unwrap_or_default())
+            .map_err(|reason| format!("invalid memory policy nodes: {reason}"))
             .map_err(|reason| FieldError::new("memoryPolicy.nodes", &reason))?;
         let (mode, nodes_fit) = match wanted.mode() {
             MemoryPolicyModeType::MpolDefault => (0, nodes.is_empty()),
@@ -98,12 +104,13 @@ impl MemoryPolicyPlan {
             MemoryPolicyModeType::MpolWeightedInterleave => (6, !nodes.is_empty()),
         };
         if !nodes_fit {
+            let mode = wanted.mode();
             let reason = if nodes.is_empty() {
-                "memory policy mode requires at least one node but got 0"
+                format!("set_mempolicy: invalid argument: {mode} needs at least one node")
             } else {
-                "memory policy mode requires 0 nodes"
+                format!("set_mempolicy: invalid argument: {mode} takes no nodes")
             };
-            return Err(FieldError::new("memoryPolicy.nodes", reason));
+            return Err(FieldError::new("memoryPolicy.nodes", &reason));
         }
         let flag = |flag: &MemoryPolicyFlagType| match flag {
             MemoryPolicyFlagType::MpolFStaticNodes => 1 << 15,

@@ -14,7 +14,7 @@ use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, run_poststart};
 use super::{Runtime, pidfd};
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result};
+use crate::error::{ChildFailure, Error, Result, Step};
 use crate::launch::{
     Agent, Birth, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console,
     launch_init, run_hooks, selinux_is_enabled,
@@ -273,6 +273,7 @@ fn build(
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let reparent = request.reparent;
     let laid = (blueprint.plan, blueprint.foundation);
+    let flags = blueprint.filter.as_ref().map(|filter| filter.flags);
     let (job, terminal) = init_job(dir, laid, blueprint.filter, request, gated)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = RefCell::new(record);
@@ -305,7 +306,7 @@ fn build(
     };
     let mut launched = launch_init(job, &mut launch).map_err(|error| match &child_hooks {
         Some(io) => io.explain(error),
-        None => error,
+        None => explain_scheduler(error, &spec),
     })?;
     pidfd::send(receiver, &launched)?;
     write_pid_file(pid_file.as_deref(), launched.pid)?;
@@ -314,7 +315,25 @@ fn build(
     }
     launched.terminal = receive_terminal(terminal);
     launched.warnings = warnings;
+    launched.note_filter(flags);
     Ok(launched)
+}
+
+/// A deadline scheduler wants every processor (`sched_setattr(2)`), which a cpuset takes from it.
+fn explain_scheduler(error: Error, spec: &Spec) -> Error {
+    let refused = |failure: &ChildFailure| {
+        failure.step == Step::Scheduling
+            && failure.errno == libc::EPERM
+            && failure.detail == "scheduler"
+    };
+    let resources = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let cpus = resources.and_then(|r| r.cpu().as_ref()?.cpus().as_ref());
+    match error {
+        Error::Init(failure) if refused(&failure) && cpus.is_some() => {
+            Error::Unsupported("process scheduler can't be used together with AllowedCPUs".into())
+        }
+        other => other,
+    }
 }
 
 fn move_devices(spec: &Spec, pid: i32) -> Result<Option<Moved>> {

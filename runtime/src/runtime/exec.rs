@@ -20,22 +20,11 @@ use crate::seccomp::Filter;
 use crate::spec::check_process;
 use crate::state::{Record, StateDir, Status};
 
-pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> {
+pub(super) fn exec(runtime: &Runtime, mut request: ExecRequest) -> Result<Launched> {
     let dir = StateDir::open(&runtime.options.root, &request.id)?;
     let record = dir.record()?;
     check_status(dir.status(&record), request.ignore_paused)?;
-    let refuse = |field: &str, reason: String| Error::Spec {
-        file: "process".to_owned(),
-        field: field.to_owned(),
-        reason,
-    };
-    check_process(&request.process).map_err(|(field, reason)| refuse(field, reason))?;
-    let mut process =
-        ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
-    process.resize(request.console_size);
-    process.keep_groups = record.annotations.contains_key(KEEP_GROUPS);
-    check_labels(&process.labels)?;
-    let init = init_of(&record)?.ok_or(Error::NotRunning)?;
+    let process = plan_process(&request, &record)?;
     let receiver = pidfd::connect(request.pidfd_socket.as_deref())?;
     let agent = record
         .seccomp_agent
@@ -43,32 +32,10 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
         .map(Agent::connect)
         .transpose()?;
     let cgroup = cgroup_for(&record, request.cgroup.as_deref())?;
-    let caller = Caller::probe()?;
-    let (console, terminal) = connect_console(request.console, process.terminal)?;
-    let mut job = ExecJob {
-        namespaces: record.namespaces,
-        init,
-        privileged: caller.privileged,
-        keyring: record
-            .keyring
-            .then(|| KeyringPlan::existing(&record.id))
-            .transpose()
-            .map_err(|e| refuse(&e.field, e.reason))?,
-        finish: FinishJob {
-            stdio: ChildStdio::new(request.stdio)?,
-            console,
-            gate: None,
-            filter: filter(&dir)?,
-            preserve_fds: request.preserve_fds,
-            common: record.common.clone(),
-            lend_descriptors: !caller.privileged,
-            late_rlimits: record.namespaces & libc::CLONE_NEWUSER as u64 == 0,
-            proc: None,
-            default_umask: Mode::empty(),
-        },
-        root: root_of_init(&record)?,
-        process,
-    };
+    let console = std::mem::take(&mut request.console);
+    let (console, terminal) = connect_console(console, process.terminal)?;
+    let mut job = exec_job(&mut request, (&dir, &record), process)?;
+    job.finish.console = console;
     let below = request.cgroup.as_deref().unwrap_or_default();
     let mover = mover(record.unit.as_ref(), below);
     let mut launch = ExecLaunch {
@@ -98,10 +65,72 @@ pub(super) fn exec(runtime: &Runtime, request: ExecRequest) -> Result<Launched> 
     pidfd::send(receiver, &launched)?;
     write_pid_file(request.pid_file.as_deref(), launched.pid)?;
     launched.terminal = receive_terminal(terminal);
+    note(&mut launched, &job);
     launched
         .warnings
         .extend(CapabilityPlan::warnings(&request.process));
     Ok(launched)
+}
+
+/// An error in the document of the process.
+fn refuse(field: &str, reason: String) -> Error {
+    Error::Spec {
+        file: "process".to_owned(),
+        field: field.to_owned(),
+        reason,
+    }
+}
+
+fn plan_process(request: &ExecRequest, record: &Record) -> Result<ProcessPlan> {
+    check_process(&request.process).map_err(|(field, reason)| refuse(field, reason))?;
+    let mut process =
+        ProcessPlan::from_spec(&request.process).map_err(|e| refuse(&e.field, e.reason))?;
+    process.resize(request.console_size);
+    process.keep_groups = record.annotations.contains_key(KEEP_GROUPS);
+    check_labels(&process.labels)?;
+    Ok(process)
+}
+
+/// What the process needs but its terminal, made before it exists.
+fn exec_job(
+    request: &mut ExecRequest,
+    (dir, record): (&StateDir, &Record),
+    process: ProcessPlan,
+) -> Result<ExecJob> {
+    let caller = Caller::probe()?;
+    Ok(ExecJob {
+        namespaces: record.namespaces,
+        init: init_of(record)?.ok_or(Error::NotRunning)?,
+        privileged: caller.privileged,
+        keyring: record
+            .keyring
+            .then(|| KeyringPlan::existing(&record.id))
+            .transpose()
+            .map_err(|e| refuse(&e.field, e.reason))?,
+        finish: FinishJob {
+            stdio: ChildStdio::new(std::mem::take(&mut request.stdio))?,
+            console: None,
+            gate: None,
+            filter: filter(dir)?,
+            preserve_fds: request.preserve_fds,
+            common: record.common.clone(),
+            lend_descriptors: !caller.privileged,
+            late_rlimits: record.namespaces & libc::CLONE_NEWUSER as u64 == 0,
+            proc: None,
+            default_umask: Mode::empty(),
+        },
+        root: root_of_init(record)?,
+        process,
+    })
+}
+
+/// What runc and its helper write for whoever looks for a fault.
+fn note(launched: &mut Launched, job: &ExecJob) {
+    launched.note_filter(job.finish.filter.as_ref().map(|filter| filter.flags));
+    if let Some(cpus) = &job.process.affinity.initial {
+        let note = format!("nsexec[{}]: affinity: {:#x}", launched.pid, cpus.lowest());
+        launched.notes.push(note);
+    }
 }
 
 /// A process can be added to a container that lives, and to a frozen one only if that is meant.

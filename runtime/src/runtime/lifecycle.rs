@@ -137,12 +137,7 @@ fn existing_cgroup(full: &Path) -> Result<Option<Cgroup>> {
 pub(super) fn init(runtime: &Runtime, id: &ContainerId) -> Result<Launched> {
     let record = StateDir::open(&runtime.options.root, id)?.record()?;
     let pidfd = init_of(&record)?.ok_or(Error::NotRunning)?;
-    Ok(Launched {
-        pid: record.pid,
-        pidfd,
-        terminal: None,
-        warnings: Vec::new(),
-    })
+    Ok(Launched::new(record.pid, pidfd))
 }
 
 /// A pidfd of init that nobody else can have got the pid of; none when init is dead.

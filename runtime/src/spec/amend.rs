@@ -98,6 +98,15 @@ fn complete_user(process: &mut Value) -> bool {
     user.len() > named
 }
 
+/// Amends the section `linux` of a configuration: an empty memory policy is the same as none.
+pub(super) fn amend_linux(linux: &mut Value) -> bool {
+    let Some(linux) = linux.as_object_mut() else {
+        return false;
+    };
+    let is_empty = |policy: &Value| policy.as_object().is_some_and(serde_json::Map::is_empty);
+    linux.get("memoryPolicy").is_some_and(is_empty) && linux.remove("memoryPolicy").is_some()
+}
+
 /// Two flags are spelt otherwise there than in the specification.
 fn respell_scheduler_flags(process: &mut Value) -> bool {
     let flags = process
@@ -156,6 +165,16 @@ mod tests {
         );
         let left = serde_json::json!({ "bounding": ["CAP_KILL"], "permitted": [] });
         assert_eq!(process["capabilities"], left);
+    }
+
+    #[test]
+    fn an_empty_memory_policy_is_none() {
+        let mut linux = json!({ "memoryPolicy": {}, "devices": [] });
+        assert!(amend_linux(&mut linux));
+        assert_eq!(linux, json!({ "devices": [] }));
+        assert!(!amend_linux(
+            &mut json!({ "memoryPolicy": { "nodes": "0" } })
+        ));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::amend::{amend_process, drop_nulls};
+use super::amend::{amend_linux, amend_process, drop_nulls};
 use super::locate;
 use crate::error::{Error, Result};
 
@@ -102,15 +102,19 @@ fn parse_document<T: DeserializeOwned>(
     };
     let refuse = |field: String, reason: &str| Error::Spec {
         file: file.display().to_string(),
+        reason: match runcs_words(&field) {
+            Some(words) => format!("{words}: {reason}"),
+            None => reason.to_owned(),
+        },
         field,
-        reason: reason.to_owned(),
     };
     if let Ok(mut value) = serde_json::from_slice::<Value>(text) {
         let process = process_at
             .iter()
             .try_fold(&mut value, |at, key| at.get_mut(*key));
         let amended = process.map(amend_process).unwrap_or_default();
-        if drop_nulls(&mut value) | amended.changed {
+        let linux = value.get_mut("linux").is_some_and(amend_linux);
+        if drop_nulls(&mut value) | amended.changed | linux {
             // By way of its text: a second way into the types, from a `Value`, would be a tenth of
             // the whole program, for documents that are rare.
             let text = value.to_string();
@@ -128,6 +132,24 @@ fn parse_document<T: DeserializeOwned>(
     }
     let field = locate::field_at(text, first_error.line(), first_error.column());
     Err(refuse(field, &first_error.to_string()))
+}
+
+/// What runc says of a value that is none of those known for this field; clients look for it.
+fn runcs_words(field: &str) -> Option<&'static str> {
+    const WORDS: [(&str, &str); 7] = [
+        ("linux.memoryPolicy.flags", "invalid memory policy flag"),
+        ("linux.memoryPolicy", "invalid memory policy mode"),
+        ("linux.personality.domain", "invalid personality domain"),
+        ("process.ioPriority.class", "invalid ioPriority.Class"),
+        ("process.rlimits", "wrong rlimit value"),
+        ("process.scheduler.policy", "invalid scheduler policy"),
+        ("process.scheduler", "scheduler policy is required"),
+    ];
+    let known = WORDS.iter().find(|(start, _)| {
+        let rest = field.strip_prefix(start);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    });
+    known.map(|(_, words)| *words)
 }
 
 #[cfg(test)]
@@ -175,6 +197,24 @@ mod tests {
         let (spec, warnings) = parse(text).expect("complete");
         assert_eq!(spec.process().as_ref().expect("process").user().uid(), 0);
         assert!(warnings.is_empty());
+    }
+
+    #[test]
+    fn a_word_that_is_not_known_is_refused_in_runcs_words() {
+        let with = |linux: &str| {
+            let text = format!(r#"{{"ociVersion":"1.0.2","linux":{linux}}}"#);
+            parse(&text).expect_err("not known").to_string()
+        };
+        let error = with(r#"{"memoryPolicy":{"mode":"BIND"}}"#);
+        assert!(
+            error.contains("linux.memoryPolicy.mode: invalid memory policy mode: "),
+            "{error}"
+        );
+        let error = with(r#"{"memoryPolicy":{"mode":"MPOL_BIND","flags":["F"]}}"#);
+        assert!(
+            error.contains("flags[0]: invalid memory policy flag: "),
+            "{error}"
+        );
     }
 
     #[test]

@@ -83,6 +83,9 @@ impl Log {
         for warning in &launched.warnings {
             self.warning(warning);
         }
+        for note in &launched.notes {
+            self.debug(note);
+        }
         self.debug(&format!("process has pid {}", launched.pid));
     }
 

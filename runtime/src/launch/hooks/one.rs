@@ -104,12 +104,13 @@ fn become_hook(hook: &HookPlan, files: &HookFiles, directory: &CStr, env: &CStrA
         setpgid(None, None)?;
         dup2_stdin(&files.state)?;
         dup2_stdout(&files.output)?;
-        dup2_stderr(&files.errors)?;
-        sys::close_on_exec_from(3)
+        dup2_stderr(&files.errors)
     };
     if let Err(errno) = prepare() {
         return errno;
     }
+    // For what the runtime's caller left open; a filter may be in the way.
+    let _ = sys::close_on_exec_from(3);
     // A hook whose directory has gone still runs, where its caller is.
     let _ = chdir(directory);
     sys::execve(&hook.path, &hook.argv, env)
