@@ -456,6 +456,31 @@ fn kill_ends_every_process_where_init_alone_would_leave_some() {
 }
 
 #[test]
+fn a_created_container_can_be_paused_and_a_bundle_is_named_by_its_place() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
+    bundle.config["root"]["path"] = json!("./rootfs/");
+    bundle.write().unwrap();
+    let story = |runtime: &str| {
+        host.sh(&format!(
+            "ln -sfn /tmp/b /tmp/link; cd /tmp; status() {{ {runtime} state c | jq -r .status; }}
+             {runtime} create -b link c </dev/null >/dev/null 2>&1
+             {runtime} state c | jq -r '.bundle, .rootfs'
+             {runtime} pause c; status; {runtime} start c 2>&1 | sed 's/.*msg=//'
+             {runtime} delete c 2>&1 | sed 's/.*msg=//'
+             {runtime} resume c; status; {runtime} start c; status; {runtime} delete -f c
+             {runtime} run -d -b ./b/../link/ c </dev/null >/dev/null 2>&1
+             {runtime} state c | jq -r '.bundle, .rootfs'; {runtime} delete -f c"
+        ))
+        .unwrap()
+        .stdout
+    };
+    let ours = story("xebec");
+    assert_eq!(ours, story("runc"));
+    assert!(ours.contains("paused\n"), "{ours}");
+}
+
+#[test]
 fn umask_and_closed_streams_are_the_callers() {
     let host = host();
     let mut bundle = Bundle::create(&host, "/tmp/b", &["sh", "-c", "umask"]).unwrap();

@@ -15,7 +15,7 @@ mod scheduling;
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Hooks, Linux, LinuxPersonalityDomain, Mount, Spec};
 use serde::{Deserialize, Serialize};
@@ -295,7 +295,8 @@ fn plan_rootfs(
     let list = spec.mounts().as_deref().unwrap_or_default();
     let mounts = plan_mounts(list, &mount_context)?;
     let within = |e: FieldError| e.within("linux");
-    let path = context.bundle.join(root.path());
+    // Without `.` and a slash at the end: the state shows it.
+    let path: PathBuf = context.bundle.join(root.path()).components().collect();
     Ok(RootfsPlan {
         path: c_string("root.path", path.as_os_str().as_bytes())?,
         readonly: root.readonly().unwrap_or(false),

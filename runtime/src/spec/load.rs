@@ -34,13 +34,12 @@ pub(crate) struct Bundle {
 /// Reads the bundle at `path`: its `config.json`, or `config` in its place.
 pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> {
     let absolute = |path| std::path::absolute(path).map_err(Error::file("resolve", path));
-    let path = absolute(path)?;
+    // The place itself, as runc has it, which goes there: whatever later becomes of a symlink.
+    let path = fs::canonicalize(path).map_err(Error::file("chdir", path))?;
     let file = config.map_or_else(|| Ok(path.join(CONFIG_FILE)), absolute)?;
     let text = match read_config(&file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            // A bundle that is not there is told apart, in the words of runc.
-            fs::metadata(&path).map_err(Error::file("chdir", &path))?;
             let file = file.display();
             return Err(Error::InvalidArgument(format!(
                 "JSON specification file {file} not found"

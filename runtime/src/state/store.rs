@@ -248,13 +248,11 @@ impl StateDir {
         if !record.init_is_alive() {
             return Status::Stopped;
         }
-        if self.is_waited_at() {
-            return Status::Created;
-        }
         let cgroup = CgroupPath::from_full(&record.cgroup).and_then(|path| Cgroup::open(&path));
         match cgroup.and_then(|cgroup| cgroup.is_frozen()) {
             Ok(true) => Status::Paused,
-            // A cgroup that cannot be read is no reason to deny that init runs.
+            // A cgroup that cannot be read is no reason to deny that init is there.
+            Ok(false) | Err(_) if self.is_waited_at() => Status::Created,
             Ok(false) | Err(_) => Status::Running,
         }
     }
