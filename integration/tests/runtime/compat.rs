@@ -232,3 +232,22 @@ fn a_tmpfs_takes_the_mode_of_the_directory_it_covers() {
         );
     }
 }
+
+#[test]
+fn a_container_can_be_deleted_as_soon_as_it_is_killed() {
+    let host = host();
+    // A payload with many processes takes its pid namespace some time to end.
+    let payload = "for i in $(busybox seq 50); do sleep 1000 & done; echo > /tmp/up; wait";
+    let bundle = Bundle::create(&host, "/tmp/quick", &["sh", "-c", payload]).unwrap();
+    let script = format!(
+        "for round in $(seq 10); do
+           rm -f /tmp/quick/rootfs/tmp/up
+           xebec run -d --bundle {} quick </dev/null >/dev/null 2>&1 || exit 1
+           until [ -e /tmp/quick/rootfs/tmp/up ]; do sleep 0.05; done
+           xebec delete quick 2>&1 | grep -q 'that is not stopped: running' || exit 2
+           xebec kill quick KILL && xebec delete quick || exit 3
+         done",
+        bundle.path()
+    );
+    host.check_sh(&script).unwrap();
+}

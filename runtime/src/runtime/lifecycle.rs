@@ -26,6 +26,13 @@ const DEATH_DEADLINE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// How long `delete` waits for a container that has just been killed: with its pid namespace it
+/// takes a moment to go.
+const GRACE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000_000,
+};
+
 pub(super) fn start(runtime: &Runtime, id: &ContainerId) -> Result<()> {
     let dir = StateDir::open(&runtime.options.root, id)?;
     dir.lock()?;
@@ -167,7 +174,7 @@ pub(super) fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result
     match dir.status(&record) {
         // Holding the lock, "creating" can only mean that the creator died.
         Status::Stopped | Status::Created | Status::Creating => {}
-        _ if force => {}
+        _ if force || ends_within(&record, GRACE)? => {}
         status => {
             return Err(Error::Status(format!(
                 "cannot delete container {id} that is not stopped: {status}"
@@ -234,15 +241,26 @@ fn has_successor(record: &Record, cgroup: &Cgroup) -> bool {
 }
 
 fn wait_for_death(init: &OwnedFd) -> Result<()> {
-    let mut polled = [PollFd::new(init, PollFlags::IN)];
-    let ready = rustix::io::retry_on_intr(|| poll(&mut polled, Some(&DEATH_DEADLINE)))
-        .map_err(Error::os("wait for init"))?;
-    if ready == 0 {
-        return Err(Error::Status(
-            "container's init does not die of SIGKILL".into(),
-        ));
+    if exits_within(init, DEATH_DEADLINE)? {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::Status(
+        "container's init does not die of SIGKILL".into(),
+    ))
+}
+
+fn ends_within(record: &Record, limit: Timespec) -> Result<bool> {
+    match init_of(record)? {
+        Some(init) => exits_within(&init, limit),
+        None => Ok(true),
+    }
+}
+
+fn exits_within(init: &OwnedFd, limit: Timespec) -> Result<bool> {
+    let mut polled = [PollFd::new(init, PollFlags::IN)];
+    rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit)))
+        .map(|ready| ready > 0)
+        .map_err(Error::os("wait for init"))
 }
 
 pub(super) fn pause(runtime: &Runtime, id: &ContainerId) -> Result<()> {
