@@ -151,6 +151,34 @@ fn a_process_starts_below_the_containers_cgroup_or_where_init_has_gone() {
 }
 
 #[test]
+fn root_of_a_user_namespace_has_the_cgroup_but_not_its_limits() {
+    let host = host();
+    let mut bundle = bundle(&host, "/tmp/b", &["sleep", "1000"]);
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    bundle.config["linux"]["uidMappings"] = map.clone();
+    bundle.config["linux"]["gidMappings"] = map;
+    bundle.config["linux"]["cgroupsPath"] = json!("/mapped");
+    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({"type": "user"}));
+    let mounts = bundle.config["mounts"].as_array_mut().unwrap();
+    mounts.retain(|mount| mount["destination"] != "/sys/fs/cgroup");
+    mounts.push(json!({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup"}));
+    bundle.write().unwrap();
+    start(&host, "", "/tmp/b", "c");
+    ok(
+        &host,
+        &["exec", "c", "busybox", "mkdir", "/sys/fs/cgroup/mine"],
+    );
+    let owners = host
+        .check_sh("cd /sys/fs/cgroup/mapped; stat -c %u . cgroup.procs cgroup.max.depth mine")
+        .unwrap();
+    assert_eq!(owners, "100000\n100000\n0\n100000\n");
+    ok(&host, &["delete", "--force", "c"]);
+    let left = host.sh("ls -d /sys/fs/cgroup/mapped").unwrap();
+    assert!(!left.success(), "{left:?}");
+}
+
+#[test]
 fn a_limit_without_its_controller_is_refused_by_name_unless_that_is_to_be_ignored() {
     let host = host();
     let mut bundle = bundle(&host, "/tmp/b", &["true"]);
