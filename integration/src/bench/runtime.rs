@@ -1,5 +1,6 @@
 //! `bench runtime`: the runtime's commands and library beside runc, crun and the floor.
 
+use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -9,7 +10,7 @@ use std::time::Instant;
 
 use super::containers::{self, Containers, RUNTIMES};
 use super::contest::{Side, contest, one};
-use super::measure::{output, wall_ms};
+use super::measure::{in_path, output, wall_ms};
 use super::phases::{self, Phase};
 use super::stats::Summary;
 use super::suite::{OURS, Operation, Run, Sampler, Unit};
@@ -30,6 +31,8 @@ const SELDOM: u32 = 10;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Runner {
     Runtime(&'static str),
+    /// Ours from a file that could be written to, which it first has to protect itself from.
+    Writable,
     Floor,
     Library,
 }
@@ -39,7 +42,7 @@ impl Side for Runner {
         match self {
             Self::Runtime(name) => name,
             Self::Floor => "floor",
-            Self::Library => OURS,
+            Self::Library | Self::Writable => OURS,
         }
     }
 
@@ -48,6 +51,7 @@ impl Side for Runner {
             Self::Runtime(name) => name,
             Self::Floor => FLOOR,
             Self::Library => LIBRARY,
+            Self::Writable => OURS,
         }
     }
 }
@@ -58,6 +62,8 @@ const RUNNERS: &[Runner] = &[
     Runner::Runtime("runc"),
     Runner::Runtime("crun"),
 ];
+/// crun's file is writable too; it protects itself in the same way.
+const FROM_WRITABLE: &[Runner] = &[Runner::Writable, Runner::Runtime("crun")];
 const LIBRARY_AND_FLOOR: &[Runner] = &[Runner::Library, Runner::Floor];
 const LIBRARY_ALONE: &[Runner] = &[Runner::Library];
 
@@ -81,6 +87,9 @@ impl Fixtures {
             &bundle.to_string_lossy(),
             &directory.to_string_lossy(),
         ])?;
+        if let Some(ours) = in_path(OURS) {
+            fs::copy(&ours, directory.join(OURS)).map_err(Error::file("copy", &ours))?;
+        }
         Ok(Self {
             containers,
             programs,
@@ -92,6 +101,10 @@ impl Fixtures {
         let id = format!("bench-{what}-{}-{number}", runner.contestant());
         match runner {
             Runner::Runtime(runtime) => self.containers.run_command(runtime, &id),
+            Runner::Writable => {
+                let program = self.programs.path().join(OURS);
+                self.containers.run_command(&program.to_string_lossy(), &id)
+            }
             Runner::Floor | Runner::Library => {
                 let program = |name| self.programs.path().join(name);
                 let paths = [
@@ -118,6 +131,13 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
             Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "run", n))))
         }),
         contest(
+            &["run: writable program"],
+            ms,
+            1,
+            FROM_WRITABLE,
+            |&runner| Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "writable", n)))),
+        ),
+        contest(
             &["create+start+delete -f", "create", "start", "delete -f"],
             ms,
             1,
@@ -137,9 +157,7 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
             LIBRARY_AND_FLOOR,
             |&runner| match runner {
                 Runner::Library => containers_of_library(fixtures),
-                Runner::Floor | Runner::Runtime(_) => {
-                    Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "library", n))))
-                }
+                _ => Box::new(move |n| one(wall_ms(&fixtures.run_command(runner, "library", n)))),
             },
         ),
         contest(&["run: processor time"], ms, 1, RUNNERS, |&runner| {
