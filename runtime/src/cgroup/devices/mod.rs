@@ -30,7 +30,7 @@ fn with_defaults(rules: &[LinuxDeviceCgroup]) -> Result<Vec<rules::Rule>> {
     let mut all = rules
         .iter()
         .enumerate()
-        .map(|(index, rule)| rules::Rule::from_spec(index, rule))
+        .filter_map(|(index, rule)| rules::Rule::from_spec(index, rule).transpose())
         .collect::<Result<Vec<_>>>()?;
     all.extend(rules::DEFAULTS);
     Ok(all)

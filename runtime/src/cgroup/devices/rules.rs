@@ -29,8 +29,9 @@ pub(super) struct Rule {
 }
 
 impl Rule {
-    /// Checks one entry of `linux.resources.devices`; negative numbers are wildcards, as in runc.
-    pub(super) fn from_spec(index: usize, rule: &LinuxDeviceCgroup) -> Result<Self> {
+    /// Checks one entry of `linux.resources.devices`; negative numbers are wildcards and letters
+    /// that stand for no access mean nothing, as in runc. None for a rule without any access.
+    pub(super) fn from_spec(index: usize, rule: &LinuxDeviceCgroup) -> Result<Option<Self>> {
         let invalid = |reason: String| CgroupError::Invalid {
             field: format!("linux.resources.devices[{index}]"),
             reason,
@@ -52,27 +53,28 @@ impl Rule {
                 .map(Some)
                 .map_err(|_| invalid(format!("{name} {n} is no device number"))),
         };
-        let mut access = 0;
-        for letter in rule.access().as_deref().unwrap_or_default().chars() {
-            access |= match letter {
-                'r' => READ,
-                'w' => WRITE,
-                'm' => MKNOD,
-                other => return Err(invalid(format!("unknown device access {other:?}"))),
-            };
-        }
-        if access == 0 {
+        let letters = rule.access().as_deref().unwrap_or_default();
+        if letters.is_empty() {
             return Err(invalid(format!(
                 "device access at {index} field cannot be empty"
             )));
         }
-        Ok(Self {
+        let bit = |letter| match letter {
+            'r' => READ,
+            'w' => WRITE,
+            'm' => MKNOD,
+            _ => 0,
+        };
+        let rule = Self {
             allow: rule.allow(),
             kind,
             major: number("major", rule.major())?,
             minor: number("minor", rule.minor())?,
-            access,
-        })
+            access: letters
+                .chars()
+                .fold(0, |access, letter| access | bit(letter)),
+        };
+        Ok((rule.access != 0).then_some(rule))
     }
 
     /// Whether the rule matches every access to every device.
