@@ -160,7 +160,11 @@ fn open_place<'p>(
         }
         (opened, _) => opened.at(Step::MountTarget, &mount.place)?,
     };
-    if outside && is_on_proc(place.as_fd()).at(Step::MountTarget, &mount.place)? {
+    // A plain target was reached without a symlink.
+    if outside
+        && mount.reach != Reach::Plain
+        && is_on_proc(place.as_fd()).at(Step::MountTarget, &mount.place)?
+    {
         return Err(Errno::PERM).at(Step::InsideProc, &mount.place);
     }
     Ok(place)
