@@ -84,6 +84,10 @@ pub(super) fn enter_ahead(job: &ExecJob) -> Result<(), Failure<'_>> {
 }
 
 fn enter(init: &OwnedFd, namespaces: u64) -> Result<(), Failure<'static>> {
+    // A container may have none of its own.
+    if namespaces == 0 {
+        return Ok(());
+    }
     let namespaces = ThreadNameSpaceType::from_bits_retain(namespaces as u32);
     move_into_thread_name_spaces(init.as_fd(), namespaces).at(Step::JoinNamespace, b"")
 }
