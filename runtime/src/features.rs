@@ -6,6 +6,7 @@
 use serde_json::{Value, json};
 
 use crate::seccomp::Architecture;
+use crate::spec::SPEC_VERSION;
 use crate::sys::seccomp::knows_filter_flags;
 
 /// Capabilities the runtime has a number for, in the order of `linux/capability.h`.
@@ -151,7 +152,7 @@ const SECCOMP_FLAGS: [(&str, u32); 4] = [
 pub fn features() -> Value {
     json!({
         "ociVersionMin": "1.0.0",
-        "ociVersionMax": "1.3.0",
+        "ociVersionMax": SPEC_VERSION,
         "hooks": [
             "prestart", "createRuntime", "createContainer", "startContainer", "poststart",
             "poststop",

@@ -40,5 +40,5 @@ pub use own_binary::protect_own_binary;
 pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio, check_preserved};
 pub use runtime::{Runtime, RuntimeOptions, parse_resources, read_process};
 pub use signals::{Signals, receive_descriptor};
-pub use spec::spec_template;
+pub use spec::{SPEC_VERSION, spec_template};
 pub use state::{ContainerId, ContainerState, Listing, Status, rfc3339};

@@ -51,9 +51,10 @@ fn record(error: &clap::Error) {
 fn print_version() -> u8 {
     let commit = option_env!("XEBEC_COMMIT").filter(|commit| !commit.is_empty());
     let text = format!(
-        "xebec version {}\ncommit: {}\nspec: 1.3.0\n",
+        "xebec version {}\ncommit: {}\nspec: {}\n",
         env!("CARGO_PKG_VERSION"),
-        commit.unwrap_or("unknown")
+        commit.unwrap_or("unknown"),
+        xebec_runtime::SPEC_VERSION
     );
     match super::list::print(&text) {
         Ok(_) => 0,

@@ -183,7 +183,6 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
     let hooks = spec.hooks().as_ref();
     let rootfs = blueprint.plan.rootfs.path.to_string_lossy().into_owned();
     Record {
-        oci_version: spec.version().clone(),
         id: request.id.clone(),
         bundle: blueprint.bundle.path.clone(),
         config: request

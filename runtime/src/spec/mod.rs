@@ -13,3 +13,6 @@ pub(crate) use load::{Bundle, load_bundle, parse_process, parse_resources};
 pub(crate) use namespaces::{Join, Namespaces};
 pub use template::spec_template;
 pub(crate) use validate::{check_process, check_spec, ignored_fields};
+
+/// Version of the runtime-spec that states and features comply with.
+pub const SPEC_VERSION: &str = "1.3.0";

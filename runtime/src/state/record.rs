@@ -11,13 +11,13 @@ use super::{ContainerId, ContainerState, Status};
 use crate::cgroup::systemd::Unit;
 use crate::plan::CommonPlan;
 use crate::resctrl;
+use crate::spec::SPEC_VERSION;
 
 /// Content of `state.json`, written before anything of the container exists and once more when
 /// init does; so whatever a killed command leaves behind can be found from it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Record {
-    pub(crate) oci_version: String,
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
     /// The configuration, when it is not the bundle's own.
@@ -73,7 +73,6 @@ impl Record {
     /// What is left of a container whose record is damaged: its name and its cgroup.
     pub(crate) fn of_damaged(id: ContainerId, cgroup: PathBuf) -> Self {
         Self {
-            oci_version: String::new(),
             id,
             bundle: PathBuf::new(),
             config: None,
@@ -107,7 +106,7 @@ impl Record {
     /// The document for `state`, `list` and hooks.
     pub(crate) fn view(&self, status: Status) -> ContainerState {
         ContainerState {
-            oci_version: self.oci_version.clone(),
+            oci_version: SPEC_VERSION.to_owned(),
             id: self.id.to_string(),
             pid: if status == Status::Stopped {
                 0

@@ -39,7 +39,7 @@ impl fmt::Display for Status {
 /// A container's state, field for field as `runc state` prints it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ContainerState {
-    /// Version of the runtime-spec that the bundle names.
+    /// Version of the runtime-spec that this document complies with.
     #[serde(rename = "ociVersion")]
     pub oci_version: String,
     /// The container's name.
