@@ -402,6 +402,71 @@ fn a_mount_namespace_by_path_becomes_the_containers() {
 }
 
 #[test]
+fn a_container_without_namespaces_shares_all_of_the_hosts_and_leaves_no_mount() {
+    let host = host();
+    let script = "pwd; ls /; cat /proc/1/comm; hostname; ls /proc/self/ns | while read kind; do \
+                  readlink /proc/self/ns/$kind; done; echo x > /dev/null && echo null";
+    let mut bundle = bundle(&host, "/tmp/b", &["sh", "-c", script]);
+    host.check_sh("ln -s busybox /tmp/b/rootfs/bin/readlink")
+        .unwrap();
+    for field in ["maskedPaths", "readonlyPaths"] {
+        bundle.config["linux"][field] = Value::Null;
+    }
+    bundle.config["hostname"] = Value::Null;
+    bundle.config["linux"]["namespaces"] = json!([]);
+    bundle.write().unwrap();
+    let mounts = "grep -c /tmp/b/rootfs /proc/self/mountinfo || true";
+    let ours = ok(&host, &["run", "--bundle", "/tmp/b", "shared"]);
+    assert_eq!(host.check_sh(mounts).unwrap().trim(), "0");
+    let runc = host
+        .check(&["runc", "run", "--bundle", "/tmp/b", "shared"])
+        .unwrap();
+    assert_eq!(ours, runc);
+    host.check_sh("umount --recursive --lazy /tmp/b/rootfs")
+        .unwrap();
+
+    bundle.config["process"]["args"] = json!(["sleep", "1000"]);
+    bundle.write().unwrap();
+    host.check_sh("xebec run --detach --bundle /tmp/b stays </dev/null >/dev/null 2>&1")
+        .unwrap();
+    let inside = ok(
+        &host,
+        &[
+            "exec",
+            "stays",
+            "sh",
+            "-c",
+            "pwd; ls -d /bin/busybox; ls /tmp/b 2>/dev/null; true",
+        ],
+    );
+    assert_eq!(
+        inside.lines().take(2).collect::<Vec<_>>(),
+        ["/", "/bin/busybox"]
+    );
+    assert!(!inside.contains("config.json"), "{inside}");
+    ok(&host, &["delete", "--force", "stays"]);
+    assert_eq!(host.check_sh(mounts).unwrap().trim(), "0");
+
+    // A failed start, at a place where the host has a mount of its own.
+    host.check_sh("mount --bind /tmp/b/rootfs /tmp/b/rootfs")
+        .unwrap();
+    bundle.config["process"]["args"] = json!(["nothere"]);
+    bundle.write().unwrap();
+    assert!(
+        !xebec(&host, &["run", "--bundle", "/tmp/b", "failed"])
+            .unwrap()
+            .success()
+    );
+    assert_eq!(host.check_sh(mounts).unwrap().trim(), "1");
+
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+    bundle.write().unwrap();
+    let refused = xebec(&host, &["run", "--bundle", "/tmp/b", "refused"]).unwrap();
+    let says = "linux.maskedPaths: unable to restrict sys entries without a private MNT namespace";
+    assert!(refused.stderr.contains(says), "{refused:?}");
+}
+
+#[test]
 fn maps_that_the_kernel_would_refuse_are_refused_by_their_field() {
     let host = host();
     let mut bundle = user_bundle(&host, "/tmp/b");

@@ -14,6 +14,7 @@ mod mounts;
 mod pivot;
 mod refusals;
 mod resolve;
+mod shared;
 
 pub(crate) use carry::{receive_trees, send_trees};
 pub(crate) use console::{keep_line_ends, open_terminal, send_descriptor, send_terminal};
@@ -25,3 +26,4 @@ pub(crate) use mounts::{mount_all, seal, unmount_at, write_sysctls};
 pub(crate) use pivot::{attach, enter, make_private};
 pub(crate) use refusals::{open_in_proc, trusted_proc};
 pub(crate) use resolve::{Want, open_target};
+pub(crate) use shared::{mount_id, unmount_root};

@@ -36,6 +36,14 @@ pub(crate) fn attach<'p>(
         move_mount(trees.root.as_fd(), c"", CWD, path, flags)
     };
     match to(path) {
+        // On the host itself it stays apart from what the host shares with others.
+        Ok(()) if change == RootChange::Chroot => {
+            let attr = MountAttr {
+                propagation: libc::MS_PRIVATE,
+                ..MountAttr::default()
+            };
+            mount_set_attr(trees.root.as_fd(), c"", true, &attr)
+        }
         Err(Errno::ACCESS | Errno::NOENT) if change != RootChange::Chroot => to(c"/"),
         result => result,
     }

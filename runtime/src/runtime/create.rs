@@ -20,10 +20,13 @@ use crate::launch::{
     launch_init, run_hooks, selinux_is_enabled,
 };
 use crate::netdev::{self, Moved};
-use crate::plan::{CapabilityPlan, FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan};
+use crate::plan::{
+    CapabilityPlan, FieldError, LabelPlan, LaunchPlan, PlanContext, ResctrlPlan, RootChange,
+};
 use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::resctrl::Membership;
+use crate::rootfs::mount_id;
 use crate::seccomp::{Cache, Filter};
 use crate::signals::receive_descriptor;
 use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
@@ -190,6 +193,7 @@ fn new_record(request: &CreateRequest, blueprint: &Blueprint) -> Record {
             .is_some()
             .then(|| blueprint.bundle.file.clone()),
         rootfs: PathBuf::from(rootfs),
+        root_mount: None,
         created: rfc3339(SystemTime::now()),
         owner: rustix::process::getuid().as_raw(),
         annotations: spec
@@ -224,6 +228,16 @@ fn agent_address(blueprint: &Blueprint) -> Option<AgentAddress> {
         path: profile.listener_path().clone()?,
         metadata: profile.listener_metadata().clone(),
     })
+}
+
+/// Without a mount namespace of the container's own its root is the host's mount, too: whoever
+/// cleans up has to find it.
+fn note_root_mount(dir: &StateDir, record: &mut Record, job: &InitJob) -> Result<()> {
+    if job.plan.root_change != RootChange::Chroot {
+        return Ok(());
+    }
+    record.root_mount = Some(mount_id(&job.trees.root)?);
+    dir.write(record)
 }
 
 /// Makes the container; on failure the caller removes what the record names.
@@ -274,6 +288,7 @@ fn build(
     let laid = (blueprint.plan, blueprint.foundation);
     let flags = blueprint.filter.as_ref().map(|filter| filter.flags);
     let (job, terminal) = init_job(dir, laid, blueprint.filter, request, gated)?;
+    note_root_mount(dir, record, &job)?;
     let child_hooks = job.hook_io.as_ref().map(ChildHookIo::share).transpose()?;
     let record = RefCell::new(record);
     let mut moved = None;

@@ -17,6 +17,7 @@ use crate::launch::{run_all_hooks, run_hooks};
 use crate::plan::ResctrlPlan;
 use crate::request::Launched;
 use crate::resctrl::Membership;
+use crate::rootfs::unmount_root;
 use crate::state::{ContainerId, Record, StateDir, Status};
 use crate::sys::pidfd_send_signal;
 
@@ -205,6 +206,9 @@ pub(super) fn destroy(dir: &StateDir, record: &Record) -> Result<()> {
     }
     if let Some(init) = &init {
         wait_for_death(init)?;
+    }
+    if let Some(mount) = record.root_mount {
+        unmount_root(&record.rootfs, mount)?;
     }
     if let Some(unit) = &record.unit {
         forget_unit(unit);

@@ -24,6 +24,9 @@ pub(crate) struct Record {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) config: Option<PathBuf>,
     pub(crate) rootfs: PathBuf,
+    /// The kernel's number of the mount there, when it is in the mount namespace of the host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) root_mount: Option<u64>,
     /// RFC 3339.
     pub(crate) created: String,
     /// User id of the creator.
@@ -77,6 +80,7 @@ impl Record {
             bundle: PathBuf::new(),
             config: None,
             rootfs: PathBuf::new(),
+            root_mount: None,
             created: String::new(),
             owner: 0,
             annotations: BTreeMap::new(),
