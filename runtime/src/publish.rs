@@ -13,8 +13,19 @@ use rustix::io::{Errno, Result};
 /// More than most files have that this crate reads.
 const SMALL: usize = 16 << 10;
 
-/// Reads a whole file without asking for its size first.
-pub(crate) fn read_small(file: File) -> io::Result<Vec<u8>> {
+/// Reads a whole regular file, which gives all that there is room for: most with one call.
+pub(crate) fn read_regular(mut file: File) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; SMALL];
+    let length = file.read(&mut content)?;
+    content.truncate(length);
+    if length == SMALL {
+        file.read_to_end(&mut content)?;
+    }
+    Ok(content)
+}
+
+/// Reads a file that the kernel makes up as it is read, without asking for its size.
+pub(crate) fn read_generated(file: File) -> io::Result<Vec<u8>> {
     let mut content = Vec::with_capacity(SMALL);
     file.take(u64::MAX).read_to_end(&mut content)?;
     Ok(content)

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::statfs;
 
 use super::error::{CgroupError, Result};
-use crate::publish::read_small;
+use crate::publish::read_generated;
 
 /// `CGROUP2_SUPER_MAGIC` of `linux/magic.h`.
 const CGROUP2_MAGIC: rustix::fs::FsWord = 0x6367_7270;
@@ -155,7 +155,7 @@ fn mount_in_table(table: &str) -> Option<PathBuf> {
 
 /// The version 2 path in a `/proc/PID/cgroup`.
 fn cgroup_of(file: &str) -> Result<String> {
-    let text = fs::File::open(file).and_then(read_small);
+    let text = fs::File::open(file).and_then(read_generated);
     let text = text.map_err(|source| CgroupError::Io {
         action: "read".into(),
         path: file.into(),

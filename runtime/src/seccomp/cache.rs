@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::error::Result;
 use super::{Architecture, Filter, compile, policy};
 use crate::publish::publish;
-use crate::publish::read_small;
+use crate::publish::read_regular;
 
 /// Changes whenever the same profile compiles to another program.
 const COMPILER: &[u8] = b"xebec seccomp compiler 1";
@@ -36,7 +36,7 @@ impl Cache {
     pub fn get_or_compile(&self, profile: &LinuxSeccomp) -> Result<Filter> {
         let path = self.dir.join(key(profile));
         if let Some(filter) = File::open(&path)
-            .and_then(read_small)
+            .and_then(read_regular)
             .ok()
             .and_then(|bytes| Filter::from_bytes(&bytes))
         {

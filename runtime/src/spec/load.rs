@@ -63,7 +63,7 @@ pub(crate) fn parse_config(file: &Path, text: &[u8]) -> Result<(Spec, Vec<String
 
 /// Reads a regular file of bounded size: a device or a fifo under that name would be read for ever.
 fn read_config(file: &Path) -> io::Result<Vec<u8>> {
-    let opened = OpenOptions::new()
+    let mut opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(file)?;
@@ -74,8 +74,8 @@ fn read_config(file: &Path) -> io::Result<Vec<u8>> {
     if facts.len() > CONFIG_MAX {
         return Err(io::Error::other("larger than 64 MiB"));
     }
-    let mut text = Vec::with_capacity(facts.len() as usize);
-    opened.take(CONFIG_MAX).read_to_end(&mut text)?;
+    let mut text = vec![0; facts.len() as usize];
+    opened.read_exact(&mut text)?;
     Ok(text)
 }
 

@@ -18,7 +18,7 @@ use super::record::Record;
 use super::{ContainerId, ContainerState, Status};
 use crate::cgroup::{Cgroup, CgroupPath};
 use crate::error::{Error, Result};
-use crate::publish::read_small;
+use crate::publish::read_regular;
 
 const STATE_FILE: &str = "state.json";
 const STATE_DRAFT: &str = "state.json.new";
@@ -181,7 +181,7 @@ impl StateDir {
             Err(Errno::NOENT) => return Ok(None),
             Err(errno) => return Err(failed(errno.into())),
         };
-        read_small(file.into()).map(Some).map_err(failed)
+        read_regular(file.into()).map(Some).map_err(failed)
     }
 
     fn write_file(&self, name: &'static str, content: &[u8]) -> Result<()> {
