@@ -9,7 +9,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::Mode;
 
-use super::confinement::{Confinement, mover};
+use super::confinement::{Cell, Confinement, mover};
 use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, run_poststart};
 use super::{Runtime, pidfd};
@@ -240,20 +240,24 @@ fn note_root_mount(dir: &StateDir, record: &mut Record, job: &InitJob) -> Result
     dir.write(record)
 }
 
-/// Makes the container; on failure the caller removes what the record names.
-fn build(
-    runtime: &Runtime,
-    dir: &StateDir,
-    record: &mut Record,
-    mut blueprint: Blueprint,
-    request: CreateRequest,
-    gated: bool,
-) -> Result<Launched> {
+/// What the configuration alone gives cause to warn of.
+fn first_warnings(blueprint: &Blueprint) -> Vec<String> {
+    let process = blueprint.bundle.spec.process().iter();
     let mut warnings = blueprint.bundle.warnings.clone();
     warnings.extend(blueprint.plan.rootfs.warnings.iter().cloned());
-    let process = blueprint.bundle.spec.process().iter();
     warnings.extend(process.flat_map(CapabilityPlan::warnings));
-    let mut cell = match blueprint.confinement.make(&record.id) {
+    warnings
+}
+
+/// Makes the cgroup and sets its limits; the record no longer names what is not the container's.
+fn confine(
+    runtime: &Runtime,
+    record: &mut Record,
+    blueprint: &mut Blueprint,
+    warnings: &mut Vec<String>,
+) -> Result<Cell> {
+    let confinement = &mut blueprint.confinement;
+    let cell = match confinement.make(&record.id) {
         Ok(cell) => cell,
         Err(error) => {
             // What is there belongs to somebody else: the clean-up must not touch it.
@@ -264,14 +268,24 @@ fn build(
     };
     if let Some(cgroup) = &cell.cgroup {
         let (caller, owner) = (blueprint.foundation.caller, blueprint.plan.cgroup_owner);
-        warnings.extend(
-            blueprint
-                .confinement
-                .limit(cgroup, runtime, caller, owner)?,
-        );
+        warnings.extend(confinement.limit(cgroup, runtime, caller, owner)?);
     } else {
         record.cgroup = PathBuf::new();
     }
+    Ok(cell)
+}
+
+/// Makes the container; on failure the caller removes what the record names.
+fn build(
+    runtime: &Runtime,
+    dir: &StateDir,
+    record: &mut Record,
+    mut blueprint: Blueprint,
+    request: CreateRequest,
+    gated: bool,
+) -> Result<Launched> {
+    let mut warnings = first_warnings(&blueprint);
+    let mut cell = confine(runtime, record, &mut blueprint, &mut warnings)?;
     if let Some(filter) = &blueprint.filter {
         dir.write_seccomp(&filter.to_bytes())?;
     }
