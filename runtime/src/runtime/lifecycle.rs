@@ -18,7 +18,7 @@ use crate::plan::ResctrlPlan;
 use crate::request::Launched;
 use crate::resctrl::Membership;
 use crate::rootfs::unmount_root;
-use crate::state::{ContainerId, Record, StateDir, Status};
+use crate::state::{ContainerId, Record, StateDir, Status, is_ending};
 use crate::sys::pidfd_send_signal;
 
 /// How long init may take to die of SIGKILL.
@@ -27,8 +27,8 @@ const DEATH_DEADLINE: Timespec = Timespec {
     tv_nsec: 0,
 };
 
-/// How long `delete` waits for a container that has just been killed: with its pid namespace it
-/// takes a moment to go.
+/// How long `delete` waits for a container of which it cannot see whether it has been killed: for a
+/// moment, a process has taken the signal and does not exit yet.
 const GRACE: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 100_000_000,
@@ -175,7 +175,7 @@ pub(super) fn delete(runtime: &Runtime, id: &ContainerId, force: bool) -> Result
     match dir.status(&record) {
         // Holding the lock, "creating" can only mean that the creator died.
         Status::Stopped | Status::Created | Status::Creating => {}
-        _ if force || ends_within(&record, GRACE)? => {}
+        _ if force || ends_soon(&record)? => {}
         status => {
             return Err(Error::Status(format!(
                 "cannot delete container {id} that is not stopped: {status}"
@@ -253,11 +253,17 @@ fn wait_for_death(init: &OwnedFd) -> Result<()> {
     ))
 }
 
-fn ends_within(record: &Record, limit: Timespec) -> Result<bool> {
-    match init_of(record)? {
-        Some(init) => exits_within(&init, limit),
-        None => Ok(true),
-    }
+/// Whether a container that has been killed comes to its end; one that has not gets [`GRACE`].
+fn ends_soon(record: &Record) -> Result<bool> {
+    let Some(init) = init_of(record)? else {
+        return Ok(true);
+    };
+    let limit = if is_ending(record.pid) {
+        DEATH_DEADLINE
+    } else {
+        GRACE
+    };
+    exits_within(&init, limit)
 }
 
 fn exits_within(init: &OwnedFd, limit: Timespec) -> Result<bool> {

@@ -9,7 +9,7 @@ mod time;
 mod view;
 
 pub use id::ContainerId;
-pub(crate) use process::ProcessFacts;
+pub(crate) use process::{ProcessFacts, is_ending};
 pub(crate) use readiness::NOTIFY_SOCKET;
 pub(crate) use record::{AgentAddress, Record};
 pub use store::Listing;

@@ -8,6 +8,8 @@ use std::io::Read as _;
 pub(crate) struct ProcessFacts {
     /// It has exited and only waits to be reaped.
     pub(crate) dead: bool,
+    /// It is on its way out: as init, it waits for the others of its pid namespace.
+    pub(crate) exiting: bool,
     /// Clock ticks between boot and its start: differs between two owners of one pid.
     pub(crate) start_time: u64,
 }
@@ -29,9 +31,37 @@ impl ProcessFacts {
             .ok()?
             .split_ascii_whitespace();
         let dead = matches!(fields.next()?, "Z" | "X" | "x");
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { dead, start_time })
+        let flags: u32 = fields.nth(5)?.parse().ok()?;
+        let start_time = fields.nth(12)?.parse().ok()?;
+        Some(Self {
+            dead,
+            exiting: flags & PF_EXITING != 0,
+            start_time,
+        })
     }
+}
+
+/// Flag of a process that exits (`linux/sched.h`).
+const PF_EXITING: u32 = 4;
+
+/// Whether a process will be dead in a moment: it exits, or SIGKILL is on its way to it.
+pub(crate) fn is_ending(pid: i32) -> bool {
+    let exiting = ProcessFacts::of(pid).is_none_or(|facts| facts.dead || facts.exiting);
+    exiting || std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|s| has_kill(&s))
+}
+
+/// Whether SIGKILL is among the pending signals of `/proc/PID/status` (`proc_pid_status(5)`).
+fn has_kill(status: &str) -> bool {
+    let mask = |line: &str| {
+        let digits = line
+            .strip_prefix("SigPnd:")
+            .or_else(|| line.strip_prefix("ShdPnd:"))?;
+        u64::from_str_radix(digits.trim(), 16).ok()
+    };
+    status
+        .lines()
+        .filter_map(mask)
+        .any(|pending| pending & 1 << (libc::SIGKILL - 1) != 0)
 }
 
 #[cfg(test)]
@@ -43,6 +73,7 @@ mod tests {
         let stat = b"7 (a) Z (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         let facts = ProcessFacts {
             dead: false,
+            exiting: false,
             start_time: 4711,
         };
         assert_eq!(ProcessFacts::parse(stat), Some(facts));
@@ -53,6 +84,20 @@ mod tests {
     #[test]
     fn the_caller_is_alive() {
         let own = ProcessFacts::of(std::process::id() as i32).expect("exists");
-        assert!(!own.dead && own.start_time > 0);
+        assert!(!own.dead && !own.exiting && own.start_time > 0);
+        assert!(!is_ending(std::process::id() as i32));
+    }
+
+    #[test]
+    fn a_process_that_exits_or_was_killed_is_ending() {
+        let stat = b"7 (a) S 1 7 7 0 -1 4194564 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        assert!(ProcessFacts::parse(stat).is_some_and(|facts| facts.exiting));
+        assert!(has_kill("Name:\ta\nShdPnd:\t0000000000000100\n"));
+        assert!(has_kill(
+            "SigPnd:\t0000000000000102\nShdPnd:\t0000000000000000\n"
+        ));
+        assert!(!has_kill(
+            "SigPnd:\t0000000000000002\nSigBlk:\t0000000000000100\n"
+        ));
     }
 }
