@@ -102,6 +102,40 @@ fn filesystem(kind: &str, options: &[&str]) -> Value {
 const MOUNTED: &str = "cat /proc/self/mountinfo | while read a b c d at options rest; do \
     rest=\" $rest\"; case $at in /x*) echo $at $options ${rest%% - *};; esac; done | busybox sed 's/:[0-9]*//g'";
 
+#[test]
+fn a_bind_sees_what_earlier_mounts_have_brought_into_the_root() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    host.check_sh("mkdir -p /tmp/brought/deep /tmp/trial/rootfs/x/deep; echo brought > /tmp/brought/deep/file; echo covered > /tmp/trial/rootfs/x/deep/file")
+        .unwrap();
+    let again = |source: &str| json!({"destination": "/again", "type": "bind", "source": source, "options": ["rbind", "ro"]});
+    for source in ["/tmp/trial/rootfs/x/deep", "rootfs/./x/deep"] {
+        let mounts = [bind("/tmp/brought", &["bind"]), again(source)];
+        trial.mounts(
+            "cat /again/file; echo x > /again/file || echo read-only",
+            &mounts,
+        );
+        assert_eq!(trial.same(), "brought\nread-only\n");
+    }
+    // Without such a mount, and before it, it is the image's.
+    trial.mounts(
+        "cat /again/file",
+        &[
+            again("/tmp/trial/rootfs/x/deep"),
+            bind("/tmp/brought", &["bind"]),
+        ],
+    );
+    assert_eq!(trial.same(), "covered\n");
+    trial.mounts(
+        "true",
+        &[
+            bind("/tmp/brought", &["bind"]),
+            again("/tmp/trial/rootfs/x/absent"),
+        ],
+    );
+    trial.refused("no such file or directory", &["runc"]);
+}
+
 /// Gives a container a user namespace.
 pub(super) fn map_users(config: &mut Value) {
     let maps = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);

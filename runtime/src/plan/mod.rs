@@ -293,10 +293,11 @@ fn plan_rootfs(
             .map(|join| join.path.as_path()),
     };
     let list = spec.mounts().as_deref().unwrap_or_default();
-    let mounts = plan_mounts(list, &mount_context)?;
+    let mut mounts = plan_mounts(list, &mount_context)?;
     let within = |e: FieldError| e.within("linux");
     // Without `.` and a slash at the end: the state shows it.
     let path: PathBuf = context.bundle.join(root.path()).components().collect();
+    mounts::find_sources_inside(&mut mounts, &path);
     Ok(RootfsPlan {
         path: c_string("root.path", path.as_os_str().as_bytes())?,
         readonly: root.readonly().unwrap_or(false),

@@ -15,6 +15,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::mounts::new_filesystem;
 use super::refusals::is_whole_proc;
+use super::resolve::open_inside;
 use crate::error::{At as _, Error, Result, Step, errno_words};
 use crate::plan::{
     BindPlan, FilesystemPlan, IdMaps, IdmapSource, MountIdmap, MountPlan, MountSource, RootfsPlan,
@@ -94,23 +95,30 @@ pub(crate) fn open_parts(
 ) -> Result<Vec<HostPart>> {
     let mut parts = Vec::with_capacity(mounts.len());
     for mount in mounts {
-        let (bind, idmap) = match &mount.source {
-            MountSource::Bind(bind) => (Some(bind), &bind.idmap),
-            MountSource::Filesystem(fs) => (None, &fs.idmap),
-            MountSource::Remount(_) => (None, &None),
+        let idmap = match &mount.source {
+            MountSource::Bind(bind) => &bind.idmap,
+            MountSource::Filesystem(fs) => &fs.idmap,
+            MountSource::Remount(_) => &None,
         };
         let user_namespace = match idmap {
             Some(idmap) => Some(open_user_namespace(idmap, &user_namespace)?),
             None => None,
         };
         let mut part = HostPart::default();
-        if let Some(bind) = bind {
-            let tree = clone_bind(mount, bind, user_namespace.as_ref());
-            part.tree = Some(tree.map_err(|failed| bad_source(mount, bind, failed))?);
-        } else if let MountSource::Filesystem(fs) = &mount.source {
-            part.made = make_mapped(mount, fs, user_namespace.as_ref())?;
-            part.user_namespace = user_namespace;
-            part.tree = stand_in(mount, fs);
+        match &mount.source {
+            MountSource::Bind(bind) if bind.inside.is_some() => {
+                part.user_namespace = user_namespace;
+            }
+            MountSource::Bind(bind) => {
+                let tree = clone_bind(mount, bind, user_namespace.as_ref());
+                part.tree = Some(tree.map_err(|failed| bad_source(mount, bind, failed))?);
+            }
+            MountSource::Filesystem(fs) => {
+                part.made = make_mapped(mount, fs, user_namespace.as_ref())?;
+                part.user_namespace = user_namespace;
+                part.tree = stand_in(mount, fs);
+            }
+            MountSource::Remount(_) => {}
         }
         parts.push(part);
     }
@@ -169,6 +177,42 @@ fn clone_bind(
     }
     let follow = bind.symlink != SourceSymlink::Bind;
     let fd = clone_tree(&bind.source, bind.recursive, follow).map_err(at("stat"))?;
+    dress(fd, mount, bind, user_namespace)
+}
+
+/// The child's part: clones a source that an earlier mount has brought into the root.
+pub(super) fn clone_inside(
+    mount: &MountPlan,
+    bind: &BindPlan,
+    root: BorrowedFd<'_>,
+    user_namespace: Option<&OwnedFd>,
+) -> std::result::Result<HostTree, Errno> {
+    let path = bind.inside.as_deref().ok_or(Errno::BADF)?;
+    if bind.idmap.is_some() && user_namespace.is_none() {
+        return Err(Errno::PERM);
+    }
+    let nofollow = match bind.symlink {
+        SourceSymlink::Bind => OFlags::NOFOLLOW,
+        SourceSymlink::Follow | SourceSymlink::Copy => OFlags::empty(),
+    };
+    let source = open_inside(root, path, OFlags::PATH | nofollow, false)?;
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH;
+    if bind.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let fd = open_tree(&source, c"", flags)?;
+    dress(fd, mount, bind, user_namespace).map_err(|(_, errno)| errno)
+}
+
+/// Checks a new clone and gives it the options of its mount.
+fn dress(
+    fd: OwnedFd,
+    mount: &MountPlan,
+    bind: &BindPlan,
+    user_namespace: Option<&OwnedFd>,
+) -> Failed<HostTree> {
     if bind.must_be_proc && !is_whole_proc(fd.as_fd()).map_err(at("statfs"))? {
         return Err((NOT_PROC, Errno::PERM));
     }

@@ -17,7 +17,7 @@ use rustix::mount::{
 use rustix::process::fchdir;
 
 use super::copyup::copy_up;
-use super::host::{HostPart, HostTree, map_ids, set_propagation};
+use super::host::{HostPart, HostTree, clone_inside, map_ids, set_propagation};
 use super::refusals::{is_on_proc, open_in_proc, refuses_filesystem};
 use super::resolve::{Want, open_inside, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
@@ -97,7 +97,11 @@ fn mount_one<'p>(
             copy_symlink(&target, mount, root).at(Step::Symlink, &mount.place)?;
             Ok(None)
         }
-        (MountSource::Bind(_), None) => Err(Errno::BADF).at(Step::Mount, &mount.place),
+        (MountSource::Bind(bind), None) => {
+            let tree = clone_inside(mount, bind, root, part.user_namespace.as_ref());
+            part.tree = Some(tree.at(Step::Mount, &mount.place)?);
+            mount_one(mount, root, part)
+        }
         (MountSource::Remount(plan), _) => {
             let place = open_place(mount, root, Want::File)?;
             remount(plan, &place, mount)?;

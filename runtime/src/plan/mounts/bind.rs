@@ -1,19 +1,24 @@
 //! Bind mounts: which tree of the host, and with which attributes.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString, OsStr};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Component, Path};
 
 use oci_spec::runtime::{LinuxIdMapping, Mount};
 
 use super::super::idmaps::{self, IdMaps};
 use super::super::options::MountOptions;
 use super::super::{FieldError, c_string};
-use super::MountContext;
+use super::target::relative_target;
+use super::{MountContext, MountPlan, MountSource};
 use crate::sys::MountAttr;
 
 /// A tree to be cloned by `open_tree`.
 #[derive(Debug)]
 pub(crate) struct BindPlan {
     pub(crate) source: CString,
+    /// The source relative to the root, where an earlier mount brings it: only inside is it there.
+    pub(crate) inside: Option<CString>,
     pub(crate) recursive: bool,
     /// A source that is a symlink.
     pub(crate) symlink: SourceSymlink,
@@ -126,6 +131,7 @@ pub(super) fn plan_bind(
     };
     Ok(BindPlan {
         source: c_string("source", source.as_os_str().as_encoded_bytes())?,
+        inside: None,
         recursive: options.recursive,
         symlink,
         must_be_proc: false,
@@ -133,6 +139,35 @@ pub(super) fn plan_bind(
         deep: options.deep,
         idmap: plan_idmap(mount, options, context)?,
     })
+}
+
+/// Finds the sources below `root` that an earlier mount covers: by their path on the host, what is
+/// under that mount would be seen.
+pub(in crate::plan) fn find_sources_inside(mounts: &mut [MountPlan], root: &Path) {
+    for index in 1..mounts.len() {
+        let (earlier, rest) = mounts.split_at_mut(index);
+        if let MountSource::Bind(bind) = &mut rest[0].source {
+            bind.inside = below(bind, root)
+                .filter(|path| earlier.iter().any(|mount| covers(&mount.target, path)));
+        }
+    }
+}
+
+/// The source relative to `root`, if it can be told without looking.
+fn below(bind: &BindPlan, root: &Path) -> Option<CString> {
+    let source = Path::new(OsStr::from_bytes(bind.source.to_bytes()));
+    let path = source.strip_prefix(root).ok()?;
+    let is_plain = !path.components().any(|part| part == Component::ParentDir);
+    if is_plain && bind.symlink != SourceSymlink::Copy {
+        relative_target(path).ok()
+    } else {
+        None
+    }
+}
+
+fn covers(target: &CStr, path: &CStr) -> bool {
+    let rest = path.to_bytes().strip_prefix(target.to_bytes());
+    !target.is_empty() && rest.is_some_and(|rest| matches!(rest, [] | [b'/', ..]))
 }
 
 fn exclusive() -> FieldError {
@@ -206,6 +241,19 @@ mod tests {
         let exact = top(&["bind", "nodev"]).exact();
         assert_eq!((exact.set, exact.clear), (NODEV, EXACT & !NODEV));
         assert_eq!(top(&["bind", "rw"]).exact().clear, EXACT);
+    }
+
+    #[test]
+    fn a_target_covers_itself_and_what_is_below() {
+        for (target, path, covered) in [
+            (c"a/b", c"a/b", true),
+            (c"a/b", c"a/b/c", true),
+            (c"a/b", c"a/bc", false),
+            (c"a/b", c"a", false),
+            (c"", c"a", false),
+        ] {
+            assert_eq!(covers(target, path), covered, "{target:?} {path:?}");
+        }
     }
 
     #[test]

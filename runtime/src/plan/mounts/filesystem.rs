@@ -274,6 +274,7 @@ fn host_tree(
     }
     Ok(Some(BindPlan {
         source: c_string("source", source.as_os_str().as_encoded_bytes())?,
+        inside: None,
         recursive: true,
         symlink: SourceSymlink::Follow,
         must_be_proc: in_proc == ProcTarget::Itself,

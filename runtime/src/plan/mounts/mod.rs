@@ -9,6 +9,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, Mount};
 
+pub(super) use bind::find_sources_inside;
 pub(crate) use bind::{BindPlan, IdmapSource, MountIdmap, SourceSymlink, TopAttr};
 pub(crate) use filesystem::{FilesystemPlan, FsParam, OldMount};
 pub(crate) use target::{ProcTarget, relative_target};
