@@ -170,7 +170,12 @@ fn clone_by_vanguard<J>(
             return 1;
         }
         let sibling = request(flags, true, None);
-        let report = match clone3(&sibling, || main(job, &child)) {
+        // It waits until the parent knows of it: whatever it says must come after that.
+        let begin = || match child.wait_for_word() {
+            Ok(()) => main(job, &child),
+            Err(_) => 1,
+        };
+        let report = match clone3(&sibling, begin) {
             Ok((pid, _)) => Report::Forked(pid),
             Err(errno) => Report::Failed(Failure {
                 step: Step::Unshare,
@@ -200,6 +205,7 @@ fn clone_by_vanguard<J>(
         Message::Forked(pid) => {
             let raw = Pid::from_raw(pid).ok_or_else(|| died(None))?;
             let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(Error::os("pidfd_open"))?;
+            parent.give_word()?;
             Ok(Launched::new(pid, pidfd))
         }
         Message::Failed(failure) => Err(Error::Init(failure)),
