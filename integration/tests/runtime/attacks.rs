@@ -5,7 +5,7 @@ use integration::bundle::Bundle;
 use integration::hosts::NativeHost;
 use serde_json::{Value, json};
 
-use super::{host, ok, xebec};
+use super::{HOOK_KINDS, host, ok, xebec};
 
 const OVERWRITE: &str = include_str!("attackers/overwrite.pl");
 const WATCH: &str = include_str!("attackers/watch.pl");
@@ -170,14 +170,7 @@ fn hooks_have_three_descriptors() {
     bundle.write().unwrap();
     host.check_sh("exec 5</ 6</etc/hostname; xebec run --preserve-fds 0 --bundle /tmp/b c")
         .unwrap();
-    for kind in [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ] {
+    for kind in HOOK_KINDS {
         let seen = host.read_file(format!("/tmp/b/rootfs/{kind}.fds")).unwrap();
         assert_eq!(words(&seen), "0 1 2", "{kind}");
     }

@@ -6,7 +6,7 @@ use integration::hosts::NativeHost;
 use integration::leftovers::Inventory;
 use serde_json::{Value, json};
 
-use super::{assert_restored, host, ok};
+use super::{HOOK_KINDS, assert_restored, host, ok};
 
 /// Calls that change something outside the process, or wait for something: each is a step. Of the
 /// others, which only read or compute, every tenth is tried too.
@@ -101,14 +101,7 @@ fn bundles(host: &NativeHost) -> [Bundle<'_>; 3] {
     let plain = Bundle::create(host, "/tmp/plain", &["sleep", "4711"]).unwrap();
     let mut full = Bundle::create(host, "/tmp/full", &["sleep", "4711"]).unwrap();
     let hook = json!([{ "path": "/bin/true" }]);
-    for kind in [
-        "prestart",
-        "createRuntime",
-        "createContainer",
-        "startContainer",
-        "poststart",
-        "poststop",
-    ] {
+    for kind in HOOK_KINDS {
         full.config["hooks"][kind] = hook.clone();
     }
     full.config["linux"]["seccomp"] = json!({

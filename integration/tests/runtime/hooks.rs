@@ -4,16 +4,7 @@ use integration::bundle::Bundle;
 use integration::hosts::NativeHost;
 use serde_json::{Value, json};
 
-use super::{assert_restored, host, settled, xebec};
-
-const KINDS: [&str; 6] = [
-    "prestart",
-    "createRuntime",
-    "createContainer",
-    "startContainer",
-    "poststart",
-    "poststop",
-];
+use super::{HOOK_KINDS, assert_restored, host, settled, xebec};
 
 fn shell(script: &str) -> Value {
     json!([{ "path": "/bin/sh", "args": ["sh", "-c", script] }])
@@ -44,7 +35,7 @@ fn each_kind_runs_in_its_place_with_its_state_and_environment() {
     };
     let host_log = "/tmp/b/rootfs/log";
     let mut hooks = json!({});
-    for kind in KINDS {
+    for kind in HOOK_KINDS {
         let log = if kind == "startContainer" {
             "/log"
         } else {
@@ -62,7 +53,7 @@ fn each_kind_runs_in_its_place_with_its_state_and_environment() {
     // The program and the hooks after its start run side by side.
     let (program, lines): (Vec<_>, Vec<_>) = log.lines().partition(|line| *line == "program");
     assert_eq!(program.len(), 1, "{log}");
-    assert_eq!(lines.len(), KINDS.len(), "{log}");
+    assert_eq!(lines.len(), HOOK_KINDS.len(), "{log}");
     let places = [
         "/tmp/b",
         "/tmp/b",
@@ -77,7 +68,7 @@ fn each_kind_runs_in_its_place_with_its_state_and_environment() {
     for (index, line) in lines.iter().enumerate() {
         let mut words = line.splitn(5, ' ');
         let head: Vec<_> = words.by_ref().take(4).collect();
-        let kind = KINDS[index];
+        let kind = HOOK_KINDS[index];
         assert_eq!(head, [kind, places[index], "12", name(kind)], "{log}");
         let state: Value = serde_json::from_str(words.next().unwrap_or_default()).expect(line);
         assert_eq!(state["status"], statuses[index], "{line}");
@@ -94,7 +85,7 @@ fn a_failure_leads_to_what_it_leads_to_in_runc() {
     let good = Bundle::create(&host, "/tmp/good", &["true"]).unwrap();
     let mut bundle = Bundle::create(&host, "/tmp/b", &["true"]).unwrap();
     let before = settled(&host, &good);
-    for kind in KINDS {
+    for kind in HOOK_KINDS {
         bundle.config["hooks"] = json!({ kind: shell("echo out; echo err >&2; exit 3") });
         bundle.write().unwrap();
         let run = |runtime: &str| {
@@ -186,7 +177,7 @@ fn hooks_of_a_user_without_privileges_run_with_what_the_user_has() {
         ))
     };
     let mut hooks = json!({});
-    for kind in KINDS {
+    for kind in HOOK_KINDS {
         let log = if kind == "startContainer" {
             "/log"
         } else {
@@ -220,7 +211,7 @@ fn hooks_of_a_user_without_privileges_run_with_what_the_user_has() {
         host.read_file("/tmp/b/rootfs/log").unwrap()
     });
     let [ours, runcs] = &logs;
-    assert_eq!(ours.lines().count(), KINDS.len(), "{ours}");
+    assert_eq!(ours.lines().count(), HOOK_KINDS.len(), "{ours}");
     for line in [
         "createRuntime 1000 /tmp/b creating",
         "createContainer 0 /tmp/b/rootfs creating",

@@ -348,6 +348,21 @@ fn a_bad_bundle_gives_one_clear_error_and_leaves_nothing() {
 }
 
 #[test]
+fn an_exec_that_nobody_can_be_told_of_is_ended() {
+    let host = host();
+    Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
+    host.check_sh("xebec run --detach --bundle /tmp/b c </dev/null >/dev/null 2>&1")
+        .unwrap();
+    let untold = "xebec exec --detach --pid-file /tmp/nowhere/pid c sleep 4712 </dev/null";
+    let output = host.sh(untold).unwrap();
+    assert_eq!(output.status, 255, "{output:?}");
+    assert!(output.stderr.contains("/tmp/nowhere/pid"), "{output:?}");
+    let left = host.sh("pgrep -xf 'sleep 4712'").unwrap();
+    assert_eq!(left.status, 1, "{left:?}");
+    ok(&host, &["delete", "--force", "c"]);
+}
+
+#[test]
 fn an_exec_of_what_cannot_be_run_fails_as_in_runc() {
     let host = host();
     Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();

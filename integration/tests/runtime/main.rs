@@ -27,6 +27,16 @@ use integration::hosts::{HostOptions, NativeHost};
 use integration::leftovers::Inventory;
 use serde_json::Value;
 
+/// Every kind of hook, in the order of their lives.
+const HOOK_KINDS: [&str; 6] = [
+    "prestart",
+    "createRuntime",
+    "createContainer",
+    "startContainer",
+    "poststart",
+    "poststop",
+];
+
 fn host() -> NativeHost {
     NativeHost::start(HostOptions::bare()).expect("a native host starts")
 }

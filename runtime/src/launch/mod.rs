@@ -32,7 +32,7 @@ pub(crate) use inside::open_trees_inside;
 pub(crate) use joins::{OpenNamespace, check_maps, open_joins, shares_network};
 pub(crate) use labels::selinux_is_enabled;
 pub(crate) use namespaces::Joined;
-pub(crate) use parent::{Birth, ExecLaunch, InitLaunch, launch_exec, launch_init};
+pub(crate) use parent::{Birth, ExecLaunch, InitLaunch, launch_exec, launch_init, settle};
 pub(crate) use placeholder::Placeholder;
 pub(crate) use stdio::{ChildStdio, connect_console, connect_to};
 pub(crate) use userns::{own_user_namespace, user_namespace};

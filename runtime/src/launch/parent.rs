@@ -278,8 +278,12 @@ fn see_off(
     }
 }
 
-/// Nothing is left of a process that was not seen off.
-fn settle(launched: Launched, seen_off: Result<()>, reparented: bool) -> Result<Launched> {
+/// Nothing is left of a process that was not seen off, or that nobody could be told of.
+pub(crate) fn settle(
+    launched: Launched,
+    seen_off: Result<()>,
+    reparented: bool,
+) -> Result<Launched> {
     match seen_off {
         Ok(()) => Ok(launched),
         Err(error) => {

@@ -17,7 +17,7 @@ use crate::cgroup::Cgroup;
 use crate::error::{ChildFailure, Error, Result, Step};
 use crate::launch::{
     Agent, Birth, ChildHookIo, ChildStdio, FinishJob, InitJob, InitLaunch, connect_console,
-    launch_init, run_hooks, selinux_is_enabled,
+    launch_init, run_hooks, selinux_is_enabled, settle,
 };
 use crate::netdev::{self, Moved};
 use crate::plan::{
@@ -332,12 +332,11 @@ fn build(
         agent: agent.as_ref(),
         view: &|| record.borrow().view(Status::Creating),
     };
-    let mut launched = launch_init(job, &mut launch).map_err(|error| match &child_hooks {
+    let launched = launch_init(job, &mut launch).map_err(|error| match &child_hooks {
         Some(io) => io.explain(error),
         None => explain_scheduler(error, &spec),
     })?;
-    pidfd::send(receiver, &launched)?;
-    write_pid_file(pid_file.as_deref(), launched.pid)?;
+    let mut launched = announce(launched, receiver, pid_file.as_deref(), reparent)?;
     if let Some(moved) = moved {
         moved.keep();
     }
@@ -434,8 +433,20 @@ pub(super) fn receive_terminal(socket: Option<OwnedFd>) -> Option<OwnedFd> {
     receive_descriptor(socket?.as_fd()).ok()
 }
 
+/// Tells of a new process whoever has asked for that; one that cannot be told of is ended.
+pub(super) fn announce(
+    launched: Launched,
+    receiver: Option<OwnedFd>,
+    pid_file: Option<&Path>,
+    reparented: bool,
+) -> Result<Launched> {
+    let told =
+        pidfd::send(receiver, &launched).and_then(|()| write_pid_file(pid_file, launched.pid));
+    settle(launched, told, reparented)
+}
+
 /// Writes a pid as text, the way clients of runc read it: complete or not there.
-pub(super) fn write_pid_file(file: Option<&Path>, pid: i32) -> Result<()> {
+fn write_pid_file(file: Option<&Path>, pid: i32) -> Result<()> {
     let Some(file) = file else { return Ok(()) };
     publish(file, 0o644, pid.to_string().as_bytes()).map_err(Error::file("write", file))
 }

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, open};
 
 use super::confinement::mover;
-use super::create::{check_labels, receive_terminal, write_pid_file};
+use super::create::{announce, check_labels, receive_terminal};
 use super::lifecycle::init_of;
 use super::{Runtime, pidfd};
 use crate::caller::Caller;
@@ -62,8 +62,8 @@ pub(super) fn exec(runtime: &Runtime, mut request: ExecRequest) -> Result<Launch
         Err(_) if !record.init_is_alive() => return Err(stopped()),
         result => result?,
     };
-    pidfd::send(receiver, &launched)?;
-    write_pid_file(request.pid_file.as_deref(), launched.pid)?;
+    let pid_file = request.pid_file.as_deref();
+    launched = announce(launched, receiver, pid_file, request.reparent)?;
     launched.terminal = receive_terminal(terminal);
     note(&mut launched, &job);
     launched
