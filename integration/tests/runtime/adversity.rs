@@ -143,8 +143,9 @@ fn a_pid_that_was_given_out_again_is_not_signalled() {
     let host = host();
     let bundle = Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
     run_detached(&host, bundle.path(), "c");
-    // The record's pid now belongs to a bystander, who has started later than init had.
-    let bystander = "sleep 1000 >/dev/null 2>&1 & echo $!";
+    // The record's pid now belongs to a bystander, who has started later than init had: the kernel
+    // tells start times in ticks of 10 ms, and init may have started within the current one.
+    let bystander = "sleep 0.03; sleep 1000 >/dev/null 2>&1 & echo $!";
     let bystander = host.check_sh(bystander).unwrap().trim().to_owned();
     let file = "/run/xebec/c/state.json";
     let mut record: Value = serde_json::from_str(&host.read_file(file).unwrap()).unwrap();

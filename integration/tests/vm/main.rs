@@ -1,5 +1,6 @@
 //! What needs a whole machine: systemd, every cgroup controller, security modules.
 
+mod boot;
 mod cgroups;
 mod clients;
 mod footprint;

@@ -54,12 +54,16 @@ pub(crate) struct Job {
     pub(crate) services: Vec<Service>,
 }
 
+/// What the status port says before the job; the exit status follows on a line of its own.
+pub(super) const BEGUN: &str = "begun";
+
 /// Exit status of a job whose services did not start.
 const NOT_STARTED: i32 = 125;
 
 /// Runs the job and reports its exit status.
 pub(crate) fn run() -> Result<()> {
     let [stdout, mut stderr, mut status] = open_ports()?;
+    writeln!(status, "{BEGUN}").map_err(Error::system("report the beginning"))?;
     let errors = stderr.try_clone().map_err(Error::system("share a port"))?;
     let code = match perform(stdout, errors) {
         Ok(code) => code,

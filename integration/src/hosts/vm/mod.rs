@@ -50,12 +50,20 @@ impl Default for VmOptions {
     }
 }
 
+/// How often a machine is booted at most. The emulator's processors see each other's changes of
+/// code late now and then, and the kernel, which patches itself while it boots, then panics on a
+/// breakpoint of its own.
+const BOOTS: u32 = 3;
+
 /// A running machine. It ends when this is dropped or when this process dies.
 #[derive(Debug)]
 pub struct VmHost {
+    paths: Paths,
+    plan: MachinePlan,
+    boots: u32,
     keeper: Keeper,
     end: Instant,
-    options: VmOptions,
+    deadline: Duration,
     stdout: Tail,
     stderr: Tail,
 }
@@ -88,24 +96,37 @@ impl VmHost {
             rootfs: rootfs::find(&paths)?,
             disk: disk::find(&paths)?,
             content: content(&paths, &options)?,
-            kernel: options.kernel.clone(),
+            kernel: options.kernel,
             job: Job {
                 argv: argv.to_vec(),
-                services: options.services.clone(),
+                services: options.services,
             },
         };
-        let keeper = Keeper::start(&paths, "vm", Payload::Machine(plan))?;
-        let [stdout, stderr] = [machine::STDOUT, machine::STDERR].map(|name| Tail {
-            path: keeper.scratch.join(name),
-            file: None,
-        });
+        let keeper = Keeper::start(&paths, "vm", Payload::Machine(plan.clone()))?;
+        let [stdout, stderr] = outputs(&keeper);
         Ok(Self {
+            paths,
+            plan,
+            boots: 1,
             keeper,
             end: Instant::now() + options.deadline,
-            options,
+            deadline: options.deadline,
             stdout,
             stderr,
         })
+    }
+
+    /// Boots once more, if the kernel died before the job began and may be given another chance.
+    fn boot_again(&mut self) -> Result<bool> {
+        let panicked = self.console().contains("Kernel panic");
+        if !panicked || self.boots == BOOTS || self.report()?.begun {
+            return Ok(false);
+        }
+        eprintln!("vm: the kernel panicked before the job began; booting again");
+        self.boots += 1;
+        self.keeper = Keeper::start(&self.paths, "vm", Payload::Machine(self.plan.clone()))?;
+        [self.stdout, self.stderr] = outputs(&self.keeper);
+        Ok(true)
     }
 
     /// Waits for the command's end and hands its output over as it comes; its exit status.
@@ -114,13 +135,13 @@ impl VmHost {
             let ended = self.keeper.wait(Duration::from_millis(100))?.is_some();
             self.stdout.read(|bytes| sink(Stream::Stdout, bytes))?;
             self.stderr.read(|bytes| sink(Stream::Stderr, bytes))?;
-            if ended {
+            if ended && !self.boot_again()? {
                 return self.status();
             }
             if Instant::now() > self.end {
                 return Err(Error::Deadline {
                     command: "a job of the VM host".into(),
-                    seconds: self.options.deadline.as_secs(),
+                    seconds: self.deadline.as_secs(),
                     output: self.console(),
                 });
             }
@@ -128,15 +149,19 @@ impl VmHost {
     }
 
     fn status(&self) -> Result<i32> {
-        let path = self.keeper.scratch.join(machine::STATUS);
-        let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-        text.trim().parse().map_err(|_| Error::Host {
+        self.report()?.status.ok_or_else(|| Error::Host {
             host: "vm",
             reason: format!(
                 "it ended before its job did; its console:\n{}",
                 self.console()
             ),
         })
+    }
+
+    fn report(&self) -> Result<Report> {
+        let path = self.keeper.scratch.join(machine::STATUS);
+        let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+        Ok(Report::read(&text))
     }
 
     /// The end of what the machine's console says.
@@ -153,6 +178,30 @@ pub enum Stream {
     Stdout,
     /// Standard error.
     Stderr,
+}
+
+/// What a machine has said about its job.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    begun: bool,
+    status: Option<i32>,
+}
+
+impl Report {
+    fn read(text: &str) -> Self {
+        let mut lines = text.lines();
+        Self {
+            begun: lines.next() == Some(guest::BEGUN),
+            status: lines.next().and_then(|line| line.parse().ok()),
+        }
+    }
+}
+
+fn outputs(keeper: &Keeper) -> [Tail; 2] {
+    [machine::STDOUT, machine::STDERR].map(|name| Tail {
+        path: keeper.scratch.join(name),
+        file: None,
+    })
 }
 
 /// A file that another process appends to.
@@ -198,4 +247,17 @@ fn content(paths: &Paths, options: &VmOptions) -> Result<Vec<(PathBuf, PathBuf)>
         content.push((file.clone(), Path::new("files").join(name)));
     }
     Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_never_began_its_job_is_told_from_one_that_broke_off() {
+        let report = |begun, status| Report { begun, status };
+        assert_eq!(Report::read(""), report(false, None));
+        assert_eq!(Report::read("begun\n"), report(true, None));
+        assert_eq!(Report::read("begun\n3\n"), report(true, Some(3)));
+    }
 }
