@@ -8,7 +8,7 @@ use rustix::rand::GetRandomFlags;
 
 use super::report::Report;
 use super::suite::Random;
-use super::{Bench, plot, select, targets};
+use super::{Bench, charged, plot, select, targets};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::hosts::{HostOptions, NativeHost, Service};
@@ -134,7 +134,12 @@ fn run(bench: &Bench, quick: bool) -> Result<Report> {
             output: "what failed stands above".to_owned(),
         });
     }
-    let report = serde_json::from_slice(&output.stdout).map_err(|e| Error::invalid("report", e))?;
+    let mut report: Report =
+        serde_json::from_slice(&output.stdout).map_err(|e| Error::invalid("report", e))?;
+    if bench.charged {
+        let targets = targets::specified().map_err(|e| Error::invalid("target", e))?;
+        report.add(charged::measure(host), &targets);
+    }
     step.done(&format!("{rounds} rounds"));
     Ok(report)
 }

@@ -5,6 +5,7 @@
 //! nothing but the kernel stands between the runner and what it times.
 
 pub mod bundle;
+pub mod charged;
 mod cli;
 pub mod containers;
 pub mod contest;
@@ -32,6 +33,8 @@ struct Bench {
     /// Rounds of an ordinary and of a quick run.
     rounds: (u32, u32),
     run: fn(u32, &mut Random) -> Result<Measured>,
+    /// Also measures what a created container is charged with, wherever that can be told.
+    charged: bool,
 }
 
 /// What a suite hands to the report.
@@ -47,11 +50,13 @@ const BENCHES: &[Bench] = &[
         name: "runtime",
         rounds: (100, 10),
         run: run_runtime,
+        charged: true,
     },
     Bench {
         name: "smoke",
         rounds: (50, 10),
         run: run_smoke,
+        charged: false,
     },
 ];
 

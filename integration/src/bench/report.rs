@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::charged::Charged;
 use super::phases::{self, Phase};
 use super::stats::Summary;
-use super::suite::{Absent, OURS, Run, Unit};
+use super::suite::{Absent, OURS, RowSamples, Run, Unit};
 use super::targets::{Target, Targets};
 
 /// One finished suite.
@@ -42,6 +43,27 @@ pub struct Row {
     pub cells: Vec<Cell>,
     /// The promises of this row.
     pub targets: Vec<Verdict>,
+    /// Where it was measured, if not with the other rows.
+    pub how: Option<String>,
+}
+
+impl Row {
+    fn new(bench: &str, samples: RowSamples, targets: &Targets) -> Self {
+        let name = format!("{bench}/{}", samples.name);
+        let cells = cells(&samples.cells);
+        let wanted = targets.get(&name).map_or(&[][..], Vec::as_slice);
+        let targets = wanted
+            .iter()
+            .map(|target| verdict(target, samples.unit, &cells))
+            .collect();
+        Self {
+            name,
+            unit: samples.unit,
+            cells,
+            targets,
+            how: None,
+        }
+    }
 }
 
 /// One contestant's figures.
@@ -95,21 +117,7 @@ impl Report {
         let rows = run
             .rows
             .into_iter()
-            .map(|row| {
-                let name = format!("{bench}/{}", row.name);
-                let cells = cells(&row.cells);
-                let wanted = targets.get(&name).map_or(&[][..], Vec::as_slice);
-                let targets = wanted
-                    .iter()
-                    .map(|t| verdict(t, row.unit, &cells))
-                    .collect();
-                Row {
-                    name,
-                    unit: row.unit,
-                    cells,
-                    targets,
-                }
-            })
+            .map(|samples| Row::new(bench, samples, targets))
             .collect();
         Self {
             bench: bench.to_owned(),
@@ -121,6 +129,14 @@ impl Report {
             rows,
             phases: Vec::new(),
         }
+    }
+
+    /// One row more, measured by itself.
+    pub fn add(&mut self, charged: Charged, targets: &Targets) {
+        let mut row = Row::new(&self.bench, charged.samples, targets);
+        row.how = charged.how;
+        self.rows.push(row);
+        self.absent.extend(charged.absent);
     }
 
     /// One line for each promise that was missed or could not be judged.
@@ -154,6 +170,9 @@ impl Report {
             for cell in &row.cells {
                 text.push_str(&line(label, cell, row.unit));
                 label = "";
+            }
+            if let Some(how) = &row.how {
+                let _ = writeln!(text, "{:<26} measured in: {how}", "");
             }
             for v in &row.targets {
                 let mark = match v.met {
@@ -246,7 +265,6 @@ fn verdict(target: &Target, unit: Unit, cells: &[Cell]) -> Verdict {
 
 #[cfg(test)]
 mod tests {
-    use super::super::suite::RowSamples;
     use super::*;
 
     fn samples() -> Run {
@@ -314,6 +332,37 @@ mod tests {
     fn a_bound_in_another_unit_is_not_taken_as_met() {
         let report = Report::new("smoke", samples(), &targets("| `smoke/run` | ≤ 5000 KiB |"));
         assert_eq!(report.rows[0].targets[0].met, None);
+    }
+
+    #[test]
+    fn a_row_that_could_not_be_measured_misses_its_promise_and_says_why() {
+        let targets = targets("| `runtime/created: memory charged` | ≤ 1536 KiB |");
+        let mut report = Report::new("runtime", samples(), &targets);
+        let row = |cells| RowSamples {
+            name: "created: memory charged",
+            unit: Unit::Kibibytes,
+            cells,
+        };
+        report.add(
+            Charged {
+                samples: row(vec![(OURS, vec![])]),
+                how: None,
+                absent: Some(Absent("no machine".into())),
+            },
+            &targets,
+        );
+        assert_eq!(report.missed().len(), 1);
+        assert!(report.table().contains("absent: no machine"));
+        report.add(
+            Charged {
+                samples: row(vec![(OURS, vec![256.0])]),
+                how: Some("VM host, kernel 7.2".into()),
+                absent: None,
+            },
+            &targets,
+        );
+        assert_eq!(report.missed().len(), 1);
+        assert!(report.table().contains("measured in: VM host, kernel 7.2"));
     }
 
     #[test]
