@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 impl Row {
-    fn new(bench: &str, samples: RowSamples, targets: &Targets) -> Self {
+    fn new(bench: &str, samples: &RowSamples, targets: &Targets) -> Self {
         let name = format!("{bench}/{}", samples.name);
         let cells = cells(&samples.cells);
         let wanted = targets.get(&name).map_or(&[][..], Vec::as_slice);
@@ -116,7 +116,7 @@ impl Report {
     pub fn new(bench: &str, run: Run, targets: &Targets) -> Self {
         let rows = run
             .rows
-            .into_iter()
+            .iter()
             .map(|samples| Row::new(bench, samples, targets))
             .collect();
         Self {
@@ -133,7 +133,7 @@ impl Report {
 
     /// One row more, measured by itself.
     pub fn add(&mut self, charged: Charged, targets: &Targets) {
-        let mut row = Row::new(&self.bench, charged.samples, targets);
+        let mut row = Row::new(&self.bench, &charged.samples, targets);
         row.how = charged.how;
         self.rows.push(row);
         self.absent.extend(charged.absent);
