@@ -61,6 +61,56 @@ impl Digest {
     }
 }
 
+/// How chunks are digested. Blobs and documents always have SHA-256.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Algorithm {
+    /// SHA-256.
+    #[default]
+    Sha256,
+    /// BLAKE3 with its default length of 32 bytes.
+    Blake3,
+}
+
+impl Algorithm {
+    /// Hashes `data`.
+    pub fn of(self, data: &[u8]) -> [u8; 32] {
+        match self {
+            Self::Sha256 => Sha256::digest(data).into(),
+            Self::Blake3 => *blake3::hash(data).as_bytes(),
+        }
+    }
+
+    /// Checks that `data` has the digest `expected`; `what` names the data in the error.
+    pub fn verify(self, data: &[u8], expected: &[u8; 32], what: &str) -> Result<()> {
+        let actual = self.of(data);
+        if actual == *expected {
+            return Ok(());
+        }
+        let name = match self {
+            Self::Sha256 => "sha256",
+            Self::Blake3 => "blake3",
+        };
+        let text = |bytes| format!("{name}:{}", Digest::from_bytes(bytes).hex());
+        Err(Error::DigestMismatch {
+            what: what.to_owned(),
+            expected: text(*expected),
+            actual: text(actual),
+        })
+    }
+
+    /// How an index stores it.
+    pub(crate) const fn to_byte(self) -> u8 {
+        self as u8
+    }
+
+    pub(crate) const fn from_byte(byte: u8) -> Self {
+        match byte {
+            1 => Self::Blake3,
+            _ => Self::Sha256,
+        }
+    }
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("sha256:")?;
@@ -263,6 +313,22 @@ mod tests {
         io::copy(&mut reader, &mut io::sink()).unwrap();
         let (_, digest, count) = reader.finish();
         assert_eq!((digest, count), (Digest::of(data), data.len() as u64));
+    }
+
+    #[test]
+    fn each_algorithm_accepts_its_own_digest_only() {
+        let blake3 = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262";
+        let found = Digest::from_bytes(Algorithm::Blake3.of(b"")).hex();
+        assert_eq!(found, blake3, "the published digest of nothing");
+        for algorithm in [Algorithm::Sha256, Algorithm::Blake3] {
+            let digest = algorithm.of(b"data");
+            algorithm.verify(b"data", &digest, "it").unwrap();
+            algorithm.verify(b"date", &digest, "it").unwrap_err();
+            assert_eq!(Algorithm::from_byte(algorithm.to_byte()), algorithm);
+        }
+        let other = Algorithm::Sha256.of(b"data");
+        let error = Algorithm::Blake3.verify(b"data", &other, "it").unwrap_err();
+        assert!(error.to_string().contains("blake3:"), "{error}");
     }
 
     #[test]

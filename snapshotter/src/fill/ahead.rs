@@ -9,7 +9,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::index::LayerIndex;
+use crate::index::{LayerIndex, Unit};
 
 /// Packed bytes of a region.
 const REGION: u64 = 2 << 20;
@@ -32,7 +32,7 @@ impl Ahead {
         }
     }
 
-    /// Counts a miss at `offset` of the blob and tells how many packed bytes to fetch along.
+    /// Counts a miss at `offset` of the blobs together and tells how many packed bytes to fetch along.
     pub(super) fn window(&self, offset: u64) -> u64 {
         let misses = &self.misses[(offset / REGION) as usize];
         let before = misses.load(Ordering::Relaxed).min(MAX_DOUBLINGS);
@@ -42,7 +42,7 @@ impl Ahead {
     }
 }
 
-/// The absent units that follow `after` without interruption, up to `window` packed bytes; what is
+/// The absent units of its blob that follow `after` without interruption, up to `window` packed bytes; what is
 /// left of the window then goes to those right before it.
 pub(super) fn neighbours(
     index: &LayerIndex,
@@ -51,9 +51,11 @@ pub(super) fn neighbours(
     is_absent: impl Fn(u32) -> bool,
 ) -> Vec<u32> {
     let mut left = window;
+    let blob = index.unit(after).blob;
     let mut fits = |unit: &u32| {
-        let len = u64::from(index.unit(*unit).len);
-        let fits = len <= left && is_absent(*unit);
+        let Unit { len, blob: its, .. } = index.unit(*unit);
+        let len = u64::from(len);
+        let fits = its == blob && len <= left && is_absent(*unit);
         left -= if fits { len } else { 0 };
         fits
     };

@@ -43,7 +43,8 @@ const MAX_RUN: u64 = 4 << 20;
 /// One layer: its store, its registry, and who fetches what.
 pub struct Filler {
     blob: Arc<Blob>,
-    source: Arc<dyn BlobSource>,
+    /// One for each blob of the index.
+    sources: Vec<Arc<dyn BlobSource>>,
     pool: Arc<Pool>,
     flights: Arc<Flights>,
     ahead: Ahead,
@@ -53,10 +54,20 @@ pub struct Filler {
 impl Filler {
     /// Ties the stored layer `blob` to the `source` of its bytes.
     pub fn new(blob: Arc<Blob>, source: Arc<dyn BlobSource>, pool: Arc<Pool>) -> Arc<Self> {
+        Self::with_sources(blob, vec![source], pool)
+    }
+
+    /// The same for a layer whose bytes lie in several blobs: one source for each blob of the
+    /// index, in its order. A blob without a source cannot be read.
+    pub fn with_sources(
+        blob: Arc<Blob>,
+        sources: Vec<Arc<dyn BlobSource>>,
+        pool: Arc<Pool>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             ahead: Ahead::new(blob.index().blob_size()),
             blob,
-            source,
+            sources,
             pool,
             flights: Arc::default(),
             fetched: AtomicU64::new(0),
@@ -128,7 +139,8 @@ impl Filler {
     /// reader's thread fetches what is needed and nothing else.
     fn start(self: &Arc<Self>, mut mine: Vec<Claim>) {
         let last = mine[mine.len() - 1].unit();
-        let window = self.ahead.window(self.index().unit(last).offset);
+        let place = self.index().place_among_blobs(&self.index().unit(last));
+        let window = self.ahead.window(place);
         let absent = |unit| !self.is_unit_local(unit) && !self.flights.is_claimed(unit);
         let along = ahead::neighbours(self.index(), last, window, absent);
         let Some(slot) = self.pool.slot(Class::Ahead) else {
@@ -151,7 +163,7 @@ impl Filler {
         while let Some(first) = claims.first().map(Claim::unit) {
             claims.sort_unstable_by_key(|claim| (claim.unit() < first, claim.unit()));
             let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
-            let ranges = units.map(|unit| unit.offset..unit.end());
+            let ranges = units.map(|unit| (unit.blob, unit.offset..unit.end()));
             let rest = claims.split_off(run_length(ranges));
             self.fetch_run(claims);
             claims = rest;
@@ -160,11 +172,12 @@ impl Filler {
 
     /// One range request; each unit lands as soon as its bytes are there.
     fn fetch_run(&self, run: Vec<Claim>) {
-        let start = self.index().unit(run[0].unit()).offset;
+        let first = self.index().unit(run[0].unit());
+        let start = first.offset;
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
         let mut packed = Vec::with_capacity(len as usize);
         let mut run = run.into_iter().peekable();
-        let read = self.source.read_parts(start, len, &mut |part| {
+        let mut take = |part: &[u8]| {
             packed.extend_from_slice(part);
             let has_arrived = |claim: &Claim| {
                 self.index().unit(claim.unit()).end() - start <= packed.len() as u64
@@ -172,7 +185,14 @@ impl Filler {
             while let Some(claim) = run.next_if(has_arrived) {
                 self.arrive(claim, start, &packed);
             }
-        });
+        };
+        let read = match self.sources.get(usize::from(first.blob)) {
+            Some(source) => source.read_parts(start, len, &mut take),
+            None => Err(Error::Internal(format!(
+                "blob {} has no source",
+                first.blob
+            ))),
+        };
         self.fetched
             .fetch_add(packed.len() as u64, Ordering::Relaxed);
         if let Err(error) = read {
@@ -221,7 +241,7 @@ impl Filler {
             let chunk = self.index().chunk(id);
             let bytes = &unpacked[chunk.inner as usize..][..chunk.len as usize];
             let what = format!("layer {}, chunk {id} at {}", self.layer(), unit.offset);
-            let verified = Digest::from_bytes(chunk.digest).verify(bytes, &what);
+            let verified = self.index().algorithm().verify(bytes, &chunk.digest, &what);
             stored = stored.and(verified.and_then(|()| self.blob.write_chunk(id, bytes)));
         }
         stored
@@ -236,14 +256,15 @@ impl Filler {
     }
 }
 
-/// How many of the leading ranges go into one request: neighbours with small gaps, up to a bound.
-fn run_length(mut ranges: impl Iterator<Item = Range<u64>>) -> usize {
-    let Some(mut run) = ranges.next() else {
+/// How many of the leading ranges go into one request: neighbours in one blob with small gaps, up
+/// to a bound.
+fn run_length(mut ranges: impl Iterator<Item = (u16, Range<u64>)>) -> usize {
+    let Some((blob, mut run)) = ranges.next() else {
         return 0;
     };
-    let joins = |range: &Range<u64>| {
+    let joins = |(in_blob, range): &(u16, Range<u64>)| {
         let follows = range.start >= run.end && range.start - run.end <= MAX_GAP;
-        let joins = follows && range.end - run.start <= MAX_RUN;
+        let joins = *in_blob == blob && follows && range.end - run.start <= MAX_RUN;
         run.end = range.end;
         joins
     };

@@ -4,8 +4,9 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 
 use super::*;
+use crate::digest::Algorithm;
 use crate::formats::estargz::sample::{Sample, noise};
-use crate::index::Kind;
+use crate::index::{ChunkSpec, Codec, Kind, LayerBuilder, Meta};
 use crate::store::{Origin, Store};
 
 /// Delivers a blob and remembers what it was asked for.
@@ -191,7 +192,7 @@ fn a_walk_soon_fetches_in_large_pieces() {
 
 #[test]
 fn neighbouring_units_make_one_request_and_far_ones_two() {
-    let unit = |offset, len| offset..offset + len;
+    let unit = |offset, len| (0, offset..offset + len);
     for (what, units, expected) in [
         ("adjacent", vec![unit(0, 10), unit(10, 10)], 2),
         ("a small gap", vec![unit(0, 10), unit(10 + MAX_GAP, 10)], 2),
@@ -202,10 +203,77 @@ fn neighbouring_units_make_one_request_and_far_ones_two() {
             1,
         ),
         ("too much", vec![unit(0, MAX_RUN), unit(MAX_RUN, 10)], 1),
+        ("another blob", vec![unit(0, 10), (1, 10..20)], 1),
         ("one that is too large alone", vec![unit(0, 2 * MAX_RUN)], 1),
     ] {
         assert_eq!(run_length(units.into_iter()), expected, "{what}");
     }
+}
+
+#[test]
+fn chunks_of_two_blobs_are_each_read_from_their_own() {
+    let contents = [noise(1, 9000), noise(2, 9000), noise(3, 9000)];
+    let blobs: Vec<Vec<u8>> = vec![
+        [&[0; 100][..], &lz4_flex::block::compress(&contents[0])].concat(),
+        [&[0; 100][..], &contents[1], &contents[2]].concat(),
+    ];
+    let table = [&blobs[0], &blobs[1]].map(|blob| (Digest::of(blob), blob.len() as u64));
+    let mut builder =
+        LayerBuilder::of_blobs(Digest::of(b"image"), Digest::of(b"toc"), &table).unwrap();
+    builder.algorithm(Algorithm::Blake3);
+    for (i, content) in contents.iter().enumerate() {
+        let file = builder.file(&format!("f{i}"), &Meta::default(), 9000);
+        let file = file.unwrap().unwrap();
+        let (blob, unit_offset, codec) = [
+            (0, 100, Codec::Lz4Block),
+            (1, 100, Codec::Plain),
+            (1, 9100, Codec::Plain),
+        ][i];
+        let unit_len = match codec {
+            Codec::Lz4Block => blobs[0].len() as u64 - 100,
+            _ => 9000,
+        };
+        let spec = ChunkSpec {
+            file_offset: 0,
+            len: 9000,
+            unit_offset,
+            unit_len,
+            codec,
+            inner: 0,
+            digest: Digest::from_bytes(Algorithm::Blake3.of(content)),
+        };
+        builder.chunk_of_blob(file, blob, spec).unwrap();
+    }
+    let index = builder.finish().unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let origin = Origin {
+        image: "h.example/a:v1".to_owned(),
+        size: index.blob_size(),
+    };
+    let store = Store::open(root.path()).unwrap();
+    let blob = Arc::new(store.create(&index, &origin).unwrap());
+    assert!(blob.index().blobs().eq(table), "the store knows the blobs");
+    let sources = blobs.iter().map(|blob| Arc::new(Source::new(blob.clone())));
+    let sources: Vec<Arc<Source>> = sources.collect();
+    let filler = Filler::with_sources(
+        blob,
+        sources
+            .iter()
+            .map(|source| Arc::clone(source) as _)
+            .collect(),
+        Arc::new(Pool::default()),
+    );
+    let (all, _) = filler.claim(0..filler.index().units());
+    filler.fetch(all);
+    for (i, content) in contents.iter().enumerate() {
+        let file = filler.blob().index().inode(i as u32 + 1);
+        assert!(filler.is_local(&file, 0, 9000), "file {i}");
+        assert_eq!(filler.read(&file, 0, 9000).unwrap(), *content, "file {i}");
+    }
+    let asked = |i: usize| sources[i].asked.lock().unwrap().clone();
+    let packed = blobs[0].len() as u64 - 100;
+    assert_eq!(asked(0), [(100, packed)]);
+    assert_eq!(asked(1), [(100, 18_000)], "neighbours in one request");
 }
 
 #[test]

@@ -2,12 +2,13 @@
 
 use std::io::Read;
 
-use crate::index::Codec;
+use crate::index::{Codec, MAX_UNIT};
 
 /// The first `needed` bytes that `packed` unpacks to; fewer are an error, more are left alone.
 pub(super) fn unpack(codec: Codec, packed: &[u8], needed: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(needed);
     let read = match codec {
+        Codec::Lz4Block => return unpack_lz4(packed, needed),
         Codec::Plain => packed.take(needed as u64).read_to_end(&mut bytes),
         Codec::Gzip => flate2::bufread::MultiGzDecoder::new(packed)
             .take(needed as u64)
@@ -17,6 +18,34 @@ pub(super) fn unpack(codec: Codec, packed: &[u8], needed: usize) -> Result<Vec<u
     };
     match read {
         Ok(len) if len == needed => Ok(bytes),
+        Ok(len) => Err(format!("unpacks to {len} of {needed} bytes")),
+        Err(error) => Err(format!("cannot be unpacked: {error}")),
+    }
+}
+
+/// An LZ4 block does not say how much it unpacks to and cannot be unpacked in part: when more than
+/// `needed` comes out of it, there is a second try with room for the most that it can give.
+fn unpack_lz4(packed: &[u8], needed: usize) -> Result<Vec<u8>, String> {
+    const MOST_PER_BYTE: usize = 255;
+    let most = packed.len().saturating_mul(MOST_PER_BYTE);
+    let rooms = [needed, most.min(MAX_UNIT as usize).max(needed)];
+    let mut bytes = Vec::new();
+    let mut outcome = Ok(0);
+    for room in rooms {
+        bytes.resize(room, 0);
+        outcome = lz4_flex::block::decompress_into(packed, &mut bytes);
+        if !matches!(
+            &outcome,
+            Err(lz4_flex::block::DecompressError::OutputTooSmall { .. })
+        ) {
+            break;
+        }
+    }
+    match outcome {
+        Ok(len) if len >= needed => {
+            bytes.truncate(needed);
+            Ok(bytes)
+        }
         Ok(len) => Err(format!("unpacks to {len} of {needed} bytes")),
         Err(error) => Err(format!("cannot be unpacked: {error}")),
     }
@@ -43,6 +72,7 @@ mod tests {
             (Codec::Gzip, gzip(b"0123456789")),
             (Codec::Gzip, members),
             (Codec::Zstd, zstd),
+            (Codec::Lz4Block, lz4_flex::block::compress(b"0123456789")),
         ] {
             assert_eq!(unpack(codec, &packed, 10).unwrap(), b"0123456789");
             assert_eq!(unpack(codec, &packed, 7).unwrap(), b"0123456");
@@ -52,7 +82,7 @@ mod tests {
 
     #[test]
     fn garbage_is_an_error() {
-        for codec in [Codec::Gzip, Codec::Zstd] {
+        for codec in [Codec::Gzip, Codec::Zstd, Codec::Lz4Block] {
             assert!(unpack(codec, b"no such thing", 4).is_err());
             assert!(unpack(codec, b"", 4).is_err());
         }

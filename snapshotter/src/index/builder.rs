@@ -4,20 +4,22 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::MAX_ENTRIES;
-use super::content::{self, Content};
+use super::content::{self, Content, Placed};
 use super::layer::{self, LayerIndex};
 use super::layout::{
-    Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC, NO_INODE,
-    Record, Xattr,
+    BlobEntry, Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC,
+    NO_INODE, Record, Xattr,
 };
 use super::name::{self, Role};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::formats::Flaw;
 
 /// No dirent: end of a hash chain, or an inode without a name.
 const NONE: u32 = u32::MAX;
 /// Longest chain of hard links to hard links.
 const MAX_LINK_HOPS: usize = 64;
+/// Most blobs of one index.
+const MAX_BLOBS: usize = 4096;
 /// Longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 64 << 10;
 
@@ -47,7 +49,7 @@ pub struct ChunkSpec {
     pub file_offset: u64,
     /// Length in bytes.
     pub len: u64,
-    /// Offset in the blob of the unit that holds it.
+    /// Offset in its blob of the unit that holds it.
     pub unit_offset: u64,
     /// Packed length of that unit.
     pub unit_len: u64,
@@ -55,7 +57,7 @@ pub struct ChunkSpec {
     pub codec: Codec,
     /// Offset in what the unit unpacks to.
     pub inner: u64,
-    /// SHA-256 of the chunk.
+    /// Digest of the chunk: its 32 bytes, by the algorithm that [`LayerBuilder::algorithm`] sets.
     pub digest: Digest,
 }
 
@@ -81,6 +83,7 @@ struct Name {
 /// Collects one layer.
 pub struct LayerBuilder {
     head: Head,
+    blobs: Vec<BlobEntry>,
     strings: Vec<u8>,
     inodes: Vec<Inode>,
     /// The first name of each inode, for messages.
@@ -89,7 +92,7 @@ pub struct LayerBuilder {
     by_hash: HashMap<u64, u32>,
     hasher: RandomState,
     xattrs: Vec<u8>,
-    chunks: Vec<(u32, ChunkSpec)>,
+    chunks: Vec<Placed>,
     prefetch_before: Option<u64>,
     /// The directory looked up last: entries come sorted by path.
     last_directory: (String, u32),
@@ -106,14 +109,34 @@ enum Place<'a> {
 impl LayerBuilder {
     /// Begins the index of the blob `layer` of `blob_size` bytes, described by the TOC `toc`.
     pub fn new(layer: Digest, toc: Digest, blob_size: u64) -> Self {
+        Self::with_blobs(layer, toc, table(&[(layer, blob_size)]))
+    }
+
+    /// Begins the index of `layer`, whose chunks lie in `blobs`, described by the document `toc`.
+    pub fn of_blobs(layer: Digest, toc: Digest, blobs: &[(Digest, u64)]) -> Result<Self, Flaw> {
+        if blobs.len() > MAX_BLOBS {
+            return Err(Flaw::new(format!("{} blobs", blobs.len())));
+        }
+        let sum = blobs
+            .iter()
+            .try_fold(0_u64, |sum, (_, size)| sum.checked_add(*size));
+        if sum.is_none_or(|sum| sum > i64::MAX as u64) {
+            return Err(Flaw::new("the blobs together exceed 2^63 bytes"));
+        }
+        Ok(Self::with_blobs(layer, toc, table(blobs)))
+    }
+
+    fn with_blobs(layer: Digest, toc: Digest, blobs: Vec<BlobEntry>) -> Self {
         let head = Head {
             magic: MAGIC,
             layer: *layer.as_bytes(),
             toc: *toc.as_bytes(),
-            blob_size,
+            blob_size: blobs.last().map_or(0, |last| last.before + last.size),
             data_size: 0,
             prefetch_units: 0,
             prefetch_known: 0,
+            algorithm: Algorithm::default().to_byte(),
+            blobs: blobs.len() as u32,
             inodes: 0,
             dirents: 0,
             xattrs: 0,
@@ -125,6 +148,7 @@ impl LayerBuilder {
         };
         let mut builder = Self {
             head,
+            blobs,
             strings: Vec::new(),
             inodes: Vec::new(),
             named_by: Vec::new(),
@@ -219,14 +243,29 @@ impl LayerBuilder {
         }
     }
 
-    /// Adds a chunk of `file`.
+    /// Sets how chunks are digested; SHA-256 unless this is called.
+    pub fn algorithm(&mut self, algorithm: Algorithm) {
+        self.head.algorithm = algorithm.to_byte();
+    }
+
+    /// Adds a chunk of `file` that lies in the first blob.
     pub fn chunk(&mut self, file: FileId, spec: ChunkSpec) -> Result<(), Flaw> {
-        let checked = match self.chunks.len() {
-            MAX_ENTRIES.. => Err("more than 10000000 chunks".to_owned()),
-            _ => content::check_chunk(&spec, self.head.blob_size),
+        self.chunk_of_blob(file, 0, spec)
+    }
+
+    /// Adds a chunk of `file` that lies in the blob number `blob`.
+    pub fn chunk_of_blob(&mut self, file: FileId, blob: u32, spec: ChunkSpec) -> Result<(), Flaw> {
+        let checked = match (self.chunks.len(), self.blobs.get(blob as usize)) {
+            (MAX_ENTRIES.., _) => Err("more than 10000000 chunks".to_owned()),
+            (_, None) => Err(format!("a chunk in blob {blob} of {}", self.blobs.len())),
+            (_, Some(entry)) => content::check_chunk(&spec, entry.size),
         };
         checked.map_err(|reason| Flaw::entry(&self.path_of(file.0), reason))?;
-        self.chunks.push((file.0, spec));
+        self.chunks.push(Placed {
+            inode: file.0,
+            blob: blob as u16,
+            spec,
+        });
         Ok(())
     }
 
@@ -264,6 +303,7 @@ impl LayerBuilder {
         content.describe(&mut self.head);
 
         let mut sections = Vec::with_capacity(self.inodes.len() * 160);
+        self.blobs.iter().for_each(|blob| blob.put(&mut sections));
         self.inodes
             .iter()
             .for_each(|inode| inode.put(&mut sections));
@@ -531,6 +571,21 @@ impl LayerBuilder {
             parent => format!("{}/{name}", self.path_of(parent)),
         }
     }
+}
+
+/// The blob table, each entry with what lies before it; sums were checked or cannot overflow.
+fn table(blobs: &[(Digest, u64)]) -> Vec<BlobEntry> {
+    let mut before = 0;
+    let entry = |&(digest, size): &(Digest, u64)| {
+        let entry = BlobEntry {
+            digest: *digest.as_bytes(),
+            size,
+            before,
+        };
+        before += size;
+        entry
+    };
+    blobs.iter().map(entry).collect()
 }
 
 fn duplicate(path: &str) -> Flaw {

@@ -1,12 +1,15 @@
 //! Chunks, units and where file contents lie in the store.
 
 use super::builder::ChunkSpec;
-use super::layout::{Chunk, Codec, Field, Head, Inode, Kind, Record, Unit};
-use super::{ALIGN, MAX_CHUNK, MAX_DATA, MAX_OBJECTS, OBJECT_MIN};
+use super::layout::{Chunk, Field, Head, Inode, Kind, Record, Unit};
+use super::{ALIGN, MAX_CHUNK, MAX_DATA, MAX_OBJECTS, MAX_UNIT, OBJECT_MIN};
 
-/// Most bytes a unit may unpack to before the end of its last chunk, and most it may have packed:
-/// bounds the memory that one read can cost.
-const MAX_UNIT: u64 = 128 << 20;
+/// A chunk with the inode that it belongs to and the blob that it lies in.
+pub(super) struct Placed {
+    pub(super) inode: u32,
+    pub(super) blob: u16,
+    pub(super) spec: ChunkSpec,
+}
 
 /// An inode and what is wrong with its content.
 type Refusal = (u32, String);
@@ -49,12 +52,9 @@ pub(super) struct Content {
 
 impl Content {
     /// Orders and checks the chunks, and gives each file its place in the store.
-    pub(super) fn lay_out(
-        inodes: &mut [Inode],
-        mut specs: Vec<(u32, ChunkSpec)>,
-    ) -> Result<Self, Refusal> {
+    pub(super) fn lay_out(inodes: &mut [Inode], mut specs: Vec<Placed>) -> Result<Self, Refusal> {
         // Formats mostly deliver in this order already; the sort is then one pass.
-        specs.sort_by_key(|(inode, spec)| (*inode, spec.file_offset));
+        specs.sort_by_key(|placed| (placed.inode, placed.spec.file_offset));
         let (units, unit_of) = units(&specs)?;
         let mut content = Self {
             chunks: Vec::with_capacity(specs.len()),
@@ -73,7 +73,7 @@ impl Content {
     fn place_chunks(
         &mut self,
         inodes: &mut [Inode],
-        specs: &[(u32, ChunkSpec)],
+        specs: &[Placed],
         unit_of: &[u32],
     ) -> Result<(), Refusal> {
         let mut rest = specs;
@@ -84,7 +84,12 @@ impl Content {
             }
             let first = self.chunks.len();
             let mut covered = 0;
-            while let Some(((owner, spec), more)) = rest.split_first()
+            while let Some((
+                Placed {
+                    inode: owner, spec, ..
+                },
+                more,
+            )) = rest.split_first()
                 && *owner == id
             {
                 if spec.file_offset != covered {
@@ -178,41 +183,44 @@ impl Content {
     }
 }
 
-/// The distinct units in the blob's order, and each chunk's unit.
-fn units(specs: &[(u32, ChunkSpec)]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
+/// The distinct units in the blobs' order, and each chunk's unit.
+fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
     let mut order: Vec<u32> = (0..specs.len() as u32).collect();
-    order.sort_by_key(|&i| specs[i as usize].1.unit_offset);
+    let place = |i: u32| (specs[i as usize].blob, specs[i as usize].spec.unit_offset);
+    order.sort_by_key(|&i| place(i));
     let mut units: Vec<Unit> = Vec::new();
     let mut unit_of = vec![0; specs.len()];
     for i in order {
-        let (inode, spec) = &specs[i as usize];
+        let placed = &specs[i as usize];
+        let spec = &placed.spec;
         let same = |unit: &Unit| {
-            unit.offset == spec.unit_offset
+            (unit.blob, unit.offset) == place(i)
                 && u64::from(unit.len) == spec.unit_len
                 && unit.codec() == spec.codec
         };
         match units.last() {
             Some(unit) if same(unit) => {}
-            Some(unit) if unit.end() > spec.unit_offset => {
+            Some(unit) if unit.blob == placed.blob && unit.end() > spec.unit_offset => {
                 let reason = format!(
                     "its packed bytes at {} overlap others that end at {}",
                     spec.unit_offset,
                     unit.end()
                 );
-                return Err((*inode, reason));
+                return Err((placed.inode, reason));
             }
-            _ => units.push(new_unit(spec.unit_offset, spec.unit_len, spec.codec)),
+            _ => units.push(new_unit(placed)),
         }
         unit_of[i as usize] = units.len() as u32 - 1;
     }
     Ok((units, unit_of))
 }
 
-fn new_unit(offset: u64, len: u64, codec: Codec) -> Unit {
+fn new_unit(Placed { blob, spec, .. }: &Placed) -> Unit {
     Unit {
-        offset,
-        len: len as u32,
-        codec: codec.to_byte(),
+        blob: *blob,
+        offset: spec.unit_offset,
+        len: spec.unit_len as u32,
+        codec: spec.codec.to_byte(),
         first: 0,
         count: 0,
     }

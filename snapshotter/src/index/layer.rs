@@ -4,8 +4,8 @@ use std::ops::{Deref, Range};
 
 use sha2::{Digest as _, Sha256};
 
-use super::layout::{Chunk, Dirent, Head, Inode, MAGIC, Record, Unit, Xattr};
-use crate::digest::Digest;
+use super::layout::{BlobEntry, Chunk, Dirent, Head, Inode, MAGIC, Record, Unit, Xattr};
+use crate::digest::{Algorithm, Digest};
 use crate::formats::Flaw;
 
 /// Length of the checksum before the head.
@@ -30,6 +30,7 @@ pub struct LayerIndex {
 
 /// Where each section of the image begins.
 struct Sections {
+    blobs: usize,
     inodes: usize,
     dirents: usize,
     xattrs: usize,
@@ -50,6 +51,7 @@ impl Sections {
             start
         };
         Self {
+            blobs: take(head.blobs, BlobEntry::LEN),
             inodes: take(head.inodes, Inode::LEN),
             dirents: take(head.dirents, Dirent::LEN),
             xattrs: take(head.xattrs, Xattr::LEN),
@@ -105,7 +107,7 @@ impl LayerIndex {
         &self.bytes
     }
 
-    /// Digest of the blob that the index describes.
+    /// Digest of the layer that the index describes.
     pub fn layer(&self) -> Digest {
         Digest::from_bytes(self.head.layer)
     }
@@ -115,9 +117,29 @@ impl LayerIndex {
         Digest::from_bytes(self.head.toc)
     }
 
-    /// Length of the blob in bytes.
+    /// Length in bytes of the blobs that hold the chunks, together.
     pub fn blob_size(&self) -> u64 {
         self.head.blob_size
+    }
+
+    /// Digests and lengths of the blobs that hold the chunks. Mostly that is the layer itself; a
+    /// format that describes a whole image in one layer refers to several.
+    pub fn blobs(&self) -> impl Iterator<Item = (Digest, u64)> + '_ {
+        (0..self.head.blobs).map(|id| {
+            let entry: BlobEntry = self.record(self.sections.blobs, id);
+            (Digest::from_bytes(entry.digest), entry.size)
+        })
+    }
+
+    /// Where a unit begins if all blobs lay one after the other.
+    pub fn place_among_blobs(&self, unit: &Unit) -> u64 {
+        let entry: BlobEntry = self.record(self.sections.blobs, u32::from(unit.blob));
+        entry.before + unit.offset
+    }
+
+    /// How chunks are digested.
+    pub fn algorithm(&self) -> Algorithm {
+        Algorithm::from_byte(self.head.algorithm)
     }
 
     /// Bytes of all files together, unpacked.
@@ -164,7 +186,7 @@ impl LayerIndex {
         self.record(self.sections.chunks, id)
     }
 
-    /// Unit `id`, in the blob's order, which must be below [`LayerIndex::units`].
+    /// Unit `id`, in the blobs' order, which must be below [`LayerIndex::units`].
     pub fn unit(&self, id: u32) -> Unit {
         self.record(self.sections.units, id)
     }

@@ -54,6 +54,8 @@ pub enum Codec {
     Gzip,
     /// One or more zstd frames.
     Zstd,
+    /// One LZ4 block without a frame.
+    Lz4Block,
 }
 
 impl Codec {
@@ -62,6 +64,7 @@ impl Codec {
             Self::Plain => 0,
             Self::Gzip => 1,
             Self::Zstd => 2,
+            Self::Lz4Block => 3,
         }
     }
 
@@ -69,6 +72,7 @@ impl Codec {
         match byte {
             1 => Self::Gzip,
             2 => Self::Zstd,
+            3 => Self::Lz4Block,
             _ => Self::Plain,
         }
     }
@@ -254,14 +258,16 @@ record! {
         pub inner: u32,
         /// The inode it belongs to.
         pub inode: u32,
-        /// SHA-256 of its bytes.
+        /// Digest of its bytes, by the index's algorithm.
         pub digest: [u8; 32],
     }
 }
 
 record! {
-    /// A piece of the blob that is fetched and unpacked as a whole.
+    /// A piece of a blob that is fetched and unpacked as a whole.
     pub struct Unit {
+        /// The blob that holds it, by its place in the index's table.
+        pub blob: u16,
         /// Offset in the blob.
         pub offset: u64,
         /// Packed length in bytes.
@@ -285,6 +291,16 @@ impl Unit {
 }
 
 record! {
+    /// A blob that holds chunks.
+    pub(super) struct BlobEntry {
+        pub(super) digest: [u8; 32],
+        pub(super) size: u64,
+        /// Bytes of the blobs before it in the table, together.
+        pub(super) before: u64,
+    }
+}
+
+record! {
     /// The image's head: what the sections hold, in the order in which they follow.
     pub(super) struct Head {
         pub(super) magic: u64,
@@ -294,6 +310,8 @@ record! {
         pub(super) data_size: u64,
         pub(super) prefetch_units: u32,
         pub(super) prefetch_known: u8,
+        pub(super) algorithm: u8,
+        pub(super) blobs: u32,
         pub(super) inodes: u32,
         pub(super) dirents: u32,
         pub(super) xattrs: u32,
@@ -305,8 +323,8 @@ record! {
     }
 }
 
-/// `XBLAYER1` read as a little-endian integer.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"XBLAYER1");
+/// `XBLAYER2` read as a little-endian integer.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"XBLAYER2");
 
 #[cfg(test)]
 mod tests {
@@ -326,6 +344,6 @@ mod tests {
         chunk.put(&mut bytes);
         assert_eq!(bytes.len(), Chunk::LEN);
         assert_eq!(Chunk::get(&bytes), chunk);
-        assert_eq!((Inode::LEN, Dirent::LEN, Unit::LEN), (68, 12, 21));
+        assert_eq!((Inode::LEN, Dirent::LEN, Unit::LEN), (68, 12, 23));
     }
 }

@@ -23,6 +23,9 @@ pub use tree::{Child, Node, Tree};
 pub const MAX_ENTRIES: usize = 10_000_000;
 /// Longest chunk in bytes, unpacked: a chunk is verified in memory before it is written.
 pub const MAX_CHUNK: u64 = 64 << 20;
+/// Most bytes a unit may unpack to before the end of its last chunk, and most it may have packed:
+/// bounds the memory that one read can cost.
+pub const MAX_UNIT: u64 = 128 << 20;
 /// Most bytes of a layer's files together, unpacked.
 pub const MAX_DATA: u64 = 16 << 40;
 /// Files of at least this size become objects of their own in the store; see [`crate::store`].

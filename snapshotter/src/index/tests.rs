@@ -387,3 +387,38 @@ fn units_that_overlap_are_refused() {
         "{text}"
     );
 }
+
+#[test]
+fn a_chunk_must_lie_inside_a_blob_of_the_table() {
+    let blobs = [(Digest::of(b"a"), 100), (Digest::of(b"b"), 1000)];
+    let mut builder = LayerBuilder::of_blobs(Digest::of(b"l"), Digest::of(b"t"), &blobs).unwrap();
+    let file = builder.file("f", &META, 20).unwrap().unwrap();
+    let spec = |file_offset, unit_offset| ChunkSpec {
+        file_offset,
+        len: 10,
+        unit_offset,
+        unit_len: 10,
+        codec: Codec::Plain,
+        inner: 0,
+        digest: Digest::of(b"content"),
+    };
+    let refused = builder.chunk_of_blob(file, 0, spec(0, 500)).unwrap_err();
+    assert!(refused.to_string().contains("blob of 100"), "{refused}");
+    let refused = builder.chunk_of_blob(file, 2, spec(0, 0)).unwrap_err();
+    assert!(refused.to_string().contains("blob 2 of 2"), "{refused}");
+    // The same place in two blobs is no overlap.
+    builder.chunk_of_blob(file, 1, spec(0, 5)).unwrap();
+    builder.chunk_of_blob(file, 0, spec(10, 5)).unwrap();
+    let index = builder.finish().unwrap();
+    let places = (0..index.units()).map(|unit| index.place_among_blobs(&index.unit(unit)));
+    assert_eq!(places.collect::<Vec<_>>(), [5, 105]);
+    assert_eq!((index.blob_size(), index.blobs().count()), (1100, 2));
+}
+
+#[test]
+fn blob_tables_without_bound_are_refused() {
+    let blob = (Digest::of(b"a"), u64::MAX / 2);
+    for blobs in [vec![blob; 3], vec![(blob.0, 1); 5000]] {
+        assert!(LayerBuilder::of_blobs(blob.0, blob.0, &blobs).is_err());
+    }
+}

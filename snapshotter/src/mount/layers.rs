@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Blobs, LayerId, LayerSource};
 use crate::error::{Error, Result};
-use crate::fetch::ImageRef;
+use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, Opened, open_layer};
+use crate::index::LayerIndex;
 use crate::store::{Origin, Store};
 use crate::sys;
 
@@ -132,10 +133,21 @@ impl Layers {
         let blob = Arc::new(self.store.load(id.digest())?);
         let origin = self.store.origin(id.digest())?;
         let image = ImageRef::parse(&origin.image)?;
-        let source = self.blobs.blob(&image, id.digest(), origin.size)?;
-        let filler = Filler::new(blob, source, Arc::clone(&self.pool));
+        let filler = Filler::with_sources(
+            Arc::clone(&blob),
+            self.sources(&image, blob.index())?,
+            Arc::clone(&self.pool),
+        );
         open.insert(id, Arc::clone(&filler));
         Ok(filler)
+    }
+
+    /// A handle on each blob that holds bytes of a layer; no network.
+    fn sources(&self, image: &ImageRef, index: &LayerIndex) -> Result<Vec<Arc<dyn BlobSource>>> {
+        let blobs = index.blobs();
+        blobs
+            .map(|(digest, size)| self.blobs.blob(image, &digest, size))
+            .collect()
     }
 
     /// Bytes on disk and number of inodes.
