@@ -11,6 +11,7 @@
 
 mod ahead;
 mod flight;
+mod inflate;
 mod open;
 pub mod pool;
 mod prefetch;
@@ -28,7 +29,7 @@ use self::pool::{Class, Pool};
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::fetch::BlobSource;
-use crate::index::{Inode, LayerIndex, Unit};
+use crate::index::{Codec, Inode, LayerIndex, Span, Unit};
 use crate::store::Blob;
 
 /// Result of what several threads may wait for together.
@@ -211,7 +212,7 @@ impl Filler {
     fn arrive(&self, claim: Claim, start: u64, packed: &[u8]) {
         let unit = self.index().unit(claim.unit());
         let from = (unit.offset - start) as usize;
-        let stored = self.store(&unit, &packed[from..from + unit.len as usize]);
+        let stored = self.store(claim.unit(), &packed[from..from + unit.len as usize]);
         claim.land(stored.map_err(|error| {
             tracing::error!(
                 layer = %self.layer(), offset = unit.offset, %error,
@@ -221,15 +222,22 @@ impl Filler {
         }));
     }
 
-    /// Unpacks a unit, and verifies and writes each chunk in it that is absent.
-    fn store(&self, unit: &Unit, packed: &[u8]) -> Result<(), Error> {
+    /// Unpacks a unit, and writes each chunk in it that is absent. Either the unit is verified
+    /// before it is unpacked, or each of its chunks afterwards.
+    fn store(&self, id: u32, packed: &[u8]) -> Result<(), Error> {
+        let unit = &self.index().unit(id);
+        let span = self.index().span(id);
+        if let Some(span) = &span {
+            let what = format!("layer {}, unit at {}", self.layer(), unit.offset);
+            Digest::from_bytes(span.digest).verify(packed, &what)?;
+        }
         let end = |id| {
             let chunk = self.index().chunk(id);
             chunk.inner as usize + chunk.len as usize
         };
         let needed = self.index().unit_chunks(unit).map(end).max().unwrap_or(0);
         let unpacked =
-            unpack::unpack(unit.codec(), packed, needed).map_err(|reason| Error::Malformed {
+            self.unpack(unit, span.as_ref(), packed, needed).map_err(|reason| Error::Malformed {
                 what: format!("layer {} at {}", self.layer(), unit.offset),
                 reason,
             })?;
@@ -240,11 +248,30 @@ impl Filler {
             }
             let chunk = self.index().chunk(id);
             let bytes = &unpacked[chunk.inner as usize..][..chunk.len as usize];
-            let what = format!("layer {}, chunk {id} at {}", self.layer(), unit.offset);
-            let verified = self.index().algorithm().verify(bytes, &chunk.digest, &what);
+            let verified = if span.is_some() {
+                Ok(())
+            } else {
+                let what = format!("layer {}, chunk {id} at {}", self.layer(), unit.offset);
+                self.index().algorithm().verify(bytes, &chunk.digest, &what)
+            };
             stored = stored.and(verified.and_then(|()| self.blob.write_chunk(id, bytes)));
         }
         stored
+    }
+
+    fn unpack(
+        &self,
+        unit: &Unit,
+        span: Option<&Span>,
+        packed: &[u8],
+        needed: usize,
+    ) -> Result<Vec<u8>, String> {
+        match (unit.codec(), span) {
+            (Codec::Deflate, Some(span)) => {
+                inflate::inflate(span.bits, self.index().window(span), packed, needed)
+            }
+            (codec, _) => unpack::unpack(codec, packed, needed),
+        }
     }
 
     fn index(&self) -> &LayerIndex {
@@ -263,7 +290,9 @@ fn run_length(mut ranges: impl Iterator<Item = (u16, Range<u64>)>) -> usize {
         return 0;
     };
     let joins = |(in_blob, range): &(u16, Range<u64>)| {
-        let follows = range.start >= run.end && range.start - run.end <= MAX_GAP;
+        // Neighbours may share a byte.
+        let gap = range.start.saturating_sub(run.end);
+        let follows = range.start + 1 >= run.end && gap <= MAX_GAP;
         let joins = *in_blob == blob && follows && range.end - run.start <= MAX_RUN;
         run.end = range.end;
         joins

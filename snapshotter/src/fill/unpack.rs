@@ -15,6 +15,7 @@ pub(super) fn unpack(codec: Codec, packed: &[u8], needed: usize) -> Result<Vec<u
             .read_to_end(&mut bytes),
         Codec::Zstd => zstd::stream::read::Decoder::with_buffer(packed)
             .and_then(|decoder| decoder.take(needed as u64).read_to_end(&mut bytes)),
+        Codec::Deflate => return Err("deflate data without a span".to_owned()),
     };
     match read {
         Ok(len) if len == needed => Ok(bytes),

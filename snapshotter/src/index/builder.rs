@@ -8,9 +8,11 @@ use super::content::{self, Content, Placed};
 use super::layer::{self, LayerIndex};
 use super::layout::{
     BlobEntry, Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC,
-    NO_INODE, Record, Xattr,
+    NO_INODE, Record, Span, Xattr,
 };
 use super::name::{self, Role};
+use super::place::Places;
+use super::span::{SpanSpec, Spans};
 use crate::digest::{Algorithm, Digest};
 use crate::formats::Flaw;
 
@@ -58,7 +60,13 @@ pub struct ChunkSpec {
     /// Offset in what the unit unpacks to.
     pub inner: u64,
     /// Digest of the chunk: its 32 bytes, by the algorithm that [`LayerBuilder::algorithm`] sets.
+    /// Not looked at in a layer of spans ([`LayerBuilder::span`]).
     pub digest: Digest,
+}
+
+impl ChunkSpec {
+    /// Stands for the digest of a chunk that is verified with its unit: no bytes have it.
+    pub const BY_UNIT: Digest = Digest::from_bytes([0; 32]);
 }
 
 /// What a name stands for.
@@ -93,6 +101,8 @@ pub struct LayerBuilder {
     hasher: RandomState,
     xattrs: Vec<u8>,
     chunks: Vec<Placed>,
+    spans: Spans,
+    places: Places,
     prefetch_before: Option<u64>,
     /// The directory looked up last: entries come sorted by path.
     last_directory: (String, u32),
@@ -144,6 +154,8 @@ impl LayerBuilder {
             units: 0,
             unit_chunks: 0,
             segments: 0,
+            spans: 0,
+            windows: 0,
             strings: 0,
         };
         let mut builder = Self {
@@ -157,6 +169,8 @@ impl LayerBuilder {
             hasher: RandomState::new(),
             xattrs: Vec::new(),
             chunks: Vec::new(),
+            spans: Spans::default(),
+            places: Places::new(),
             prefetch_before: None,
             last_directory: (String::new(), 0),
         };
@@ -193,7 +207,20 @@ impl LayerBuilder {
     pub fn file(&mut self, path: &str, meta: &Meta, size: u64) -> Result<Option<FileId>, Flaw> {
         let inode = self.filled(Kind::File, meta, path)?;
         let inode = Inode { size, ..inode };
-        Ok(self.insert(path, inode)?.map(FileId))
+        let Some(id) = self.insert(path, inode)? else {
+            return Ok(None);
+        };
+        let place = self.places.place(size);
+        let (segment, base) = place.map_err(|reason| Flaw::entry(path, reason))?;
+        let inode = &mut self.inodes[id as usize];
+        (inode.segment, inode.base) = (segment, base);
+        Ok(Some(FileId(id)))
+    }
+
+    /// File of the store and offset there at which the content of `file` will lie.
+    pub fn place_of(&self, file: FileId) -> (u32, u64) {
+        let inode = &self.inodes[file.0 as usize];
+        (inode.segment, inode.base)
     }
 
     /// Adds a symbolic link.
@@ -269,6 +296,12 @@ impl LayerBuilder {
         Ok(())
     }
 
+    /// Adds a piece of the blob that is verified as it lies there. In a layer that has any, every
+    /// chunk's unit must be one of them; they come in the blob's order.
+    pub fn span(&mut self, spec: SpanSpec) -> Result<(), Flaw> {
+        self.spans.add(spec)
+    }
+
     /// Says which bytes of the blob are wanted first: everything in units before `offset`.
     pub fn prefetch_before(&mut self, offset: u64) {
         self.prefetch_before = Some(offset);
@@ -288,8 +321,10 @@ impl LayerBuilder {
     pub fn finish(mut self) -> Result<LayerIndex, Flaw> {
         self.resolve_links()?;
         let chunks = std::mem::take(&mut self.chunks);
-        let content = Content::lay_out(&mut self.inodes, chunks)
+        let places = std::mem::replace(&mut self.places, Places::new());
+        let content = Content::lay_out(&mut self.inodes, chunks, places)
             .map_err(|(inode, reason)| Flaw::entry(&self.path_of(inode), reason))?;
+        let spans = self.spans.seal(&content.units)?;
         let dirents = self.sorted_dirents();
         if let Some(offset) = self.prefetch_before {
             let wanted = content.units.iter().take_while(|unit| unit.offset < offset);
@@ -300,6 +335,8 @@ impl LayerBuilder {
         self.head.dirents = (dirents.len() / Dirent::LEN) as u32;
         self.head.xattrs = (self.xattrs.len() / Xattr::LEN) as u32;
         self.head.strings = self.strings.len() as u32;
+        self.head.spans = (spans.records.len() / Span::LEN) as u32;
+        self.head.windows = spans.windows.len() as u32;
         content.describe(&mut self.head);
 
         let mut sections = Vec::with_capacity(self.inodes.len() * 160);
@@ -310,6 +347,8 @@ impl LayerBuilder {
         sections.extend_from_slice(&dirents);
         sections.extend_from_slice(&self.xattrs);
         content.put(&mut sections);
+        sections.extend_from_slice(&spans.records);
+        sections.extend_from_slice(&spans.windows);
         sections.extend_from_slice(&self.strings);
         LayerIndex::from_image(Box::new(layer::assemble(&self.head, &sections)))
     }

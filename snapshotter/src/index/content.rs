@@ -1,8 +1,9 @@
 //! Chunks, units and where file contents lie in the store.
 
 use super::builder::ChunkSpec;
-use super::layout::{Chunk, Field, Head, Inode, Kind, Record, Unit};
-use super::{ALIGN, MAX_CHUNK, MAX_DATA, MAX_OBJECTS, MAX_UNIT, OBJECT_MIN};
+use super::layout::{Chunk, Codec, Field, Head, Inode, Kind, Record, Unit};
+use super::place::Places;
+use super::{MAX_CHUNK, MAX_UNIT};
 
 /// A chunk with the inode that it belongs to and the blob that it lies in.
 pub(super) struct Placed {
@@ -52,7 +53,11 @@ pub(super) struct Content {
 
 impl Content {
     /// Orders and checks the chunks, and gives each file its place in the store.
-    pub(super) fn lay_out(inodes: &mut [Inode], mut specs: Vec<Placed>) -> Result<Self, Refusal> {
+    pub(super) fn lay_out(
+        inodes: &mut [Inode],
+        mut specs: Vec<Placed>,
+        places: Places,
+    ) -> Result<Self, Refusal> {
         // Formats mostly deliver in this order already; the sort is then one pass.
         specs.sort_by_key(|placed| (placed.inode, placed.spec.file_offset));
         let (units, unit_of) = units(&specs)?;
@@ -60,12 +65,11 @@ impl Content {
             chunks: Vec::with_capacity(specs.len()),
             unit_chunks: Vec::with_capacity(specs.len()),
             units,
-            segments: Vec::new(),
-            data_size: 0,
+            data_size: places.data_size(),
+            segments: places.into_segments(),
         };
         content.place_chunks(inodes, &specs, &unit_of)?;
         content.group_by_unit();
-        content.place_files(inodes)?;
         Ok(content)
     }
 
@@ -139,32 +143,6 @@ impl Content {
         }
     }
 
-    /// Large files get a segment of their own, small ones follow each other in segment 0.
-    fn place_files(&mut self, inodes: &mut [Inode]) -> Result<(), Refusal> {
-        let threshold = object_threshold(inodes);
-        let mut shared = 0;
-        self.segments.push(0);
-        for (id, inode) in inodes.iter_mut().enumerate() {
-            if inode.kind() != Kind::File || inode.size == 0 {
-                continue;
-            }
-            self.data_size = self
-                .data_size
-                .checked_add(inode.size)
-                .filter(|sum| *sum <= MAX_DATA)
-                .ok_or_else(|| (id as u32, "the layer's files exceed 16 TiB".to_owned()))?;
-            if inode.size >= threshold {
-                inode.segment = self.segments.len() as u32;
-                self.segments.push(inode.size);
-            } else {
-                inode.base = shared;
-                shared += inode.size.next_multiple_of(ALIGN);
-            }
-        }
-        self.segments[0] = shared;
-        Ok(())
-    }
-
     /// Enters the counts into the head.
     pub(super) fn describe(&self, head: &mut Head) {
         head.chunks = self.chunks.len() as u32;
@@ -200,7 +178,11 @@ fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
         };
         match units.last() {
             Some(unit) if same(unit) => {}
-            Some(unit) if unit.blob == placed.blob && unit.end() > spec.unit_offset => {
+            // Deflate spans may meet within a byte.
+            Some(unit)
+                if unit.blob == placed.blob
+                    && unit.end() > spec.unit_offset + shared(unit.codec(), spec.codec) =>
+            {
                 let reason = format!(
                     "its packed bytes at {} overlap others that end at {}",
                     spec.unit_offset,
@@ -215,6 +197,11 @@ fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
     Ok((units, unit_of))
 }
 
+/// Bytes that two neighbours may have in common.
+fn shared(left: Codec, right: Codec) -> u64 {
+    u64::from(left == Codec::Deflate && right == Codec::Deflate)
+}
+
 fn new_unit(Placed { blob, spec, .. }: &Placed) -> Unit {
     Unit {
         blob: *blob,
@@ -224,17 +211,4 @@ fn new_unit(Placed { blob, spec, .. }: &Placed) -> Unit {
         first: 0,
         count: 0,
     }
-}
-
-/// The least power-of-two multiple of [`OBJECT_MIN`] that gives at most [`MAX_OBJECTS`] objects.
-fn object_threshold(inodes: &[Inode]) -> u64 {
-    let mut threshold = OBJECT_MIN;
-    let objects = |threshold| {
-        let large = |inode: &&Inode| inode.kind() == Kind::File && inode.size >= threshold;
-        inodes.iter().filter(large).count()
-    };
-    while objects(threshold) > MAX_OBJECTS {
-        threshold *= 2;
-    }
-    threshold
 }

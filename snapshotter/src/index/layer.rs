@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use sha2::{Digest as _, Sha256};
 
-use super::layout::{BlobEntry, Chunk, Dirent, Head, Inode, MAGIC, Record, Unit, Xattr};
+use super::layout::{BlobEntry, Chunk, Dirent, Head, Inode, MAGIC, Record, Span, Unit, Xattr};
 use crate::digest::{Algorithm, Digest};
 use crate::formats::Flaw;
 
@@ -38,6 +38,8 @@ struct Sections {
     units: usize,
     unit_chunks: usize,
     segments: usize,
+    spans: usize,
+    windows: usize,
     strings: usize,
     end: usize,
 }
@@ -59,6 +61,8 @@ impl Sections {
             units: take(head.units, Unit::LEN),
             unit_chunks: take(head.unit_chunks, 4),
             segments: take(head.segments, 8),
+            spans: take(head.spans, Span::LEN),
+            windows: take(head.windows, 1),
             strings: take(head.strings, 1),
             end: take(0, 0),
         }
@@ -189,6 +193,17 @@ impl LayerIndex {
     /// Unit `id`, in the blobs' order, which must be below [`LayerIndex::units`].
     pub fn unit(&self, id: u32) -> Unit {
         self.record(self.sections.units, id)
+    }
+
+    /// What verifies unit `id` and tells how to begin it; `None` means that its chunks have digests.
+    pub fn span(&self, id: u32) -> Option<Span> {
+        (id < self.head.spans).then(|| self.record(self.sections.spans, id))
+    }
+
+    /// What was unpacked last before a span, as [`super::SpanSpec::window`] holds it.
+    pub fn window(&self, span: &Span) -> &[u8] {
+        let start = self.sections.windows + span.window as usize;
+        &self.bytes[start..start + span.window_len as usize]
     }
 
     /// Length in bytes of a file of the store.

@@ -56,6 +56,9 @@ pub enum Codec {
     Zstd,
     /// One LZ4 block without a frame.
     Lz4Block,
+    /// Deflate data from some block on, perhaps of several gzip members; the unit's [`Span`] says
+    /// how to begin.
+    Deflate,
 }
 
 impl Codec {
@@ -65,6 +68,7 @@ impl Codec {
             Self::Gzip => 1,
             Self::Zstd => 2,
             Self::Lz4Block => 3,
+            Self::Deflate => 4,
         }
     }
 
@@ -73,6 +77,7 @@ impl Codec {
             1 => Self::Gzip,
             2 => Self::Zstd,
             3 => Self::Lz4Block,
+            4 => Self::Deflate,
             _ => Self::Plain,
         }
     }
@@ -246,7 +251,7 @@ record! {
 }
 
 record! {
-    /// A piece of a file that is verified as a whole.
+    /// A piece of a file that is present or absent as a whole.
     pub struct Chunk {
         /// Offset in the file.
         pub file_offset: u64,
@@ -258,7 +263,8 @@ record! {
         pub inner: u32,
         /// The inode it belongs to.
         pub inode: u32,
-        /// Digest of its bytes, by the index's algorithm.
+        /// Digest of its bytes, by the index's algorithm; without meaning where units have digests
+        /// ([`Span`]).
         pub digest: [u8; 32],
     }
 }
@@ -301,6 +307,18 @@ record! {
 }
 
 record! {
+    /// What a unit has where chunks have no digests of their own.
+    pub struct Span {
+        /// SHA-256 of the unit as it lies in the blob.
+        pub digest: [u8; 32],
+        /// Bits of the unit's first byte that belong to it; 0 for all of that byte.
+        pub bits: u8,
+        pub(super) window: u32,
+        pub(super) window_len: u32,
+    }
+}
+
+record! {
     /// The image's head: what the sections hold, in the order in which they follow.
     pub(super) struct Head {
         pub(super) magic: u64,
@@ -319,12 +337,14 @@ record! {
         pub(super) units: u32,
         pub(super) unit_chunks: u32,
         pub(super) segments: u32,
+        pub(super) spans: u32,
+        pub(super) windows: u32,
         pub(super) strings: u32,
     }
 }
 
-/// `XBLAYER2` read as a little-endian integer.
-pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"XBLAYER2");
+/// `XBLAYER3` read as a little-endian integer.
+pub(super) const MAGIC: u64 = u64::from_le_bytes(*b"XBLAYER3");
 
 #[cfg(test)]
 mod tests {

@@ -12,11 +12,14 @@ mod content;
 mod layer;
 mod layout;
 mod name;
+mod place;
+mod span;
 mod tree;
 
 pub use builder::{ChunkSpec, FileId, LayerBuilder, Meta};
 pub use layer::{LayerIndex, Prefetch};
-pub use layout::{Chunk, Codec, Dirent, Inode, Kind, Unit};
+pub use layout::{Chunk, Codec, Dirent, Inode, Kind, Span, Unit};
+pub use span::SpanSpec;
 pub use tree::{Child, Node, Tree};
 
 /// Most entries of one layer; more are refused rather than held in memory.
@@ -30,7 +33,7 @@ pub const MAX_UNIT: u64 = 128 << 20;
 pub const MAX_DATA: u64 = 16 << 40;
 /// Files of at least this size become objects of their own in the store; see [`crate::store`].
 pub const OBJECT_MIN: u64 = 128 << 10;
-/// Most objects of one layer; the threshold doubles until no more are needed.
+/// Most objects of one layer; the fewer are left, the larger a file must be to become one.
 pub const MAX_OBJECTS: usize = 4096;
 /// Alignment of each file in the store's files: the page and EROFS block size.
 pub const ALIGN: u64 = 4096;
