@@ -236,8 +236,9 @@ impl Filler {
             chunk.inner as usize + chunk.len as usize
         };
         let needed = self.index().unit_chunks(unit).map(end).max().unwrap_or(0);
-        let unpacked =
-            self.unpack(unit, span.as_ref(), packed, needed).map_err(|reason| Error::Malformed {
+        let unpacked = self
+            .unpack(unit, span.as_ref(), packed, needed)
+            .map_err(|reason| Error::Malformed {
                 what: format!("layer {} at {}", self.layer(), unit.offset),
                 reason,
             })?;

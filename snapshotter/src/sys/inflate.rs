@@ -213,7 +213,9 @@ mod tests {
         let mut boundaries = Vec::new();
         let mut room = vec![0; 40_000];
         loop {
-            let step = inflater.step(&packed[at..], &mut room, Blocks::Stop).unwrap();
+            let step = inflater
+                .step(&packed[at..], &mut room, Blocks::Stop)
+                .unwrap();
             at += step.read;
             out.extend_from_slice(&room[..step.written]);
             match step.stop {
@@ -229,7 +231,9 @@ mod tests {
             let window = &data[begin.saturating_sub(1 << 15)..begin];
             let mut inflater = Inflater::resume(bits, packed[at - 1], window).unwrap();
             let mut rest = vec![0; data.len() - begin];
-            let step = inflater.step(&packed[at..], &mut rest, Blocks::Pass).unwrap();
+            let step = inflater
+                .step(&packed[at..], &mut rest, Blocks::Pass)
+                .unwrap();
             assert_eq!(step.written, rest.len());
             assert_eq!(rest, &data[begin..]);
         }
@@ -239,12 +243,18 @@ mod tests {
     #[test]
     fn what_is_no_deflate_data_is_an_error() {
         let mut inflater = Inflater::new(Wrap::Gzip).unwrap();
-        assert!(inflater.step(b"no gzip at all", &mut [0; 10], Blocks::Pass).is_err());
+        assert!(
+            inflater
+                .step(b"no gzip at all", &mut [0; 10], Blocks::Pass)
+                .is_err()
+        );
         let mut packed = gzip(b"some content", 6);
         let last = packed.len() - 5;
         packed[last] ^= 1;
         let mut inflater = Inflater::new(Wrap::Gzip).unwrap();
-        let error = inflater.step(&packed, &mut [0; 100], Blocks::Pass).unwrap_err();
+        let error = inflater
+            .step(&packed, &mut [0; 100], Blocks::Pass)
+            .unwrap_err();
         assert!(error.contains("not valid"), "a wrong checksum: {error}");
         assert!(Inflater::resume(8, 0, &[]).is_err());
     }
