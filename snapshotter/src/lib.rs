@@ -13,6 +13,7 @@ pub mod config;
 pub mod convert;
 pub mod daemon;
 pub mod digest;
+pub mod discover;
 pub mod error;
 pub mod fetch;
 pub mod fill;

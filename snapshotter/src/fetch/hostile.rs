@@ -9,9 +9,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::digest::Digest;
+use crate::discover::Manifests;
 use crate::error::Error;
 
-use super::manifest::Descriptor;
+use super::manifest::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 use super::{BlobSource, ImageRef, Registry, RegistryConfig, RemoteBlob};
 
 /// A server that gives one scripted answer a connection; the last one again and again.
@@ -413,4 +414,95 @@ fn many_threads_read_one_blob_at_once() {
         }
     });
     assert_eq!(server.requests().len(), 16);
+}
+
+/// A list of referrers of two kinds, as a registry that does not filter gives it.
+fn referrers() -> String {
+    let one = |kind: &str| {
+        let digest = Digest::of(kind.as_bytes());
+        format!(
+            r#"{{"mediaType":"{OCI_MANIFEST}","digest":"{digest}","size":1,"artifactType":"{kind}"}}"#
+        )
+    };
+    let (wanted, other) = (one("application/a+json"), one("application/b"));
+    format!(r#"{{"schemaVersion":2,"mediaType":"{OCI_INDEX}","manifests":[{other},{wanted}]}}"#)
+}
+
+#[test]
+fn referrers_are_listed_by_the_api_page_by_page_and_filtered() {
+    let list = referrers();
+    let server = Server::new(vec![
+        answer(
+            "200 OK",
+            "link: </v2/app/referrers/x?last=1>; rel=\"next\"\r\n",
+            &list,
+        ),
+        answer("200 OK", "", &list),
+    ]);
+    let subject = Digest::of(b"manifest");
+    let found = server
+        .registry()
+        .referrers(&server.image(), &subject, "application/a+json")
+        .unwrap();
+    assert_eq!(found.len(), 2, "one a page: {found:?}");
+    assert!(
+        found
+            .iter()
+            .all(|one| one.digest == Digest::of(b"application/a+json"))
+    );
+    let requests = server.requests();
+    let first = format!("get /v2/app/referrers/{subject}?artifacttype=application/a%2bjson ");
+    assert!(requests[0].starts_with(&first), "{requests:?}");
+    assert!(
+        requests[1].starts_with("get /v2/app/referrers/x?last=1 "),
+        "{requests:?}"
+    );
+}
+
+#[test]
+fn without_the_api_referrers_are_found_by_their_tag() {
+    let missing = answer("404 Not Found", "", "");
+    let list = answer(
+        "200 OK",
+        &format!("content-type: {OCI_INDEX}\r\n"),
+        &referrers(),
+    );
+    let subject = Digest::of(b"manifest");
+    let ask = |server: &Server| {
+        server
+            .registry()
+            .referrers(&server.image(), &subject, "application/b")
+            .unwrap()
+    };
+    let server = Server::new(vec![missing.clone(), list]);
+    assert_eq!(ask(&server).len(), 1);
+    let tag = format!("get /v2/app/manifests/sha256-{} ", subject.hex());
+    assert!(
+        server.requests()[1].starts_with(&tag),
+        "{:?}",
+        server.requests()
+    );
+    assert!(ask(&Server::new(vec![missing])).is_empty());
+}
+
+#[test]
+fn a_listing_that_is_no_index_or_never_ends_is_given_up() {
+    let subject = Digest::of(b"manifest");
+    let endless = answer(
+        "200 OK",
+        "link: </v2/app/referrers/x>; rel=next\r\n",
+        &referrers(),
+    );
+    let server = Server::new(vec![endless]);
+    let found = server
+        .registry()
+        .referrers(&server.image(), &subject, "application/b");
+    assert!(found.unwrap().len() <= 16);
+    for body in ["[]", "{", r#"{"schemaVersion":2,"layers":[]}"#] {
+        let server = Server::new(vec![answer("200 OK", "", body)]);
+        let refused = server
+            .registry()
+            .referrers(&server.image(), &subject, "application/b");
+        assert!(refused.is_err(), "{body}");
+    }
 }

@@ -44,6 +44,13 @@ pub struct Descriptor {
     pub other: BTreeMap<String, Value>,
 }
 
+impl Descriptor {
+    /// What kind of artifact the content is; only in lists of referrers.
+    pub fn artifact_type(&self) -> Option<&str> {
+        self.other.get("artifactType")?.as_str()
+    }
+}
+
 /// One image for one platform.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

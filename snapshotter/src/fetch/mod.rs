@@ -21,6 +21,7 @@ mod pull;
 mod push;
 mod range;
 mod reference;
+mod referrers;
 mod registry;
 mod request;
 mod source;

@@ -23,9 +23,9 @@ use super::range;
 use super::reference::ImageRef;
 use super::registry::{Registry, Session, pull_scope, subject};
 
-/// The size of a layer is asked for before anything depends on it: containerd can still pull the
+/// What describes a layer is asked for before anything depends on it: containerd can still pull the
 /// whole image, so a registry that does not answer is given up sooner than in a read.
-const SIZE_LIMIT: Duration = Duration::from_secs(8);
+pub(super) const DISCOVERY_LIMIT: Duration = Duration::from_secs(8);
 /// Pieces of a pulled blob that may wait for its reader.
 const QUEUE: usize = 32;
 
@@ -50,6 +50,15 @@ impl FetchedManifest {
 impl Registry {
     /// The manifest or index that `image` names. By a digest its bytes are checked.
     pub fn manifest(&self, image: &ImageRef) -> Result<FetchedManifest> {
+        self.manifest_within(self.session.config.deadline, image)
+    }
+
+    /// The same within `limit`, or the configured deadline if that is shorter.
+    pub(super) fn manifest_within(
+        &self,
+        limit: Duration,
+        image: &ImageRef,
+    ) -> Result<FetchedManifest> {
         let (session, image) = (Arc::clone(&self.session), image.clone());
         self.block(async move {
             let key = image.manifest_key();
@@ -60,7 +69,8 @@ impl Registry {
                 Capability::Pull
             };
             session
-                .attempt(
+                .attempt_within(
+                    session.config.deadline.min(limit),
                     &image,
                     capability,
                     &format!("manifest {key}"),
@@ -76,7 +86,7 @@ impl Registry {
         let asked = self.block(async move {
             session
                 .attempt_within(
-                    session.config.deadline.min(SIZE_LIMIT),
+                    session.config.deadline.min(DISCOVERY_LIMIT),
                     &image,
                     Capability::Pull,
                     &format!("size of blob {digest}"),

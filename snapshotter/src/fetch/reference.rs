@@ -110,6 +110,17 @@ impl ImageRef {
         }
     }
 
+    /// The same repository at `tag`, which must be a valid one, without a digest.
+    #[must_use]
+    pub(super) fn at_tag(&self, tag: &str) -> Self {
+        debug_assert!(is_tag(tag), "{tag:?} is no tag");
+        Self {
+            tag: Some(tag.to_owned()),
+            digest: None,
+            ..self.clone()
+        }
+    }
+
     /// The same repository at `digest`, without a tag.
     #[must_use]
     pub fn at_digest(&self, digest: Digest) -> Self {

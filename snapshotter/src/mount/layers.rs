@@ -5,10 +5,11 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Blobs, LayerId, LayerSource};
+use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
-use crate::fill::{Filler, Opened, open_layer};
+use crate::fill::{Filler, LayerQuery, Opened, open_layer, vouched};
 use crate::index::LayerIndex;
 use crate::store::{Origin, Store};
 use crate::sys;
@@ -17,6 +18,7 @@ use crate::sys;
 pub(super) struct Layers {
     store: Store,
     blobs: Arc<dyn Blobs>,
+    images: Images,
     pool: Arc<Pool>,
     open: Mutex<HashMap<LayerId, Arc<Filler>>>,
     /// Layers that somebody adds right now: what two images share is described once.
@@ -27,6 +29,7 @@ impl Layers {
     pub(super) fn open(root: &Path, blobs: Arc<dyn Blobs>, pool: Arc<Pool>) -> Result<Self> {
         Ok(Self {
             store: Store::open(root)?,
+            images: Images::new(Arc::clone(&blobs)),
             blobs,
             pool,
             open: Mutex::default(),
@@ -55,11 +58,31 @@ impl Layers {
         added
     }
 
+    /// What the manifest says of a layer; it is asked for unless containerd has told enough.
+    fn describe(&self, source: &LayerSource) -> Result<(LayerSource, Option<Arc<Image>>)> {
+        let mut source = source.clone();
+        if vouched(&source.annotations)?.is_some() {
+            return Ok((source, None));
+        }
+        let image = self.images.get(&source.image, source.manifest)?;
+        source.complete(image.layer(&source.layer)?);
+        Ok((source, Some(image)))
+    }
+
     /// A layer of the store, perhaps under another image's name; its TOC must be the same.
     fn add_known(&self, id: LayerId, source: &LayerSource) -> Result<Option<Arc<Filler>>> {
         let filler = self.get(id)?;
         let known = filler.blob().index().toc();
-        match source.toc_digest {
+        let expected = match self.describe(source) {
+            Ok((described, _)) => vouched(&described.annotations)?,
+            // The same repository vouched for it before.
+            Err(error) if self.comes_from(source)? => {
+                tracing::debug!(layer = %id, %error, "the manifest is out of reach, the layer is not");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        match expected {
             Some(expected) if expected != known => {
                 tracing::warn!(
                     layer = %id, image = %source.image, %expected, %known,
@@ -72,6 +95,12 @@ impl Layers {
                 Ok(Some(filler))
             }
         }
+    }
+
+    /// Whether a layer of the store came from the repository that it is asked for from.
+    fn comes_from(&self, source: &LayerSource) -> Result<bool> {
+        let origin = ImageRef::parse(&self.store.origin(&source.layer)?.image)?;
+        Ok(origin.name() == source.image.name())
     }
 
     /// Remembers the image that was asked for last: an older one may be gone from its registry, or
@@ -93,9 +122,17 @@ impl Layers {
         source: &LayerSource,
         allow_unverified: bool,
     ) -> Result<Option<Arc<Filler>>> {
+        let (source, image) = self.describe(source)?;
         let blob = self.blobs.blob(&source.image, &source.layer, source.size)?;
-        let opened = open_layer(&*blob, source.layer, source.toc_digest, allow_unverified);
-        let index = match opened {
+        let query = LayerQuery {
+            blob: &*blob,
+            layer: source.layer,
+            media_type: &source.media_type,
+            annotations: &source.annotations,
+            image: image.as_ref(),
+            allow_unverified,
+        };
+        let index = match open_layer(&query) {
             Ok(Opened::Lazy(index)) => index,
             Ok(Opened::Ordinary) => {
                 tracing::info!(layer = %id, image = %source.image, "not lazy: an ordinary layer");

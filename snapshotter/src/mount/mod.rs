@@ -12,6 +12,7 @@ mod fuse;
 mod layers;
 mod session;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -22,11 +23,13 @@ use serde::{Deserialize, Serialize};
 pub use engine::Lazy;
 
 use crate::digest::Digest;
+use crate::discover::Manifests;
 use crate::error::{Error, Result};
+use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, ImageRef};
 
 /// Gives access to the blobs of registries; the engine never opens a connection itself.
-pub trait Blobs: Send + Sync {
+pub trait Blobs: Manifests {
     /// A handle on the blob `layer` of `size` bytes in the repository of `image`; no network yet.
     fn blob(&self, image: &ImageRef, layer: &Digest, size: u64) -> Result<Arc<dyn BlobSource>>;
 }
@@ -69,10 +72,35 @@ pub struct LayerSource {
     pub image: ImageRef,
     /// Digest of the compressed blob.
     pub layer: Digest,
+    /// Digest of the image's manifest, if it is known.
+    pub manifest: Option<Digest>,
     /// Size of the compressed blob in bytes; 0 when unknown.
     pub size: u64,
-    /// Digest of the TOC from the manifest's annotation: the root of trust.
-    pub toc_digest: Option<Digest>,
+    /// Media type of the blob; empty when unknown.
+    pub media_type: String,
+    /// Annotations of the layer's descriptor: the root of trust is among them.
+    pub annotations: BTreeMap<String, String>,
+}
+
+impl LayerSource {
+    /// What is known without asking the registry.
+    pub fn new(image: ImageRef, layer: Digest) -> Self {
+        Self {
+            image,
+            layer,
+            manifest: None,
+            size: 0,
+            media_type: String::new(),
+            annotations: BTreeMap::new(),
+        }
+    }
+
+    /// Takes over what the manifest says of the layer.
+    fn complete(&mut self, descriptor: &Descriptor) {
+        self.size = descriptor.size;
+        self.media_type.clone_from(&descriptor.media_type);
+        self.annotations.clone_from(&descriptor.annotations);
+    }
 }
 
 /// Settings of the engine.

@@ -3,6 +3,7 @@
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::ImageRef;
+use crate::fill::vouched;
 use crate::mount::LayerSource;
 use crate::snapshots::record::Labels;
 
@@ -21,8 +22,10 @@ const LAYER: [&str; 2] = [
     "containerd.io/snapshot/cri.layer-digest",
     "containerd.io/snapshot/remote/stargz.digest",
 ];
-/// The layer's annotation that its eStargz TOC is checked against.
-const TOC: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// Digest of the image's manifest, from containerd.
+const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
+/// containerd passes those annotations of a layer whose names begin like this, as labels.
+const PASSED: &str = "containerd.io/snapshot/";
 
 /// What a `Prepare` asks for.
 #[derive(Debug)]
@@ -48,15 +51,20 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
     let (Some(image), Some(layer)) = (first(labels, &IMAGE), first(labels, &LAYER)) else {
         return Ok(Request::Anonymous);
     };
+    let passed = labels
+        .iter()
+        .filter(|(name, _)| name.starts_with(PASSED))
+        .map(|(name, value)| (name.clone(), value.clone()));
     let source = LayerSource {
-        image: ImageRef::parse(image.1)?,
-        layer: digest(layer.0, layer.1)?,
-        size: 0,
-        toc_digest: labels
-            .get(TOC)
-            .map(|value| digest(TOC, value))
+        manifest: labels
+            .get(MANIFEST)
+            .map(|value| digest(MANIFEST, value))
             .transpose()?,
+        annotations: passed.collect(),
+        ..LayerSource::new(ImageRef::parse(image.1)?, digest(layer.0, layer.1)?)
     };
+    // A malformed one is refused before anything is asked.
+    vouched(&source.annotations)?;
     Ok(Request::Layer {
         target: target.clone(),
         source: Box::new(source),
@@ -79,6 +87,7 @@ fn digest(label: &str, value: &str) -> Result<Digest> {
 mod tests {
     use super::*;
 
+    const TOC: &str = "containerd.io/snapshot/stargz/toc.digest";
     const DIGEST: &str = "sha256:2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae";
 
     fn labels(pairs: &[(&str, &str)]) -> Labels {
@@ -117,6 +126,7 @@ mod tests {
                 (image, "127.0.0.1:5000/a/b:c"),
                 (layer, DIGEST),
                 (TOC, DIGEST),
+                (MANIFEST, DIGEST),
             ]);
             let Request::Layer { target, source } = read(&labels).unwrap() else {
                 panic!("not a layer: {labels:?}");
@@ -124,7 +134,8 @@ mod tests {
             assert_eq!(target, "sha256:chain");
             assert_eq!(source.image.host(), "127.0.0.1:5000");
             assert_eq!(source.layer.to_string(), DIGEST);
-            assert_eq!(source.toc_digest, Some(source.layer));
+            assert_eq!(vouched(&source.annotations).unwrap(), Some(source.layer));
+            assert_eq!(source.manifest, Some(source.layer));
         }
     }
 
@@ -133,6 +144,7 @@ mod tests {
         for (key, value) in [
             (LAYER[0], "sha256:1"),
             (TOC, "md5:2"),
+            (MANIFEST, "sha256:xyz"),
             (IMAGE[0], "UPPER CASE"),
         ] {
             let mut labels =

@@ -1,16 +1,21 @@
-//! Reading what describes a layer: its last bytes, which tell the format, and its TOC.
+//! Finding out what a layer is and reading what describes it, one module a format.
+//!
+//! What the manifest says of a layer decides first, because it is vouched for and costs no request;
+//! then the blob's last bytes, where some formats leave a footer.
+
+mod estargz;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::digest::Digest;
-use crate::error::Result;
+use crate::discover::Image;
+use crate::error::{Error, Result};
 use crate::fetch::BlobSource;
-use crate::formats::{Flaw, estargz};
 use crate::index::LayerIndex;
 
-/// Bytes of the blob's end fetched at once, so that most layers cost one round trip: layers of
-/// distributions have TOCs of 0.6 to 0.8 % of their size.
-fn tail_len(blob_size: u64) -> u64 {
-    (blob_size / 100).clamp(128 << 10, 1 << 20).min(blob_size)
-}
+/// Annotations that state the digest of what describes a layer, in the order in which they count.
+const VOUCHED: [&str; 1] = [estargz::VOUCHED];
 
 /// What a blob turned out to be.
 #[derive(Debug)]
@@ -23,44 +28,88 @@ pub enum Opened {
     Unverified,
 }
 
-/// Finds out the format of the blob `layer` and reads its index.
-///
-/// `toc` is what the manifest says about the TOC's digest. Without it the layer is
-/// [`Opened::Unverified`], unless `allow_unverified`.
-pub fn open_layer(
-    source: &dyn BlobSource,
-    layer: Digest,
-    toc: Option<Digest>,
-    allow_unverified: bool,
-) -> Result<Opened> {
-    let size = source.size();
-    let tail_start = size - tail_len(size);
-    let mut tail = source.read_range(tail_start, size - tail_start)?;
-    let flaw = |flaw: Flaw| flaw.of(layer);
-    let Some(footer) = estargz::footer::parse(&tail, size).map_err(flaw)? else {
-        return Ok(Opened::Ordinary);
+/// A layer to be opened and all that is known of it.
+pub struct LayerQuery<'a> {
+    /// Its bytes.
+    pub blob: &'a dyn BlobSource,
+    /// Its digest.
+    pub layer: Digest,
+    /// Its media type; empty when unknown.
+    pub media_type: &'a str,
+    /// The annotations of its descriptor.
+    pub annotations: &'a BTreeMap<String, String>,
+    /// The image that holds it; none when the annotations sufficed without asking for it.
+    pub image: Option<&'a Arc<Image>>,
+    /// Lazy formats are read even when the manifest does not vouch for what describes them.
+    pub allow_unverified: bool,
+}
+
+impl LayerQuery<'_> {
+    /// The digest that an annotation holds, if it is there.
+    fn digest(&self, annotation: &str) -> Result<Option<Digest>> {
+        digest(self.annotations, annotation)
+    }
+}
+
+/// The digest of what describes a layer, as its annotations state it; see [`LayerIndex::toc`].
+/// None means that the manifest must be looked at, or that nobody vouches for anything.
+pub fn vouched(annotations: &BTreeMap<String, String>) -> Result<Option<Digest>> {
+    for name in VOUCHED {
+        if let Some(digest) = digest(annotations, name)? {
+            return Ok(Some(digest));
+        }
+    }
+    Ok(None)
+}
+
+fn digest(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<Digest>> {
+    let parse = |value: &String| {
+        value.parse().map_err(|error| {
+            Error::InvalidArgument(format!("annotation {name}={value:?}: {error}"))
+        })
     };
-    if toc.is_none() && !allow_unverified {
-        return Ok(Opened::Unverified);
+    annotations.get(name).map(parse).transpose()
+}
+
+/// Finds out the format of a layer and reads its index.
+///
+/// A layer that needs to be vouched for and is not is [`Opened::Unverified`], unless the query
+/// allows it.
+pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
+    let mut tail = Tail::read(query.blob)?;
+    if let Some(opened) = estargz::open(query, &mut tail)? {
+        return Ok(opened);
     }
-    let toc_end = size - footer.len;
-    let packed_len = toc_end - footer.toc_offset;
-    if packed_len > estargz::MAX_PACKED_TOC {
-        return Err(flaw(Flaw::new(format!("TOC: {packed_len} bytes packed"))));
+    Ok(Opened::Ordinary)
+}
+
+/// The last bytes of a blob, fetched at once so that most layers cost one round trip: layers of
+/// distributions have TOCs of 0.6 to 0.8 % of their size.
+struct Tail {
+    bytes: Vec<u8>,
+    start: u64,
+}
+
+impl Tail {
+    fn read(blob: &dyn BlobSource) -> Result<Self> {
+        let size = blob.size();
+        let len = (size / 100).clamp(128 << 10, 1 << 20).min(size);
+        let start = size - len;
+        let bytes = blob.read_range(start, len)?;
+        Ok(Self { bytes, start })
     }
-    if footer.toc_offset < tail_start {
-        let missing = tail_start - footer.toc_offset;
-        let mut head = source.read_range(footer.toc_offset, missing)?;
-        head.append(&mut tail);
-        tail = head;
+
+    /// `len` bytes at `offset` of the blob; fetches what is missing before the bytes at hand.
+    fn get(&mut self, blob: &dyn BlobSource, offset: u64, len: u64) -> Result<&[u8]> {
+        if offset < self.start {
+            let mut bytes = blob.read_range(offset, self.start - offset)?;
+            bytes.append(&mut self.bytes);
+            *self = Self {
+                bytes,
+                start: offset,
+            };
+        }
+        let at = (offset - self.start) as usize;
+        Ok(&self.bytes[at..][..len as usize])
     }
-    let packed = &tail[tail.len() - (packed_len + footer.len) as usize..][..packed_len as usize];
-    let json = estargz::unpack_toc(packed).map_err(flaw)?;
-    let actual = Digest::of(&json);
-    if let Some(expected) = toc {
-        expected.expect(actual, &format!("TOC of layer {layer}"))?;
-    }
-    estargz::index(&json, layer, actual, size, footer.toc_offset)
-        .map(|index| Opened::Lazy(Box::new(index)))
-        .map_err(flaw)
 }
