@@ -107,6 +107,29 @@ pub(super) fn amend_linux(linux: &mut Value) -> bool {
     linux.get("memoryPolicy").is_some_and(is_empty) && linux.remove("memoryPolicy").is_some()
 }
 
+/// Keys are the same in any case to Go's decoder, and `pagesize` is in use; whether one was changed.
+pub(super) fn respell_page_sizes(config: &mut Value) -> bool {
+    const KEY: &str = "pageSize";
+    let limits = config
+        .pointer_mut("/linux/resources/hugepageLimits")
+        .and_then(Value::as_array_mut);
+    let mut changed = false;
+    for limit in limits.into_iter().flatten() {
+        let Some(limit) = limit.as_object_mut() else {
+            continue;
+        };
+        let other = limit.keys().find(|key| key.eq_ignore_ascii_case(KEY));
+        let Some(other) = other.filter(|key| *key != KEY).cloned() else {
+            continue;
+        };
+        if let Some(size) = limit.remove(&other) {
+            limit.insert(KEY.to_owned(), size);
+            changed = true;
+        }
+    }
+    changed
+}
+
 /// Two flags are spelt otherwise there than in the specification.
 fn respell_scheduler_flags(process: &mut Value) -> bool {
     let flags = process

@@ -9,7 +9,7 @@ use oci_spec::runtime::{LinuxResources, Process, Spec};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::amend::{amend_linux, amend_process, drop_nulls};
+use super::amend::{amend_linux, amend_process, drop_nulls, respell_page_sizes};
 use super::locate;
 use crate::error::{Error, Result};
 
@@ -58,7 +58,21 @@ pub(crate) fn load_bundle(path: &Path, config: Option<&Path>) -> Result<Bundle> 
 
 /// Parses a configuration, with what was ignored in it.
 pub(crate) fn parse_config(file: &Path, text: &[u8]) -> Result<(Spec, Vec<String>)> {
-    parse_document(file, text, &["process"])
+    let parsed: (Spec, _) = parse_document(file, text, &["process"])?;
+    if lacks_a_page_size(&parsed.0)
+        && let Ok(mut value) = serde_json::from_slice(text)
+        && respell_page_sizes(&mut value)
+    {
+        return parse_document(file, value.to_string().as_bytes(), &["process"]);
+    }
+    Ok(parsed)
+}
+
+fn lacks_a_page_size(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let limits = resources.and_then(|resources| resources.hugepage_limits().as_ref());
+    limits.is_some_and(|limits| limits.iter().any(|limit| limit.page_size().is_empty()))
 }
 
 /// Reads a regular file of bounded size: a device or a fifo under that name would be read for ever.
@@ -214,6 +228,14 @@ mod tests {
             error.contains("flags[0]: invalid memory policy flag: "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn a_page_size_may_be_spelt_as_runcs_own_tests_spell_it() {
+        let text = r#"{"ociVersion":"1.0.2","linux":{"resources":{"hugepageLimits":[
+            {"pagesize":"2MB","limit":2097152}]}}}"#;
+        let (spec, _) = parse(text).expect("complete");
+        assert!(!lacks_a_page_size(&spec));
     }
 
     #[test]
