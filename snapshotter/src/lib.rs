@@ -14,6 +14,7 @@ pub mod convert;
 pub mod daemon;
 pub mod digest;
 pub mod discover;
+pub mod erofs;
 pub mod error;
 pub mod fetch;
 pub mod fill;
