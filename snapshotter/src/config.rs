@@ -97,7 +97,7 @@ impl From<&LazySection> for LazyConfig {
 }
 
 /// The `[registry]` table.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RegistrySection {
     /// Directory of `HOST/hosts.toml` files, as containerd's `config_path`.
@@ -108,6 +108,20 @@ pub struct RegistrySection {
     pub plain_http: Vec<String>,
     /// Directory of the docker-style `config.json` with credentials.
     pub docker_config: Option<PathBuf>,
+    /// Seconds for which a host may fail before what needs it fails at once, until it answers.
+    pub patience: u64,
+}
+
+impl Default for RegistrySection {
+    fn default() -> Self {
+        Self {
+            hosts_dir: None,
+            ca: None,
+            plain_http: Vec::new(),
+            docker_config: None,
+            patience: 5,
+        }
+    }
 }
 
 impl Default for Config {

@@ -94,6 +94,14 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// A registry was not asked, since it has not answered for some time; it is asked again soon.
+    #[error("{what}: unavailable: {reason}")]
+    Shunned {
+        /// Host, reference or digest.
+        what: String,
+        /// How long for.
+        reason: String,
+    },
     /// The snapshot database failed.
     #[error("snapshot database: {0}")]
     Database(#[source] Box<redb::Error>),
@@ -121,7 +129,9 @@ impl Error {
             Self::FailedPrecondition(_) | Self::Unusable { .. } => Code::FailedPrecondition,
             Self::InvalidArgument(_) | Self::Config { .. } => Code::InvalidArgument,
             Self::Unauthorized { .. } => Code::PermissionDenied,
-            Self::Unavailable { .. } | Self::RootInUse(_) => Code::Unavailable,
+            Self::Unavailable { .. } | Self::Shunned { .. } | Self::RootInUse(_) => {
+                Code::Unavailable
+            }
             Self::DigestMismatch { .. } | Self::Malformed { .. } => Code::DataLoss,
             Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
                 Code::ResourceExhausted

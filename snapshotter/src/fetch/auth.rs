@@ -291,6 +291,7 @@ async fn read_answer(response: Response, with_credential: bool) -> Result<Held, 
         return Err(Failure::Status {
             status: status.as_u16(),
             detail,
+            retry_after: None,
         });
     }
     if response

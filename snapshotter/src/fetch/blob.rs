@@ -23,6 +23,9 @@ use super::source::{BlobSource, check_range};
 /// stops answering before is asked for again at once.
 const REMEMBER: Duration = Duration::from_mins(2);
 
+/// Bytes a second that a read is given time for beyond the deadline.
+const SLOW_LINE: u64 = 64 << 10;
+
 /// One blob of one repository, readable by ranges from any thread.
 #[derive(Clone)]
 pub struct RemoteBlob(Arc<Blob>);
@@ -143,10 +146,12 @@ impl Blob {
             return Ok(());
         }
         let action = format!("read of {len} bytes at {offset} of blob {}", self.digest);
+        // A slow line is not an outage: what is long may take long, as long as it flows.
+        let limit = self.session.config.deadline + Duration::from_secs(len / SLOW_LINE);
+        let read =
+            |_, endpoint| Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts));
         self.session
-            .attempt(&self.image, Capability::Pull, &action, |_, endpoint| {
-                Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts))
-            })
+            .attempt_within(limit, &self.image, Capability::Pull, &action, read)
             .await
     }
 
@@ -188,7 +193,7 @@ impl Blob {
 
     async fn receive(
         &self,
-        mut response: Response,
+        response: Response,
         offset: u64,
         len: u64,
         parts: &Parts,
@@ -203,7 +208,8 @@ impl Blob {
             .and_then(|value| value.to_str().ok());
         range::check(status.as_u16(), header, offset, len, self.size)?;
         let mut got = 0;
-        while let Some(chunk) = self.session.chunk(&mut response).await? {
+        let mut pieces = self.session.pieces(response);
+        while let Some(chunk) = pieces.next().await? {
             got += chunk.len() as u64;
             if got > len {
                 return Err(Failure::Protocol(format!(

@@ -1,5 +1,7 @@
 //! Why one registry request failed, and whether asking again may help.
 
+use std::time::Duration;
+
 use crate::error::Error;
 
 /// The outcome of one attempt, before the caller adds what was attempted.
@@ -13,10 +15,18 @@ pub(super) enum Failure {
     NotFound,
     /// Any other status than the wanted one.
     #[error("HTTP status {status}{detail}")]
-    Status { status: u16, detail: String },
+    Status {
+        status: u16,
+        detail: String,
+        /// How long the server wants to be left alone.
+        retry_after: Option<Duration>,
+    },
     /// No connection, or one that broke.
     #[error("{0}")]
     Unreachable(String),
+    /// Not asked, or not again, since the host has not answered for some time.
+    #[error("no answer for some time, asked again in {wait:.1?} at the earliest{last}")]
+    Shunned { wait: Duration, last: String },
     /// The time set for one request with its retries ran out.
     #[error("no complete answer within {seconds} s ({last})")]
     Deadline { seconds: u64, last: String },
@@ -41,11 +51,32 @@ impl Failure {
         }
     }
 
+    /// Whether the host, or what stands before it, is out of order.
+    pub(super) fn is_outage(&self) -> bool {
+        match self {
+            Self::Unreachable(_) => true,
+            Self::Status { status, .. } => matches!(status, 502..=504),
+            _ => false,
+        }
+    }
+
+    /// How long the server wants to be left alone.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+
     /// The crate's error, with `what` was attempted on which image at which host.
     pub(super) fn into_error(self, what: String) -> Error {
         match self {
             Self::Unauthorized(reason) => Error::Unauthorized { what, reason },
             Self::NotFound => Error::NotFound(what),
+            Self::Shunned { .. } => Error::Shunned {
+                what,
+                reason: self.to_string(),
+            },
             Self::Unreachable(_) | Self::Deadline { .. } => Error::Unavailable {
                 what,
                 reason: self.to_string(),
@@ -114,6 +145,7 @@ mod tests {
         let status = |status| Failure::Status {
             status,
             detail: String::new(),
+            retry_after: None,
         };
         for (failure, transient) in [
             (status(500), true),
@@ -127,6 +159,19 @@ mod tests {
             (Failure::Protocol("no Content-Range".into()), false),
         ] {
             assert_eq!(failure.is_transient(), transient, "{failure}");
+        }
+    }
+
+    #[test]
+    fn a_host_that_says_anything_sensible_is_not_out_of_order() {
+        let status = |status| Failure::Status {
+            status,
+            detail: String::new(),
+            retry_after: None,
+        };
+        assert!(status(503).is_outage() && Failure::Unreachable(String::new()).is_outage());
+        for failure in [status(500), status(429), Failure::NotFound] {
+            assert!(!failure.is_outage(), "{failure}");
         }
     }
 

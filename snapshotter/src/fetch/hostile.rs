@@ -16,14 +16,17 @@ use super::manifest::{Descriptor, OCI_INDEX, OCI_MANIFEST};
 use super::{BlobSource, ImageRef, Registry, RegistryConfig, RemoteBlob};
 
 /// A server that gives one scripted answer a connection; the last one again and again.
-struct Server {
-    host: String,
-    requests: Arc<Mutex<Vec<String>>>,
+pub(super) struct Server {
+    pub(super) host: String,
+    pub(super) requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Server {
-    fn new(answers: Vec<String>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    pub(super) fn new(answers: Vec<String>) -> Self {
+        Self::on(TcpListener::bind("127.0.0.1:0").unwrap(), answers)
+    }
+
+    pub(super) fn on(listener: TcpListener, answers: Vec<String>) -> Self {
         let host = listener.local_addr().unwrap().to_string();
         let requests: Arc<Mutex<Vec<String>>> = Arc::default();
         let seen = Arc::clone(&requests);
@@ -49,15 +52,15 @@ impl Server {
         Self { host, requests }
     }
 
-    fn requests(&self) -> Vec<String> {
+    pub(super) fn requests(&self) -> Vec<String> {
         self.requests.lock().unwrap().clone()
     }
 
-    fn image(&self) -> ImageRef {
+    pub(super) fn image(&self) -> ImageRef {
         ImageRef::parse(&format!("{}/app", self.host)).unwrap()
     }
 
-    fn registry(&self) -> Registry {
+    pub(super) fn registry(&self) -> Registry {
         self.registry_by(Path::new("/nonexistent"))
     }
 
@@ -69,22 +72,25 @@ impl Server {
     }
 
     fn registry_by(&self, docker_config: &Path) -> Registry {
-        Registry::new(RegistryConfig {
+        Registry::new(self.config(docker_config)).unwrap()
+    }
+
+    pub(super) fn config(&self, docker_config: &Path) -> RegistryConfig {
+        RegistryConfig {
             plain_http: vec![self.host.clone()],
             docker_config: Some(docker_config.to_owned()),
             deadline: Duration::from_millis(1500),
             stall_timeout: Duration::from_millis(400),
             ..RegistryConfig::default()
-        })
-        .unwrap()
+        }
     }
 
-    fn blob(&self, registry: &Registry) -> Arc<RemoteBlob> {
+    pub(super) fn blob(&self, registry: &Registry) -> Arc<RemoteBlob> {
         registry.blob(&self.image(), &Digest::of(b"0123456789"), 10)
     }
 }
 
-fn answer(status: &str, headers: &str, body: &str) -> String {
+pub(super) fn answer(status: &str, headers: &str, body: &str) -> String {
     let length = body.len();
     format!(
         "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n{body}"
@@ -92,7 +98,7 @@ fn answer(status: &str, headers: &str, body: &str) -> String {
 }
 
 /// The answer to a request for bytes 2 to 5 of the blob.
-fn partial() -> String {
+pub(super) fn partial() -> String {
     answer(
         "206 Partial Content",
         "content-range: bytes 2-5/10\r\n",
@@ -100,7 +106,7 @@ fn partial() -> String {
     )
 }
 
-fn read(answers: Vec<String>) -> (Result<Vec<u8>, Error>, Vec<String>) {
+pub(super) fn read(answers: Vec<String>) -> (Result<Vec<u8>, Error>, Vec<String>) {
     let server = Server::new(answers);
     let result = server.blob(&server.registry()).read_range(2, 4);
     (result, server.requests())

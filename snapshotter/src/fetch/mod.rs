@@ -7,6 +7,7 @@
 
 mod auth;
 mod blob;
+mod breaker;
 mod challenge;
 mod clients;
 mod credentials;
@@ -16,6 +17,9 @@ mod failure;
 mod hostile;
 mod hosts;
 pub mod manifest;
+#[cfg(test)]
+mod outage;
+mod pace;
 mod platform;
 mod pull;
 mod push;
@@ -27,6 +31,7 @@ mod request;
 mod source;
 
 pub use blob::RemoteBlob;
+pub use breaker::{BreakerState, HostHealth};
 pub use platform::Platform;
 pub use pull::{BlobReader, FetchedManifest};
 pub use reference::ImageRef;

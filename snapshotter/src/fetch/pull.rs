@@ -247,11 +247,12 @@ impl Transfer {
 
     async fn forward(
         &self,
-        mut response: Response,
+        response: Response,
         at: &mut u64,
         sender: &mpsc::Sender<Result<Bytes>>,
     ) -> Result<(), Failure> {
-        while let Some(piece) = self.session.chunk(&mut response).await? {
+        let mut pieces = self.session.pieces(response);
+        while let Some(piece) = pieces.next().await? {
             *at += piece.len() as u64;
             if sender.send(Ok(piece)).await.is_err() || *at > self.size {
                 return Ok(());

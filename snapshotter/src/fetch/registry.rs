@@ -8,12 +8,13 @@ use std::time::Duration;
 
 use reqwest::Url;
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::config::RegistrySection;
 use crate::error::{Error, Result};
 
 use super::auth::{Authorizer, Subject};
+use super::breaker::{self, Breakers, HostHealth};
 use super::clients::Clients;
 use super::credentials;
 use super::failure::Failure;
@@ -43,6 +44,8 @@ pub struct RegistryConfig {
     pub connect_timeout: Duration,
     /// Longest silence of a server within one attempt.
     pub stall_timeout: Duration,
+    /// How long a host may fail before requests to it fail at once.
+    pub patience: Duration,
     /// Limit for one read, resolution or existence check with all its attempts.
     pub deadline: Duration,
 }
@@ -57,6 +60,7 @@ impl Default for RegistryConfig {
             docker_config: None,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
+            patience: Duration::from_secs(5),
             deadline: Duration::from_secs(30),
         }
     }
@@ -69,6 +73,7 @@ impl From<&RegistrySection> for RegistryConfig {
             ca: section.ca.clone(),
             plain_http: section.plain_http.clone(),
             docker_config: section.docker_config.clone(),
+            patience: Duration::from_secs(section.patience),
             ..Self::default()
         }
     }
@@ -97,12 +102,18 @@ impl Registry {
             clients: Clients::new(config.connect_timeout, config.ca.clone()),
             authorizer: Authorizer::new(credentials::config_dir(config.docker_config.as_deref())),
             endpoints: Mutex::default(),
+            breakers: Breakers::new(config.patience),
             config,
         });
         Ok(Self {
             session,
             runtime: Some(runtime),
         })
+    }
+
+    /// How the hosts answer that were asked so far.
+    pub fn health(&self) -> Vec<HostHealth> {
+        self.session.breakers.health()
     }
 
     /// Runs `work` on the client's threads and waits for it.
@@ -130,6 +141,7 @@ pub(super) struct Session {
     pub(super) clients: Clients,
     pub(super) authorizer: Authorizer,
     endpoints: Mutex<HashMap<String, Arc<[Arc<Endpoint>]>>>,
+    breakers: Arc<Breakers>,
 }
 
 impl Session {
@@ -151,8 +163,8 @@ impl Session {
 
     /// Runs `operation` against the endpoints of `image`'s registry that offer `capability`, in
     /// their order, until one succeeds; again after a pause while the failure of the last one, the
-    /// registry itself, may be passing; all of it within the deadline. `action` says what is
-    /// attempted, in the error.
+    /// registry itself, may be passing; all of it within the deadline. Endpoints that have not
+    /// answered for some time are left out. `action` says what is attempted, in the error.
     pub(super) async fn attempt<T, F, Fut>(
         self: &Arc<Self>,
         image: &ImageRef,
@@ -185,8 +197,9 @@ impl Session {
             image.host().to_owned(),
             Failure::Unreachable("no answer yet".into()),
         );
-        let rounds = self.rounds(image, capability, &mut last, operation);
-        let failure = match timeout(limit, rounds).await {
+        let until = Instant::now() + limit;
+        let rounds = self.rounds(image, capability, until, &mut last, operation);
+        let failure = match timeout_at(until, rounds).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
             Err(_) => Failure::Deadline {
@@ -201,6 +214,7 @@ impl Session {
         self: &Arc<Self>,
         image: &ImageRef,
         capability: Capability,
+        until: Instant,
         last: &mut (String, Failure),
         operation: F,
     ) -> Result<T, Failure>
@@ -216,12 +230,9 @@ impl Session {
                     continue;
                 }
                 offered = true;
-                match operation(Arc::clone(self), Arc::clone(endpoint)).await {
+                match self.try_at(endpoint, &operation).await {
                     Ok(value) => return Ok(value),
-                    Err(failure) => {
-                        tracing::debug!(host = endpoint.host(), %failure, "registry request failed");
-                        *last = (endpoint.host(), failure);
-                    }
+                    Err(failure) => *last = (endpoint.host(), failure),
                 }
             }
             if !offered {
@@ -231,8 +242,49 @@ impl Session {
             if !last.1.is_transient() {
                 return Err(last.1.clone());
             }
-            sleep(pause).await;
+            let wanted = last.1.retry_after().unwrap_or_default();
+            let wait = breaker::jittered(pause).max(wanted);
+            if Instant::now() + wait >= until {
+                // It will not have succeeded in time: whoever waits is told now.
+                return Err(last.1.clone());
+            }
+            sleep(wait).await;
             pause = (pause * 2).min(LAST_PAUSE);
+        }
+    }
+
+    /// One attempt at one endpoint, if it is in order.
+    async fn try_at<T, F, Fut>(
+        self: &Arc<Self>,
+        endpoint: &Arc<Endpoint>,
+        operation: &F,
+    ) -> Result<T, Failure>
+    where
+        F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
+        let pass = self
+            .breakers
+            .admit(endpoint.host())
+            .map_err(|wait| Failure::Shunned {
+                wait,
+                last: String::new(),
+            })?;
+        match operation(Arc::clone(self), Arc::clone(endpoint)).await {
+            Err(failure) if failure.is_outage() => {
+                tracing::debug!(host = endpoint.host(), %failure, "registry request failed");
+                Err(match pass.failed() {
+                    Some(wait) => Failure::Shunned {
+                        wait,
+                        last: format!(" ({failure})"),
+                    },
+                    None => failure,
+                })
+            }
+            outcome => {
+                pass.answered();
+                outcome
+            }
         }
     }
 
@@ -289,7 +341,8 @@ impl Session {
     /// Whether a server wants TLS, judged by its answer to a plain request; none when it is down.
     async fn speaks_tls(&self, base: &Url) -> Option<bool> {
         let client = self.clients.get(base, &TlsPolicy::default()).ok()?;
-        match timeout(self.config.stall_timeout, client.get(base.clone()).send()).await {
+        match tokio::time::timeout(self.config.stall_timeout, client.get(base.clone()).send()).await
+        {
             Ok(Ok(response)) => Some(response.status().as_u16() == 400),
             Ok(Err(error)) if error.is_connect() => None,
             Ok(Err(_)) => Some(true),

@@ -1,8 +1,8 @@
 //! One request to one endpoint: authorization, redirects, and what a refusal means.
 
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, WWW_AUTHENTICATE};
+use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::auth::Subject;
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy};
+use super::pace::Pace;
 use super::registry::Session;
 
 /// Longest chain of redirects that is followed.
@@ -124,38 +125,24 @@ impl Session {
         send(make(&client), patience).await
     }
 
-    /// The next piece of a body, or a failure when the server falls silent.
-    pub(super) async fn chunk(
-        &self,
-        response: &mut Response,
-    ) -> Result<Option<bytes::Bytes>, Failure> {
-        timeout(self.config.stall_timeout, response.chunk())
-            .await
-            .map_err(|_| stalled(self.config.stall_timeout))?
-            .map_err(Failure::from)
+    /// The body of an answer, piece by piece.
+    pub(super) fn pieces(&self, response: Response) -> Pieces {
+        Pieces {
+            response,
+            patience: self.config.stall_timeout,
+            pace: Pace::new(self.config.stall_timeout),
+        }
     }
 
     /// The whole body, which must not be longer than `limit` bytes.
-    pub(super) async fn body(
-        &self,
-        mut response: Response,
-        limit: usize,
-    ) -> Result<Vec<u8>, Failure> {
-        let mut body = Vec::new();
-        while let Some(chunk) = self.chunk(&mut response).await? {
-            if body.len() + chunk.len() > limit {
-                return Err(Failure::Protocol(format!(
-                    "answer longer than {limit} bytes"
-                )));
-            }
-            body.extend_from_slice(&chunk);
-        }
-        Ok(body)
+    pub(super) async fn body(&self, response: Response, limit: usize) -> Result<Vec<u8>, Failure> {
+        self.pieces(response).all(limit).await
     }
 
     /// What an answer with an unwanted status means.
     pub(super) async fn refusal(&self, response: Response) -> Failure {
         let status = response.status().as_u16();
+        let retry_after = retry_after(response.headers(), SystemTime::now());
         // The status alone is a good enough reason when the text cannot be had.
         let body = self
             .body(response, MAX_ERROR_BODY)
@@ -165,8 +152,58 @@ impl Session {
         match status {
             401 | 403 => Failure::Unauthorized(format!("HTTP status {status}{detail}")),
             404 => Failure::NotFound,
-            _ => Failure::Status { status, detail },
+            _ => Failure::Status {
+                status,
+                detail,
+                retry_after,
+            },
         }
+    }
+}
+
+/// See [`Session::pieces`].
+pub(super) struct Pieces {
+    response: Response,
+    patience: Duration,
+    pace: Pace,
+}
+
+impl Pieces {
+    /// The next piece, or a failure when the server falls silent or merely trickles.
+    pub(super) async fn next(&mut self) -> Result<Option<bytes::Bytes>, Failure> {
+        let begun = Instant::now();
+        let piece = timeout(self.patience, self.response.chunk())
+            .await
+            .map_err(|_| stalled(self.patience))??;
+        if let Some(piece) = &piece {
+            self.pace.count(begun.elapsed(), piece.len())?;
+        }
+        Ok(piece)
+    }
+
+    /// All of them together, which must not be more than `limit` bytes.
+    async fn all(mut self, limit: usize) -> Result<Vec<u8>, Failure> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.next().await? {
+            if body.len() + piece.len() > limit {
+                return Err(Failure::Protocol(format!(
+                    "answer longer than {limit} bytes"
+                )));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+}
+
+/// How long the server wants to be left alone (RFC 9110, section 10.2.3).
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => httpdate::parse_http_date(value)
+            .ok()
+            .map(|date| date.duration_since(now).unwrap_or_default()),
     }
 }
 
@@ -251,6 +288,22 @@ mod tests {
         assert_eq!(registry_error(long.as_bytes()).unwrap().len(), MAX_DETAIL);
         assert_eq!(registry_error(b"<html>"), None);
         assert_eq!(registry_error(br#"{"errors":[]}"#), None);
+    }
+
+    #[test]
+    fn retry_after_is_read_as_seconds_and_as_a_date() {
+        let now = httpdate::parse_http_date("Fri, 27 Nov 2026 10:00:00 GMT").unwrap();
+        for (value, expected) in [
+            ("7", Some(7)),
+            ("Fri, 27 Nov 2026 10:00:30 GMT", Some(30)),
+            ("Fri, 27 Nov 2026 09:00:00 GMT", Some(0)),
+            ("soon", None),
+            ("-1", None),
+        ] {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, value.parse().unwrap())]);
+            let expected = expected.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers, now), expected, "{value}");
+        }
     }
 
     #[test]

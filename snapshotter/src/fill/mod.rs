@@ -6,8 +6,8 @@
 //! is in use, [`prefetch`] what to fetch before anyone asks, [`pool`] who goes first. Threads
 //! block; there is no async here, because each of these threads waits for one answer at a time.
 //!
-//! A failure is told to everyone who waits for the unit, is logged once with the layer's digest,
-//! and leaves nothing behind: the next read tries again.
+//! A failure is told to everyone who waits for the unit, is logged with the layer's digest (not more
+//! often than anyone can read), and leaves nothing behind: the next read tries again.
 
 mod ahead;
 mod flight;
@@ -15,6 +15,7 @@ mod inflate;
 mod open;
 pub mod pool;
 mod prefetch;
+mod quiet;
 mod unpack;
 
 use std::ops::Range;
@@ -26,6 +27,7 @@ pub use open::{LayerQuery, Opened, open_layer, vouched};
 use self::ahead::Ahead;
 use self::flight::{Claim, Flights, Landing};
 use self::pool::{Class, Pool};
+use self::quiet::Quiet;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::fetch::BlobSource;
@@ -50,6 +52,7 @@ pub struct Filler {
     flights: Arc<Flights>,
     ahead: Ahead,
     fetched: AtomicU64,
+    failures: Quiet,
 }
 
 impl Filler {
@@ -72,6 +75,7 @@ impl Filler {
             pool,
             flights: Arc::default(),
             fetched: AtomicU64::new(0),
+            failures: Quiet::default(),
         })
     }
 
@@ -197,10 +201,12 @@ impl Filler {
         self.fetched
             .fetch_add(packed.len() as u64, Ordering::Relaxed);
         if let Err(error) = read {
-            tracing::error!(
-                layer = %self.layer(), offset = start, len, %error,
-                "fetching failed; reads of these bytes get EIO"
-            );
+            if let Some(unlogged) = self.failures.speak() {
+                tracing::error!(
+                    layer = %self.layer(), offset = start, len, %error, unlogged,
+                    "fetching failed; reads of these bytes get EIO"
+                );
+            }
             let error = Arc::new(error);
             for claim in run {
                 claim.land(Err(Arc::clone(&error)));
