@@ -30,9 +30,9 @@ impl Controllers {
     pub const RDMA: Self = Self(1 << 6);
     /// Controllers that can tell the threads of a process apart.
     pub(super) const THREADED: Self = Self(Self::CPU.0 | Self::CPUSET.0 | Self::PIDS.0);
-    /// Controllers every container gets where the host has them: metrics and OOM events need
-    /// them even when no limit is set.
-    pub const ACCOUNTING: Self = Self(Self::CPU.0 | Self::MEMORY.0 | Self::IO.0 | Self::PIDS.0);
+    /// Controllers every container gets where the host has them, as runc gives it: metrics and OOM
+    /// events need some of them even when no limit is set, and a later update may need any.
+    pub const ALL: Self = Self((1 << NAMES.len()) - 1);
 
     /// Parses the content of `cgroup.controllers` or `cgroup.subtree_control`.
     pub fn parse(text: &str) -> Self {
@@ -129,7 +129,7 @@ mod tests {
             set.enable_text(),
             "+cpu +cpuset +memory +io +pids +hugetlb +rdma +misc"
         );
-        assert!(set.contains(Controllers::ACCOUNTING));
+        assert!(Controllers::ALL.contains(set));
         assert_eq!(Controllers::parse("\n"), Controllers::NONE);
     }
 }

@@ -30,8 +30,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes the cgroup of a new container and enables `needed` and
-    /// [`Controllers::ACCOUNTING`] down the path, as far as the host offers them.
+    /// Makes the cgroup of a new container and enables `needed` and the rest of
+    /// [`Controllers::ALL`] down the path, as far as the host offers them.
     ///
     /// An existing cgroup is taken over only if it is empty and not frozen. A needed controller
     /// that the host offers and that cannot be enabled is an error; one that the host does not
@@ -111,10 +111,10 @@ impl Cgroup {
         read_controllers(self.fd(), &self.full, "cgroup.controllers")
     }
 
-    /// Enables `needed` and the accounting controllers from the root down to this cgroup, as far
-    /// as the host offers them, with one write a level.
+    /// Enables all controllers from the root down to this cgroup, as far as the host offers them,
+    /// with one write a level. Only what is `needed` and cannot be enabled is an error.
     pub fn enable(&self, needed: Controllers) -> Result<Controllers> {
-        let wanted = needed.union(Controllers::ACCOUNTING);
+        let wanted = Controllers::ALL;
         let have = self.controllers()?;
         if have.contains(wanted) {
             return Ok(have);
