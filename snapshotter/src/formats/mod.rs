@@ -7,6 +7,7 @@ use crate::error::Error;
 
 pub mod estargz;
 pub mod timestamp;
+pub mod zstdchunked;
 
 /// What is wrong with the bytes of a layer, naming the entry or field; the caller knows the layer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use super::MAX_ENTRIES;
-use super::content::{self, Content, Placed};
+use super::content::{self, Content, Hole, Placed};
 use super::layer::{self, LayerIndex};
 use super::layout::{
     BlobEntry, Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC,
@@ -101,6 +101,7 @@ pub struct LayerBuilder {
     hasher: RandomState,
     xattrs: Vec<u8>,
     chunks: Vec<Placed>,
+    holes: Vec<Hole>,
     spans: Spans,
     places: Places,
     prefetch_before: Option<u64>,
@@ -169,6 +170,7 @@ impl LayerBuilder {
             hasher: RandomState::new(),
             xattrs: Vec::new(),
             chunks: Vec::new(),
+            holes: Vec::new(),
             spans: Spans::default(),
             places: Places::new(),
             prefetch_before: None,
@@ -302,6 +304,24 @@ impl LayerBuilder {
         self.spans.add(spec)
     }
 
+    /// Says that `len` bytes at `offset` of `file` are zeros: they are neither fetched nor stored.
+    pub fn hole(&mut self, file: FileId, offset: u64, len: u64) -> Result<(), Flaw> {
+        if self.holes.len() >= MAX_ENTRIES {
+            return Err(Flaw::entry(
+                &self.path_of(file.0),
+                "more than 10000000 holes",
+            ));
+        }
+        if len > 0 {
+            self.holes.push(Hole {
+                inode: file.0,
+                offset,
+                len,
+            });
+        }
+        Ok(())
+    }
+
     /// Says which bytes of the blob are wanted first: everything in units before `offset`.
     pub fn prefetch_before(&mut self, offset: u64) {
         self.prefetch_before = Some(offset);
@@ -320,9 +340,12 @@ impl LayerBuilder {
     /// Checks what only the whole can show and makes the index.
     pub fn finish(mut self) -> Result<LayerIndex, Flaw> {
         self.resolve_links()?;
-        let chunks = std::mem::take(&mut self.chunks);
+        let (chunks, holes) = (
+            std::mem::take(&mut self.chunks),
+            std::mem::take(&mut self.holes),
+        );
         let places = std::mem::replace(&mut self.places, Places::new());
-        let content = Content::lay_out(&mut self.inodes, chunks, places)
+        let content = Content::lay_out(&mut self.inodes, chunks, holes, places)
             .map_err(|(inode, reason)| Flaw::entry(&self.path_of(inode), reason))?;
         let spans = self.spans.seal(&content.units)?;
         let dirents = self.sorted_dirents();

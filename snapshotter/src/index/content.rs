@@ -12,6 +12,36 @@ pub(super) struct Placed {
     pub(super) spec: ChunkSpec,
 }
 
+/// Bytes of a file that are zeros; no chunk holds them and nothing is stored for them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Hole {
+    pub(super) inode: u32,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+/// The holes of all files in their order, and how far they were passed.
+struct Holes<'a>(&'a [Hole]);
+
+impl Holes<'_> {
+    /// Where the file goes on behind the holes that begin at `covered`.
+    fn pass(&mut self, inode: u32, mut covered: u64) -> u64 {
+        while let Some((hole, rest)) = self.0.split_first()
+            && (hole.inode, hole.offset) == (inode, covered)
+        {
+            covered = covered.saturating_add(hole.len);
+            self.0 = rest;
+        }
+        covered
+    }
+
+    /// A hole of `inode` that lies where something else is.
+    fn misplaced(&self, inode: u32) -> Option<u64> {
+        let next = self.0.first().filter(|hole| hole.inode == inode);
+        next.map(|hole| hole.offset)
+    }
+}
+
 /// An inode and what is wrong with its content.
 type Refusal = (u32, String);
 
@@ -56,10 +86,12 @@ impl Content {
     pub(super) fn lay_out(
         inodes: &mut [Inode],
         mut specs: Vec<Placed>,
+        mut holes: Vec<Hole>,
         places: Places,
     ) -> Result<Self, Refusal> {
         // Formats mostly deliver in this order already; the sort is then one pass.
         specs.sort_by_key(|placed| (placed.inode, placed.spec.file_offset));
+        holes.sort_unstable();
         let (units, unit_of) = units(&specs)?;
         let mut content = Self {
             chunks: Vec::with_capacity(specs.len()),
@@ -68,16 +100,17 @@ impl Content {
             data_size: places.data_size(),
             segments: places.into_segments(),
         };
-        content.place_chunks(inodes, &specs, &unit_of)?;
+        content.place_chunks(inodes, &specs, Holes(&holes), &unit_of)?;
         content.group_by_unit();
         Ok(content)
     }
 
-    /// Makes the chunk records; each file's chunks must cover it without gap or overlap.
+    /// Makes the chunk records; each file's chunks and holes must cover it without gap or overlap.
     fn place_chunks(
         &mut self,
         inodes: &mut [Inode],
         specs: &[Placed],
+        mut holes: Holes<'_>,
         unit_of: &[u32],
     ) -> Result<(), Refusal> {
         let mut rest = specs;
@@ -87,7 +120,7 @@ impl Content {
                 continue;
             }
             let first = self.chunks.len();
-            let mut covered = 0;
+            let mut covered = holes.pass(id, 0);
             while let Some((
                 Placed {
                     inode: owner, spec, ..
@@ -103,7 +136,7 @@ impl Content {
                     );
                     return Err((id, reason));
                 }
-                covered += spec.len;
+                covered = holes.pass(id, covered + spec.len);
                 self.chunks.push(Chunk {
                     file_offset: spec.file_offset,
                     len: spec.len as u32,
@@ -113,6 +146,12 @@ impl Content {
                     digest: *spec.digest.as_bytes(),
                 });
                 rest = more;
+            }
+            if let Some(offset) = holes.misplaced(id) {
+                return Err((
+                    id,
+                    format!("a hole at {offset} does not fit between its chunks"),
+                ));
             }
             if covered != inode.size {
                 let reason = format!("{covered} bytes in chunks, {} in the file", inode.size);

@@ -422,3 +422,47 @@ fn blob_tables_without_bound_are_refused() {
         assert!(LayerBuilder::of_blobs(blob.0, blob.0, &blobs).is_err());
     }
 }
+
+#[test]
+fn holes_lie_between_chunks_and_nowhere_else() {
+    let build = |chunks: &[u64], holes: &[(u64, u64)]| {
+        let mut builder = LayerBuilder::new(Digest::of(b"l"), Digest::of(b"t"), 1000);
+        let file = builder.file("f", &META, 100).unwrap().unwrap();
+        for &file_offset in chunks {
+            let spec = ChunkSpec {
+                file_offset,
+                len: 10,
+                unit_offset: file_offset,
+                unit_len: 10,
+                codec: Codec::Plain,
+                inner: 0,
+                digest: Digest::of(b"content"),
+            };
+            builder.chunk(file, spec).unwrap();
+        }
+        for &(offset, len) in holes {
+            builder.hole(file, offset, len).unwrap();
+        }
+        builder.finish()
+    };
+    let index = build(&[10, 50], &[(20, 30), (0, 10), (60, 40)]).unwrap();
+    let file = index.inode(1);
+    assert_eq!(index.chunks_at(&file, 0, 10).len(), 0);
+    assert_eq!(index.chunks_at(&file, 0, 11).len(), 1);
+    assert_eq!(index.chunks_at(&file, 20, 30).len(), 0);
+    assert_eq!(index.chunks_at(&file, 0, 100).len(), 2);
+    assert_eq!(index.chunks_at(&file, 60, 40).len(), 0);
+    assert_eq!(build(&[], &[(0, 100)]).unwrap().chunks(), 0);
+    for (chunks, holes) in [
+        (&[0_u64][..], &[(20_u64, 80_u64)][..]),
+        (&[0], &[(5, 95)]),
+        (&[0], &[(10, 90), (10, 90)]),
+        (&[0], &[(10, 90), (20, 5)]),
+        (&[0, 50], &[(10, 50)]),
+        (&[], &[(0, u64::MAX)]),
+        (&[0], &[(10, u64::MAX)]),
+        (&[], &[(0, 100), (100, 1)]),
+    ] {
+        assert!(build(chunks, holes).is_err(), "{chunks:?} {holes:?}");
+    }
+}

@@ -4,6 +4,7 @@
 //! then the blob's last bytes, where some formats leave a footer.
 
 mod estargz;
+mod zstdchunked;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,7 +16,11 @@ use crate::fetch::BlobSource;
 use crate::index::LayerIndex;
 
 /// Annotations that state the digest of what describes a layer, in the order in which they count.
-const VOUCHED: [&str; 1] = [estargz::VOUCHED];
+const VOUCHED: [&str; 3] = [
+    estargz::VOUCHED,
+    zstdchunked::VOUCHED[0],
+    zstdchunked::VOUCHED[1],
+];
 
 /// What a blob turned out to be.
 #[derive(Debug)]
@@ -76,8 +81,14 @@ fn digest(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<D
 /// A layer that needs to be vouched for and is not is [`Opened::Unverified`], unless the query
 /// allows it.
 pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
+    if let Some(opened) = zstdchunked::open_annotated(query)? {
+        return Ok(opened);
+    }
     let mut tail = Tail::read(query.blob)?;
     if let Some(opened) = estargz::open(query, &mut tail)? {
+        return Ok(opened);
+    }
+    if let Some(opened) = zstdchunked::open_by_footer(query, &mut tail)? {
         return Ok(opened);
     }
     Ok(Opened::Ordinary)
@@ -113,3 +124,6 @@ impl Tail {
         Ok(&self.bytes[at..][..len as usize])
     }
 }
+
+#[cfg(test)]
+mod tests;

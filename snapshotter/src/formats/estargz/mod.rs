@@ -9,7 +9,7 @@ pub mod toc;
 
 use std::io::Read;
 
-use self::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, TocEntry};
+use self::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, TocEntry, ZEROS};
 use super::{Flaw, timestamp};
 use crate::digest::Digest;
 use crate::index::{ChunkSpec, Codec, FileId, Kind, LayerBuilder, LayerIndex, Meta};
@@ -61,10 +61,22 @@ pub fn index(
     blob_size: u64,
     toc_offset: u64,
 ) -> Result<LayerIndex, Flaw> {
+    let builder = LayerBuilder::new(layer, toc, blob_size);
+    read(json, builder, Codec::Gzip, toc_offset)
+}
+
+/// Fills `builder` from a TOC whose chunks are packed by `codec` and end before `end` in the blob.
+pub(super) fn read(
+    json: &[u8],
+    builder: LayerBuilder,
+    codec: Codec,
+    end: u64,
+) -> Result<LayerIndex, Flaw> {
     let mut reader = Reader {
-        builder: LayerBuilder::new(layer, toc, blob_size),
+        builder,
+        codec,
         current: None,
-        offsets: vec![toc_offset],
+        offsets: vec![end],
         chunks: Vec::new(),
     };
     toc::for_each_entry(json, |entry| reader.entry(&entry))?;
@@ -73,9 +85,11 @@ pub fn index(
 
 struct Reader {
     builder: LayerBuilder,
+    codec: Codec,
     /// The file whose further chunks may follow.
     current: Option<Current>,
-    /// Where members begin: a member ends where the next begins.
+    /// Where members (or frames) begin, and where a file's last one ends if the TOC says so: each
+    /// ends at the next of these.
     offsets: Vec<u64>,
     /// Chunks whose member's end is not known yet.
     chunks: Vec<(FileId, ChunkSpec)>,
@@ -143,11 +157,14 @@ impl Reader {
     }
 
     fn chunk(&mut self, entry: &TocEntry) -> Result<(), Flaw> {
-        let refuse = |reason| Err(Flaw::entry(&entry.name, reason));
+        let refuse = |reason: &str| Err(Flaw::entry(&entry.name, reason));
         let Some(current) = self.current.as_ref().filter(|c| c.name == entry.name) else {
             return refuse("a chunk that does not follow its file");
         };
         self.offsets.push(entry.offset);
+        if entry.end_offset > 0 {
+            self.offsets.push(entry.end_offset);
+        }
         let Some(file) = current.file else {
             return Ok(());
         };
@@ -158,6 +175,11 @@ impl Reader {
             0 => current.size - entry.chunk_offset,
             size => size,
         };
+        match entry.chunk_type.as_str() {
+            "" => {}
+            ZEROS => return self.builder.hole(file, entry.chunk_offset, len),
+            other => return refuse(&format!("a chunk of type {other:?}")),
+        }
         let whole = entry.chunk_offset == 0 && len == current.size;
         let digest = match entry.chunk_digest.as_str() {
             "" if whole => entry.digest.as_str(),
@@ -171,7 +193,7 @@ impl Reader {
             len,
             unit_offset: entry.offset,
             unit_len: 0,
-            codec: Codec::Gzip,
+            codec: self.codec,
             inner: entry.inner_offset,
             digest,
         };

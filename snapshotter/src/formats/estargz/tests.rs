@@ -164,11 +164,7 @@ const FORGERIES: &[Forgery] = &[
         },
         "no valid target",
     ),
-    (
-        "huge file",
-        |s| s.toc.entries[1].size = 1 << 63,
-        "in the file",
-    ),
+    ("huge file", |s| s.toc.entries[1].size = 1 << 63, "16 TiB"),
     (
         "huge chunk",
         |s| s.toc.entries[1].chunk_size = 1 << 63,
@@ -180,7 +176,7 @@ const FORGERIES: &[Forgery] = &[
             s.toc.entries[1].size = u64::MAX;
             s.toc.entries[1].chunk_size = 0;
         },
-        "18446744073709551615",
+        "16 TiB",
     ),
     (
         "outside the blob",

@@ -116,7 +116,16 @@ pub struct TocEntry {
     /// Digest of the chunk's content.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub chunk_digest: String,
+    /// First byte of the blob behind the file's last chunk; only in zstd:chunked.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub end_offset: u64,
+    /// Empty or [`ZEROS`]; only in zstd:chunked.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub chunk_type: String,
 }
+
+/// Type of a chunk that holds nothing but zeros.
+pub const ZEROS: &str = "zeros";
 
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes references")]
 fn is_zero(value: &u64) -> bool {

@@ -1,0 +1,161 @@
+//! zstd:chunked images as podman, buildah and skopeo push them, pulled lazily.
+
+use std::net::SocketAddr;
+
+use integration::ctr::{Ctr, Stack};
+use integration::hosts::{HostOptions, NativeHost, Service};
+use integration::proxy::Shape;
+
+/// Everything there is to know of a tree: metadata with links and attributes, then contents.
+const DESCRIBE: &str = "cd / && find . -mindepth 1 -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*' \
+                        ! -path './run*' ! -path './etc/hosts' ! -path './etc/resolv.conf' \
+                        \\( -type d -printf '%p %y %m %U %G %T@\\n' \
+                        -o -printf '%p %y %m %U %G %T@ %n %l\\n' \\) | sort; \
+                        find . -xdev -type f ! -path './etc/hosts' ! -path './etc/resolv.conf' \
+                        -exec sha256sum {} + | sort -k2";
+
+/// Pushes a corpus image, recompressed by skopeo; its reference.
+fn push_by_skopeo(host: &NativeHost, name: &str) -> String {
+    let image = format!("{}/{name}:zstd", Service::REGISTRY);
+    let (from, to) = (
+        format!("oci:/srv/corpus/{name}"),
+        format!("docker://{image}"),
+    );
+    host.check(&[
+        "skopeo",
+        "copy",
+        "-q",
+        "--dest-tls-verify=false",
+        "--dest-compress-format",
+        "zstd:chunked",
+        "--dest-force-compress-format",
+        &from,
+        &to,
+    ])
+    .expect("skopeo pushes");
+    image
+}
+
+/// The same image with its annotations under the names that stargz-snapshotter gives them.
+fn rename_annotations(host: &NativeHost, image: &str) -> String {
+    let renamed = format!("{image}-old");
+    let script = format!(
+        "skopeo copy -q --src-tls-verify=false docker://{image} dir:/tmp/old && cd /tmp/old
+         grep -q io.github.containers.zstd-chunked.manifest-position manifest.json || exit 1
+         sed -i 's/io.github.containers.zstd-chunked/io.containers.zstd-chunked/g' manifest.json
+         skopeo copy -q --dest-tls-verify=false dir:/tmp/old docker://{renamed}"
+    );
+    host.check_sh(&script).expect("the image is rewritten");
+    renamed
+}
+
+/// What all of an image's files are, by an ordinary pull.
+fn describe_by_overlayfs(ctr: Ctr<'_>, image: &str) -> String {
+    ctr.pull(image, "overlayfs").unwrap();
+    let stack = Stack {
+        snapshotter: "overlayfs",
+        ..Stack::XEBEC
+    };
+    let described = ctr
+        .run(stack, image, "theirs", &["sh", "-c", DESCRIBE])
+        .unwrap();
+    assert!(described.success(), "{described:?}");
+    assert!(
+        described.stdout.lines().count() > 500,
+        "{}",
+        described.stdout
+    );
+    described.stdout
+}
+
+#[track_caller]
+fn assert_same(ours: &str, theirs: &str) {
+    let mut lines = ours.lines().zip(theirs.lines());
+    assert_eq!(lines.find(|(ours, theirs)| ours != theirs), None);
+    assert_eq!(ours.len(), theirs.len());
+}
+
+/// Layers that the daemon keeps lazily.
+fn lazy_layers(host: &NativeHost) -> usize {
+    let script =
+        "xebec-snapshotter status --format json | jq '[.snapshots[] | select(.layer)] | length'";
+    host.check_sh(script).unwrap().trim().parse().unwrap()
+}
+
+#[test]
+fn what_skopeo_pushes_starts_lazily_and_every_file_is_right() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = push_by_skopeo(&host, "redis");
+    let registry: SocketAddr = Service::REGISTRY.parse().unwrap();
+    let link = host.proxy(registry, Shape::new(2, 1000.0)).unwrap();
+    let remote = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
+
+    ctr.pull(&remote, "xebec").unwrap();
+    assert_eq!(lazy_layers(&host), 2, "{}", host.log(Service::Snapshotter));
+    let ran = ctr.run(Stack::XEBEC, &remote, "start", &[]).unwrap();
+    assert!(ran.success(), "{ran:?}");
+    let started = link.counters().down;
+    let theirs = describe_by_overlayfs(ctr, &remote);
+    let whole = link.counters().down;
+    assert!(
+        started * 2 < whole,
+        "{started} bytes for a start, {whole} for a full pull"
+    );
+
+    let describe = ["sh", "-c", DESCRIBE];
+    let ours = ctr.run(Stack::XEBEC, &remote, "ours", &describe).unwrap();
+    assert!(ours.success(), "{ours:?}");
+    assert_same(&ours.stdout, &theirs);
+
+    // What has been read once is local.
+    link.cut();
+    let again = ctr.run(Stack::XEBEC, &remote, "again", &describe).unwrap();
+    assert_same(&again.stdout, &theirs);
+}
+
+#[test]
+fn the_annotations_of_stargz_snapshotter_are_understood_as_well() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = rename_annotations(&host, &push_by_skopeo(&host, "busybox"));
+    ctr.pull(&image, "xebec").unwrap();
+    assert_eq!(lazy_layers(&host), 1, "{}", host.log(Service::Snapshotter));
+    let read = ["sh", "-c", "cat /etc/passwd && sha256sum /bin/busybox"];
+    let ours = ctr.run(Stack::XEBEC, &image, "ours", &read).unwrap();
+    assert!(ours.success(), "{ours:?}");
+    ctr.pull(&image, "overlayfs").unwrap();
+    let stack = Stack {
+        snapshotter: "overlayfs",
+        ..Stack::XEBEC
+    };
+    let theirs = ctr.run(stack, &image, "theirs", &read).unwrap();
+    assert_eq!(ours.stdout, theirs.stdout);
+}
+
+#[test]
+fn a_forged_checksum_means_an_ordinary_pull_that_says_why() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = push_by_skopeo(&host, "busybox");
+    let forged = format!("{image}-forged");
+    let script = format!(
+        "skopeo copy -q --src-tls-verify=false docker://{image} dir:/tmp/forged && cd /tmp/forged
+         key=io.github.containers.zstd-chunked.manifest-checksum
+         jq \".layers[0].annotations[\\\"$key\\\"] = \\\"sha256:$(printf %064d 1)\\\"\" manifest.json > m
+         mv m manifest.json
+         skopeo copy -q --dest-tls-verify=false dir:/tmp/forged docker://{forged}"
+    );
+    host.check_sh(&script).unwrap();
+    ctr.pull(&forged, "xebec").unwrap();
+    assert_eq!(lazy_layers(&host), 0);
+    let log = host.log(Service::Snapshotter);
+    assert!(
+        log.contains("not lazy") && log.contains("digest mismatch: expected sha256:0000"),
+        "{log}"
+    );
+    let ran = ctr
+        .run(Stack::XEBEC, &forged, "c", &["cat", "/etc/passwd"])
+        .unwrap();
+    assert!(ran.success() && ran.stdout.starts_with("root:"), "{ran:?}");
+}
