@@ -242,16 +242,26 @@ fn a_race_for_a_mount_target_is_never_won() {
     bundle.config["linux"]["maskedPaths"] = json!(["/v/place/null", "/v/place/pts"]);
     bundle.config["linux"]["readonlyPaths"] = json!(["/v/place"]);
     bundle.write().unwrap();
-    for link in ["link", "up"] {
+    // With the mount API refused, mount(2) has to be as safe.
+    const CALLS: &str = "open_tree,?open_tree_attr,move_mount,fsopen,mount_setattr";
+    let refused =
+        format!("strace -f -o /tmp/trace -e trace={CALLS} -e inject={CALLS}:error=ENOSYS");
+    let prefixes = ["", refused.as_str()];
+    for (prefix, link) in prefixes
+        .map(|prefix| [(prefix, "link"), (prefix, "up")])
+        .concat()
+    {
         let before = look(&host);
         let script = format!(
             "perl /tmp/swap.pl /tmp/volume/place /tmp/volume/{link} /tmp/stop > /tmp/swaps & \
              for i in $(seq 60); do \
-                 xebec run --bundle /tmp/b c >> /tmp/outs 2>> /tmp/errors && echo ran || echo refused; \
+                 {prefix} xebec run --bundle /tmp/b c >> /tmp/outs 2>> /tmp/errors && echo ran || echo refused; \
              done; touch /tmp/stop; wait; rm /tmp/stop; cat /tmp/swaps"
         );
         let said = host.check_sh(&script).unwrap();
-        assert_eq!(look(&host), before, "{link}");
+        assert_eq!(look(&host), before, "{link} {prefix}");
+        let injected = host.sh("grep -c INJECTED /tmp/trace").unwrap();
+        assert_eq!(injected.success(), !prefix.is_empty());
         let swaps: u32 = said
             .lines()
             .last()
@@ -261,7 +271,7 @@ fn a_race_for_a_mount_target_is_never_won() {
         let errors = host.read_file("/tmp/errors").unwrap_or_default();
         assert!(
             said.contains("ran"),
-            "no container has run against {link}: {errors}"
+            "no container has run against {link} {prefix}: {errors}"
         );
         let inside = host.read_file("/tmp/outs").unwrap();
         assert!(

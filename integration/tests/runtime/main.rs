@@ -14,6 +14,7 @@ mod hooks;
 mod lifecycle;
 mod mounts;
 mod process;
+mod refused;
 mod rootfs;
 mod rootless;
 mod seccomp;

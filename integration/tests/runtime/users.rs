@@ -39,7 +39,7 @@ fn same_as_runc(host: &NativeHost, bundle: &Bundle<'_>) -> String {
 }
 
 /// A bundle without limits, which runc cannot set here.
-fn bundle<'a>(host: &'a NativeHost, path: &str, args: &[&str]) -> Bundle<'a> {
+pub(super) fn bundle<'a>(host: &'a NativeHost, path: &str, args: &[&str]) -> Bundle<'a> {
     let mut bundle = Bundle::create(host, path, args).expect("a bundle");
     bundle.config["linux"]["resources"] = json!({});
     bundle.write().expect("config.json");
@@ -503,7 +503,7 @@ fn maps_that_the_kernel_would_refuse_are_refused_by_their_field() {
 }
 
 /// A container with xebec in it and a bundle in `/inner`, free to do what its root may.
-fn outer_bundle<'a>(host: &'a NativeHost, inner: &Value) -> Bundle<'a> {
+pub(super) fn outer_bundle<'a>(host: &'a NativeHost, inner: &Value) -> Bundle<'a> {
     let mut outer = bundle(host, "/var/lib/outer", &["sh", "-c"]);
     host.check_sh(
         "cd /var/lib/outer/rootfs; mkdir -p inner/rootfs; cp /opt/xebec/xebec bin; \

@@ -6,3 +6,4 @@ mod clients;
 mod footprint;
 mod labels;
 mod memory;
+mod outer;

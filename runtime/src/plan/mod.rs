@@ -25,7 +25,8 @@ pub(crate) use hooks::{HookPlan, plan as plan_hooks};
 pub(crate) use idmaps::IdMaps;
 pub(crate) use mounts::{
     BindPlan, FilesystemPlan, FsParam, IdmapSource, MountContext, MountIdmap, MountPlan,
-    MountSource, OldMount, ProcTarget, Reach, RemountPlan, SourceSymlink, relative_target,
+    MountSource, OldMount, ProcTarget, Reach, RemountPlan, SourceSymlink, mount_flags,
+    relative_target, super_flag,
 };
 pub(crate) use process::{LabelPlan, ProcessPlan, Program};
 pub(crate) use resctrl::ResctrlPlan;

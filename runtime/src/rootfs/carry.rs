@@ -19,6 +19,8 @@ const ROOT: u8 = b'r';
 const NOTHING: u8 = b'-';
 const DIRECTORY: u8 = b'd';
 const FILE: u8 = b'f';
+const KNOWN_DIRECTORY: u8 = b'D';
+const KNOWN_FILE: u8 = b'F';
 const LINK: u8 = b'l';
 const DEVICE: u8 = b'n';
 const FAILURE: u8 = b'!';
@@ -36,6 +38,10 @@ pub(crate) fn send_trees(socket: BorrowedFd<'_>, opened: &Result<HostTrees>) -> 
             .try_for_each(|part| match &part.tree {
                 Some(HostTree::Tree { fd, is_dir }) => {
                     send(if *is_dir { DIRECTORY } else { FILE }, Some(fd.as_fd()))
+                }
+                Some(HostTree::Known { fd, is_dir }) => {
+                    let kind = if *is_dir { KNOWN_DIRECTORY } else { KNOWN_FILE };
+                    send(kind, Some(fd.as_fd()))
                 }
                 Some(HostTree::Link(target)) => {
                     send_packet(socket, &[&[LINK], target.to_bytes()].concat(), None)
@@ -76,6 +82,10 @@ pub(crate) fn receive_trees(socket: BorrowedFd<'_>) -> Result<HostTrees> {
             Some((kind @ (&DIRECTORY | &FILE), _)) => mount(Some(HostTree::Tree {
                 fd: fd()?,
                 is_dir: *kind == DIRECTORY,
+            })),
+            Some((kind @ (&KNOWN_DIRECTORY | &KNOWN_FILE), _)) => mount(Some(HostTree::Known {
+                fd: fd()?,
+                is_dir: *kind == KNOWN_DIRECTORY,
             })),
             Some((&LINK, target)) => mount(Some(HostTree::Link(
                 CString::new(target).map_err(|_| garbled())?,

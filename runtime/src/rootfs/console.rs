@@ -11,7 +11,9 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, unlockpt};
 use rustix::termios::{OptionalActions, OutputModes, Winsize, tcgetattr, tcsetattr, tcsetwinsize};
 
+use super::by_mount::Spot;
 use super::mounts::move_to;
+use super::refusals::refuses_mount_api;
 use super::resolve::{Want, open_inside, open_target};
 
 /// `DEVPTS_SUPER_MAGIC`.
@@ -46,9 +48,22 @@ pub(crate) fn open_terminal(
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_EMPTY_PATH;
-        let tree = open_tree(&slave, c"", flags)?;
-        let place = open_target(root, c"dev/console", Want::File, true)?;
-        move_to(tree.as_fd(), place.as_fd())?;
+        let path = c"dev/console";
+        let place = open_target(root, path, Want::File, true)?;
+        let attached =
+            open_tree(&slave, c"", flags).and_then(|tree| move_to(tree.as_fd(), place.as_fd()));
+        match attached {
+            Err(errno) if refuses_mount_api(errno) => {
+                let spot = Spot {
+                    base: root,
+                    path,
+                    place: place.as_fd(),
+                    nofollow: true,
+                };
+                spot.bind(slave.as_fd(), false).map_err(|_| errno)?;
+            }
+            attached => attached?,
+        }
     }
     Ok(Terminal { master, slave })
 }

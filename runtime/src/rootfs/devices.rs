@@ -3,11 +3,15 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::{AtFlags, FileType, Gid, Uid, chownat, mknodat, statat, symlinkat, unlinkat};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, mknodat, open, statat,
+    symlinkat, unlinkat,
+};
 use rustix::io::Errno;
 
+use super::by_mount::{Spot, is_same};
 use super::mounts::move_to;
-use super::refusals::{node_of_host, refuses_nodes};
+use super::refusals::{node_of_host, refuses_mount_api, refuses_nodes};
 use super::resolve::{Want, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{DevicePlan, RootfsPlan};
@@ -39,11 +43,9 @@ pub(crate) fn fill_dev<'p>(
     for (index, device) in plan.devices.iter().enumerate() {
         let (base, path) = place_of(device, root, dev);
         let made = match bound.get(index) {
-            Some(tree) => bind_node(base, path, tree.as_fd()),
+            Some(tree) => bind_node(device, base, path, Some(tree)),
             None => match make_node(device, base, path) {
-                Err(errno) if refuses_nodes(errno) => {
-                    node_of_host(&device.host).and_then(|tree| bind_node(base, path, tree.as_fd()))
-                }
+                Err(errno) if refuses_nodes(errno) => bind_node(device, base, path, None),
                 made => made,
             },
         };
@@ -91,9 +93,50 @@ fn place_of<'d>(
     }
 }
 
-fn bind_node(base: BorrowedFd<'_>, path: &CStr, tree: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Puts the host's node there: the parent's clone of it, or one that is made now.
+fn bind_node(
+    device: &DevicePlan,
+    base: BorrowedFd<'_>,
+    path: &CStr,
+    tree: Option<&OwnedFd>,
+) -> Result<(), Errno> {
     let place = open_target(base, path, Want::File, false)?;
-    move_to(tree, place.as_fd())
+    let attached = match tree {
+        Some(tree) => move_to(tree.as_fd(), place.as_fd()),
+        None => node_of_host(&device.host).and_then(|tree| move_to(tree.as_fd(), place.as_fd())),
+    };
+    match attached {
+        // What is no clone cannot be attached at all.
+        Err(errno) if refuses_mount_api(errno) || errno == Errno::INVAL => {
+            let spot = Spot {
+                base,
+                path,
+                place: place.as_fd(),
+                nofollow: false,
+            };
+            bind_by_mount(device, spot, tree).map_err(|_| errno)
+        }
+        attached => attached,
+    }
+}
+
+/// Binds the node at the host's path, if it is the device, and that which the parent has opened.
+fn bind_by_mount(
+    device: &DevicePlan,
+    spot: Spot<'_>,
+    known: Option<&OwnedFd>,
+) -> Result<(), Errno> {
+    let node = open(&*device.host, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let stat = fstat(&node)?;
+    let same = match known {
+        Some(known) => is_same(node.as_fd(), known.as_fd())?,
+        None => is_device(device, &stat),
+    };
+    if same {
+        spot.bind(node.as_fd(), false).map(drop)
+    } else {
+        Err(Errno::NODEV)
+    }
 }
 
 fn make_node(device: &DevicePlan, base: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
@@ -120,7 +163,14 @@ fn make_node(device: &DevicePlan, base: BorrowedFd<'_>, path: &CStr) -> Result<(
 /// What the image or another mount put there already must be that very device.
 fn verify_node(device: &DevicePlan, dir: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
     let stat = statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
-    let same = FileType::from_raw_mode(stat.st_mode) == device.kind
-        && (device.kind == FileType::Fifo || stat.st_rdev == device.number);
-    if same { Ok(()) } else { Err(Errno::EXIST) }
+    if is_device(device, &stat) {
+        Ok(())
+    } else {
+        Err(Errno::EXIST)
+    }
+}
+
+fn is_device(device: &DevicePlan, stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == device.kind
+        && (device.kind == FileType::Fifo || stat.st_rdev == device.number)
 }

@@ -13,8 +13,9 @@ use rustix::fs::{
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::by_mount::set_attributes;
 use super::mounts::new_filesystem;
-use super::refusals::is_whole_proc;
+use super::refusals::{is_whole_proc, refuses_mount_api};
 use super::resolve::open_inside;
 use crate::error::{At as _, Error, Result, Step, errno_words};
 use crate::plan::{
@@ -26,11 +27,11 @@ use crate::sys::{MountAttr, mount_set_attr};
 /// Everything that a container takes from the host.
 #[derive(Debug)]
 pub(crate) struct HostTrees {
-    /// The root file system, a detached clone.
+    /// The root file system, a detached clone; where the host refuses those, the directory itself.
     pub(crate) root: OwnedFd,
     /// One for each mount of the plan.
     pub(crate) mounts: Vec<HostPart>,
-    /// One for each device, when devices are bound.
+    /// One for each device, when devices are bound: clones or, as with the root, themselves.
     pub(crate) devices: Vec<OwnedFd>,
 }
 
@@ -51,6 +52,8 @@ pub(crate) struct HostPart {
 pub(crate) enum HostTree {
     /// A detached clone.
     Tree { fd: OwnedFd, is_dir: bool },
+    /// The source itself: the host refuses clones, and the child is to bind just this.
+    Known { fd: OwnedFd, is_dir: bool },
     /// A symlink that is made again inside; its target.
     Link(CString),
 }
@@ -66,16 +69,12 @@ impl HostTrees {
         plan: &RootfsPlan,
         user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
     ) -> Result<Self> {
-        let root = clone_tree(&plan.path, true, true).map_err(|e| bad_rootfs(&plan.path, e))?;
-        if !is_directory(root.as_fd()).map_err(|e| bad_rootfs(&plan.path, e))? {
-            return Err(bad_rootfs(&plan.path, Errno::NOTDIR));
-        }
-        isolate_root(root.as_fd()).map_err(Error::os("set propagation of rootfs"))?;
+        let root = open_root(&plan.path)?;
         let mut devices = Vec::new();
         if plan.bind_devices && plan.own_dev {
             for device in &plan.devices {
                 let path = device.host.to_string_lossy();
-                let tree = clone_tree(&device.host, false, true)
+                let (tree, _) = clone_or_know(&device.host, false, true)
                     .map_err(|errno| Error::os(format!("bind device {path}"))(errno))?;
                 devices.push(tree);
             }
@@ -86,6 +85,22 @@ impl HostTrees {
             devices,
         })
     }
+}
+
+fn open_root(path: &CStr) -> Result<OwnedFd> {
+    let (root, is_clone) = clone_or_know(path, true, true).map_err(|e| bad_rootfs(path, e))?;
+    if !is_directory(root.as_fd()).map_err(|e| bad_rootfs(path, e))? {
+        return Err(bad_rootfs(path, Errno::NOTDIR));
+    }
+    if is_clone {
+        match isolate_root(root.as_fd()) {
+            Err(errno) if refuses_changes(errno) => {
+                return know(path, true).map_err(|e| bad_rootfs(path, e));
+            }
+            done => done.map_err(Error::os("set propagation of rootfs"))?,
+        }
+    }
+    Ok(root)
 }
 
 /// Opens what each mount takes from the host.
@@ -176,8 +191,18 @@ fn clone_bind(
         }
     }
     let follow = bind.symlink != SourceSymlink::Bind;
-    let fd = clone_tree(&bind.source, bind.recursive, follow).map_err(at("stat"))?;
-    dress(fd, mount, bind, user_namespace)
+    match clone_or_know(&bind.source, bind.recursive, follow).map_err(at("stat"))? {
+        (_, false) if bind.idmap.is_some() => Err(("clone", Errno::PERM)),
+        (fd, false) => known(fd).map_err(at("stat")),
+        (fd, true) => match dress(fd, mount, bind, user_namespace) {
+            Err((_, errno)) if bind.idmap.is_none() && refuses_changes(errno) => {
+                know(&bind.source, follow)
+                    .and_then(known)
+                    .map_err(at("stat"))
+            }
+            dressed => dressed,
+        },
+    }
 }
 
 /// The child's part: clones a source that an earlier mount has brought into the root.
@@ -202,12 +227,22 @@ pub(super) fn clone_inside(
     if bind.recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
-    let fd = open_tree(&source, c"", flags)?;
-    dress(fd, mount, bind, user_namespace).map_err(|(_, errno)| errno)
+    match open_tree(&source, c"", flags) {
+        Err(errno) if refuses_mount_api(errno) => known(source),
+        tree => match dress(tree?, mount, bind, user_namespace) {
+            Err((_, errno)) if bind.idmap.is_none() && refuses_changes(errno) => known(source),
+            dressed => dressed.map_err(|(_, errno)| errno),
+        },
+    }
 }
 
-/// Checks a new clone and gives it the options of its mount.
-fn dress(
+fn known(fd: OwnedFd) -> std::result::Result<HostTree, Errno> {
+    let is_dir = is_directory(fd.as_fd())?;
+    Ok(HostTree::Known { fd, is_dir })
+}
+
+/// Checks a new clone, or what was mounted in its place, and gives it the options of its mount.
+pub(super) fn dress(
     fd: OwnedFd,
     mount: &MountPlan,
     bind: &BindPlan,
@@ -220,7 +255,7 @@ fn dress(
         map_ids(fd.as_fd(), idmap.recursive, namespace).map_err(at("map ids of"))?;
     }
     if !bind.deep.is_noop() {
-        mount_set_attr(fd.as_fd(), c"", true, &bind.deep).map_err(at("set options of"))?;
+        set_attributes(fd.as_fd(), c"", true, &bind.deep).map_err(at("set options of"))?;
     }
     set_top(fd.as_fd(), bind).map_err(at("set options of"))?;
     for &(kind, recursive) in &mount.propagation {
@@ -239,20 +274,20 @@ fn set_top(tree: BorrowedFd<'_>, bind: &BindPlan) -> std::result::Result<(), Err
     let done = if bind.top.locked {
         Err(Errno::PERM)
     } else {
-        mount_set_attr(tree, c"", false, &exact)
+        set_attributes(tree, c"", false, &exact)
     };
     // The kernel says the same when this runtime is in a user namespace itself.
     match done {
         Err(Errno::PERM) => {
             let beside = bind.top.beside_locked(attributes_of(tree)?);
-            mount_set_attr(tree, c"", false, &beside.ok_or(Errno::PERM)?)
+            set_attributes(tree, c"", false, &beside.ok_or(Errno::PERM)?)
         }
         done => done,
     }
 }
 
 /// `MOUNT_ATTR_*` of a mount, from what statvfs tells.
-fn attributes_of(tree: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
+pub(super) fn attributes_of(tree: BorrowedFd<'_>) -> std::result::Result<u64, Errno> {
     const FLAGS: [(StatVfsMountFlags, u64); 5] = [
         (StatVfsMountFlags::RDONLY, libc::MOUNT_ATTR_RDONLY),
         (StatVfsMountFlags::NOSUID, libc::MOUNT_ATTR_NOSUID),
@@ -307,9 +342,38 @@ fn clone_tree(path: &CStr, recursive: bool, follow: bool) -> std::result::Result
     open_tree(CWD, path, flags)
 }
 
+/// A clone, or, where clones are refused, what is at the path itself; tells whether it is a clone.
+fn clone_or_know(
+    path: &CStr,
+    recursive: bool,
+    follow: bool,
+) -> std::result::Result<(OwnedFd, bool), Errno> {
+    match clone_tree(path, recursive, follow) {
+        Err(errno) if refuses_mount_api(errno) => {
+            // What cannot be opened was refused for what it is.
+            let itself = know(path, follow).map_err(|_| errno)?;
+            Ok((itself, false))
+        }
+        tree => Ok((tree?, true)),
+    }
+}
+
+fn know(path: &CStr, follow: bool) -> std::result::Result<OwnedFd, Errno> {
+    let mut flags = OFlags::PATH | OFlags::CLOEXEC;
+    if !follow {
+        flags |= OFlags::NOFOLLOW;
+    }
+    open(path, flags, Mode::empty())
+}
+
+/// Whether a change of a clone failed because no clone may be changed: nor may anything else, then.
+fn refuses_changes(errno: Errno) -> bool {
+    refuses_mount_api(errno) && mount_set_attr(CWD, c"/", false, &MountAttr::default()).is_err()
+}
+
 /// Nothing that is mounted inside the root shows on the host; what the host mounts below a mount
 /// of its own in there still arrives. The root's own propagation is set after the pivot.
-fn isolate_root(root: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+pub(super) fn isolate_root(root: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
     set_propagation(root, libc::MS_SLAVE, true)?;
     set_propagation(root, libc::MS_PRIVATE, false)
 }
@@ -324,7 +388,7 @@ pub(super) fn set_propagation(
         propagation: kind,
         ..MountAttr::default()
     };
-    mount_set_attr(tree, c"", recursive, &attr)
+    set_attributes(tree, c"", recursive, &attr)
 }
 
 fn is_directory(fd: BorrowedFd<'_>) -> std::result::Result<bool, Errno> {

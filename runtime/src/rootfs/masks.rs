@@ -1,6 +1,6 @@
 //! Masked and read-only paths, in the child and before the root is changed.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{FileType, Mode, OFlags, fstat, makedev, open};
@@ -10,10 +10,12 @@ use rustix::mount::{
     fsconfig_set_string, fsmount, fsopen, open_tree,
 };
 
+use super::by_mount::{Spot, set_attributes};
 use super::mounts::move_to;
+use super::refusals::refuses_mount_api;
 use super::resolve::open_inside;
 use crate::error::{At as _, Failure, Step};
-use crate::sys::{MountAttr, clone_tree_with};
+use crate::sys::{MountAttr, clone_tree_with, mount_set_attr};
 
 /// Makes each path and all below it read-only; what does not exist needs no protection.
 pub(crate) fn protect_paths<'p>(
@@ -31,10 +33,38 @@ pub(crate) fn protect_paths<'p>(
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(errno).at(Step::ReadonlyPath, detail),
         };
-        let tree = clone_tree_with(place.as_fd(), &attr).at(Step::ReadonlyPath, detail)?;
-        move_to(tree.as_fd(), place.as_fd()).at(Step::ReadonlyPath, detail)?;
+        let covered = clone_tree_with(place.as_fd(), &attr)
+            .and_then(|tree| move_to(tree.as_fd(), place.as_fd()));
+        match covered {
+            Err(errno) if refuses_mount_api(errno) => protect_by_mount(spot(root, path, &place))
+                .map_err(|_| errno)
+                .at(Step::ReadonlyPath, detail)?,
+            covered => covered.at(Step::ReadonlyPath, detail)?,
+        }
     }
     Ok(())
+}
+
+/// Binds a path to itself and makes it read-only: with all mounts below, if that call is allowed.
+fn protect_by_mount(spot: Spot<'_>) -> Result<(), Errno> {
+    let bound = spot.bind(spot.place, true)?;
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_RDONLY,
+        ..MountAttr::default()
+    };
+    match mount_set_attr(bound.as_fd(), c"", true, &attr) {
+        Err(errno) if refuses_mount_api(errno) => set_attributes(bound.as_fd(), c"", false, &attr),
+        done => done,
+    }
+}
+
+fn spot<'a>(root: BorrowedFd<'a>, path: &'a CStr, place: &'a OwnedFd) -> Spot<'a> {
+    Spot {
+        base: root,
+        path,
+        place: place.as_fd(),
+        nofollow: false,
+    }
 }
 
 /// Hides each path: a file below the host's null device, a directory below one empty read-only
@@ -54,9 +84,23 @@ pub(crate) fn hide_paths<'p>(
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(errno).at(Step::Mask, detail),
         };
-        covers.put_over(place.as_fd()).at(Step::Mask, detail)?;
+        match covers.put_over(place.as_fd()) {
+            Err(errno) if refuses_mount_api(errno) => hide_by_mount(spot(root, path, &place))
+                .map_err(|_| errno)
+                .at(Step::Mask, detail)?,
+            covered => covered.at(Step::Mask, detail)?,
+        }
     }
     Ok(())
+}
+
+fn hide_by_mount(spot: Spot<'_>) -> Result<(), Errno> {
+    let mounted = if FileType::from_raw_mode(fstat(spot.place)?.st_mode) == FileType::Directory {
+        spot.empty_directory()
+    } else {
+        spot.bind(host_null()?.as_fd(), false)
+    };
+    mounted.map(drop)
 }
 
 /// What masked paths are covered with, made at first use.

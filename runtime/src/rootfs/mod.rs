@@ -4,6 +4,7 @@
 //! the child, allocates nothing, and opens every path with `openat2` inside the root, so that no
 //! symlink of an image can lead a mount, a node or a mask astray.
 
+mod by_mount;
 mod carry;
 mod console;
 mod copyup;

@@ -16,16 +16,17 @@ use rustix::mount::{
 };
 use rustix::process::fchdir;
 
+use super::by_mount::{self, Spot, set_attributes};
 use super::copyup::copy_up;
-use super::host::{HostPart, HostTree, clone_inside, map_ids, set_propagation};
-use super::refusals::{is_on_proc, open_in_proc, refuses_filesystem};
+use super::host::{HostPart, HostTree, clone_inside, dress, map_ids, set_propagation};
+use super::refusals::{is_on_proc, open_in_proc, refuses_filesystem, refuses_mount_api};
 use super::resolve::{Want, open_inside, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{
-    FilesystemPlan, FsParam, MountPlan, MountSource, OldMount, ProcTarget, Reach, RemountPlan,
-    SysctlPlan,
+    BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource, OldMount, ProcTarget, Reach,
+    RemountPlan, SysctlPlan,
 };
-use crate::sys::{MountAttr, mount_set_attr};
+use crate::sys::MountAttr;
 
 /// Mounts of the container's own that are used again: by descriptor, which stays trustworthy
 /// whatever becomes of the path.
@@ -71,7 +72,7 @@ pub(crate) fn seal<'p>(mounts: &'p [MountPlan], parts: &[HostPart]) -> Result<()
     };
     for (mount, part) in mounts.iter().zip(parts) {
         if let Some(tree) = &part.unsealed {
-            mount_set_attr(tree.as_fd(), c"", false, &attr).at(Step::Seal, &mount.place)?;
+            set_attributes(tree.as_fd(), c"", false, &attr).at(Step::Seal, &mount.place)?;
         }
     }
     Ok(())
@@ -87,11 +88,14 @@ fn mount_one<'p>(
         (MountSource::Filesystem(plan), stand_in) => {
             mount_filesystem(mount, plan, root, (part, stand_in)).map(Some)
         }
-        (MountSource::Bind(_), Some(HostTree::Tree { fd, is_dir })) => {
-            let want = if is_dir { Want::Directory } else { Want::File };
-            let place = open_place(mount, root, want)?;
-            attach(mount, &fd, &place)?;
-            Ok(Some(fd))
+        (MountSource::Bind(bind), Some(HostTree::Tree { fd, is_dir })) => {
+            let place = open_place(mount, root, wanted(is_dir))?;
+            attach_bind(mount, bind, fd, (root, &place)).map(Some)
+        }
+        (MountSource::Bind(bind), Some(HostTree::Known { fd, is_dir })) => {
+            let place = open_place(mount, root, wanted(is_dir))?;
+            let tree = bind_by_mount(mount, bind, fd.as_fd(), (root, &place));
+            tree.map(Some).at(Step::Mount, &mount.place)
         }
         (MountSource::Bind(_), Some(HostTree::Link(target))) => {
             copy_symlink(&target, mount, root).at(Step::Symlink, &mount.place)?;
@@ -126,19 +130,90 @@ fn mount_filesystem<'p>(
             part.user_namespace.as_ref(),
         ),
     };
-    let tree = match (made, stand_in) {
-        (Err(failure), Some(HostTree::Tree { fd, .. })) if refuses_filesystem(failure.errno) => fd,
-        (made, _) => {
-            let tree = made?;
-            prepare(mount, plan, &tree, &place, mode, namespace)?;
-            tree
+    let attached = made.and_then(|tree| {
+        prepare(mount, plan, &tree, &place, mode, namespace)?;
+        attach(mount, &tree, &place)?;
+        Ok(tree)
+    });
+    let tree = match attached {
+        Err(failure) if refuses_filesystem(failure.errno) || refuses_mount_api(failure.errno) => {
+            instead_of(failure, mount, plan, (root, &place, mode), stand_in)?
         }
+        attached => attached?,
     };
-    attach(mount, &tree, &place)?;
     for &(kind, recursive) in &mount.propagation {
         set_propagation(tree.as_fd(), kind, recursive).at(Step::Mount, &mount.place)?;
     }
     Ok(tree)
+}
+
+/// What there is to do when a file system was refused: the older call, for it may be the newer ones
+/// that were, then the host's tree.
+fn instead_of<'p>(
+    failure: Failure<'p>,
+    mount: &'p MountPlan,
+    plan: &'p FilesystemPlan,
+    (root, place, mode): (BorrowedFd<'_>, &OwnedFd, Option<Mode>),
+    stand_in: Option<HostTree>,
+) -> Result<OwnedFd, Failure<'p>> {
+    if refuses_mount_api(failure.errno)
+        && let Ok(tree) = spot(mount, root, place).filesystem(plan, mode)
+    {
+        prepare(mount, plan, &tree, place, mode, None)?;
+        return Ok(tree);
+    }
+    match (stand_in, &plan.instead) {
+        (Some(HostTree::Tree { fd, .. }), Some(bind)) => {
+            attach_bind(mount, bind, fd, (root, place))
+        }
+        (Some(HostTree::Known { fd, .. }), Some(bind)) => {
+            bind_by_mount(mount, bind, fd.as_fd(), (root, place)).map_err(|_| failure)
+        }
+        _ => Err(failure),
+    }
+}
+
+/// Attaches the clone of a bind, or binds its source where that is refused.
+fn attach_bind<'p>(
+    mount: &'p MountPlan,
+    bind: &BindPlan,
+    tree: OwnedFd,
+    (root, place): (BorrowedFd<'_>, &OwnedFd),
+) -> Result<OwnedFd, Failure<'p>> {
+    match attach(mount, &tree, place) {
+        Err(failure) if refuses_mount_api(failure.errno) => {
+            bind_by_mount(mount, bind, tree.as_fd(), (root, place)).map_err(|_| failure)
+        }
+        attached => attached.map(|()| tree),
+    }
+}
+
+/// Binds the source of a mount, which has to be what `known` is, and gives it its options.
+fn bind_by_mount(
+    mount: &MountPlan,
+    bind: &BindPlan,
+    known: BorrowedFd<'_>,
+    (root, place): (BorrowedFd<'_>, &OwnedFd),
+) -> Result<OwnedFd, Errno> {
+    let bound = spot(mount, root, place).bind_source(bind, root, known)?;
+    match dress(bound, mount, bind, None) {
+        Ok(HostTree::Tree { fd, .. }) => Ok(fd),
+        Ok(_) => Err(Errno::BADF),
+        Err((_, errno)) => Err(errno),
+    }
+}
+
+fn spot<'a>(mount: &'a MountPlan, base: BorrowedFd<'a>, place: &'a OwnedFd) -> Spot<'a> {
+    Spot {
+        base,
+        path: &mount.target,
+        place: place.as_fd(),
+        nofollow: mount.reach == Reach::Existing,
+    }
+}
+
+fn wanted(is_dir: bool) -> Want {
+    if is_dir { Want::Directory } else { Want::File }
 }
 
 /// Opens the target; should a symlink have led into a proc file system, it is refused.
@@ -222,7 +297,7 @@ pub(super) fn new_filesystem<'p>(
 }
 
 /// A mode in four digits, with the zero byte that the kernel wants.
-fn octal(mode: Mode) -> [u8; 5] {
+pub(super) fn octal(mode: Mode) -> [u8; 5] {
     let digit = |shift: u32| b'0' + (mode.as_raw_mode() >> shift & 7) as u8;
     [digit(9), digit(6), digit(3), digit(0), 0]
 }
@@ -253,10 +328,10 @@ fn make_by_old_call(
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_EMPTY_PATH;
-    let tree = open_tree(&mounted, c"", flags)?;
+    let tree = open_tree(&mounted, c"", flags);
     fchdir(&mounted)?;
     unmount(c".", UnmountFlags::DETACH)?;
-    Ok(tree)
+    tree
 }
 
 /// What a new file system gets while it is still the child's alone.
@@ -340,16 +415,29 @@ fn remount<'p>(
     mount: &'p MountPlan,
 ) -> Result<(), Failure<'p>> {
     if let Some(params) = &plan.reconfigure {
-        let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
-        let context = fspick(place, c"", flags).at(Step::Remount, &mount.place)?;
-        set_params(context.as_fd(), params)?;
-        fsconfig_reconfigure(context.as_fd()).at(Step::Remount, &mount.place)?;
+        match reconfigure(place, params, mount) {
+            Err(failure) if refuses_mount_api(failure.errno) => {
+                by_mount::reconfigure(place.as_fd(), params, &plan.attr).map_err(|_| failure)?;
+            }
+            done => done?,
+        }
     }
-    mount_set_attr(place.as_fd(), c"", false, &plan.attr).at(Step::Remount, &mount.place)?;
+    set_attributes(place.as_fd(), c"", false, &plan.attr).at(Step::Remount, &mount.place)?;
     for &(kind, recursive) in &mount.propagation {
         set_propagation(place.as_fd(), kind, recursive).at(Step::Remount, &mount.place)?;
     }
     Ok(())
+}
+
+fn reconfigure<'p>(
+    place: &OwnedFd,
+    params: &'p [FsParam],
+    mount: &'p MountPlan,
+) -> Result<(), Failure<'p>> {
+    let flags = FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH;
+    let context = fspick(place, c"", flags).at(Step::Remount, &mount.place)?;
+    set_params(context.as_fd(), params)?;
+    fsconfig_reconfigure(context.as_fd()).at(Step::Remount, &mount.place)
 }
 
 /// Takes away the mount at `target`: its top one, and whatever is mounted below it.

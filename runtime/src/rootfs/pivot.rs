@@ -1,16 +1,18 @@
 //! Attaching the root file system and making it the root, in the child.
 
 use std::ffi::CStr;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MoveMountFlags, UnmountFlags, mount, mount_move, move_mount, unmount,
 };
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
-use super::host::HostTrees;
+use super::by_mount::{Spot, is_same, set_attributes};
+use super::host::{HostTrees, isolate_root};
+use super::refusals::refuses_mount_api;
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{RootChange, RootfsPlan};
 use crate::sys::{MountAttr, mount_set_attr};
@@ -21,33 +23,66 @@ pub(crate) fn make_private() -> Result<(), Failure<'static>> {
         propagation: libc::MS_PRIVATE,
         ..MountAttr::default()
     };
-    mount_set_attr(CWD, c"/", true, &attr).at(Step::Propagation, b"/")
+    set_attributes(CWD, c"/", true, &attr).at(Step::Propagation, b"/")
 }
 
 /// Attaches the root's tree at its own path, where hooks expect to find it; over `/` when a user
 /// namespace's root may not walk that path, or a mount namespace that is joined has none.
 pub(crate) fn attach<'p>(
     path: &'p CStr,
-    trees: &HostTrees,
+    trees: &mut HostTrees,
     change: RootChange,
 ) -> Result<(), Failure<'p>> {
+    let root = &trees.root;
     let to = |path: &CStr| {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(trees.root.as_fd(), c"", CWD, path, flags)
+        move_mount(root.as_fd(), c"", CWD, path, flags)
     };
-    match to(path) {
+    let attached = match to(path) {
         // On the host itself it stays apart from what the host shares with others.
         Ok(()) if change == RootChange::Chroot => {
             let attr = MountAttr {
                 propagation: libc::MS_PRIVATE,
                 ..MountAttr::default()
             };
-            mount_set_attr(trees.root.as_fd(), c"", true, &attr)
+            mount_set_attr(root.as_fd(), c"", true, &attr)
         }
         Err(Errno::ACCESS | Errno::NOENT) if change != RootChange::Chroot => to(c"/"),
         result => result,
+    };
+    match attached {
+        // What is no clone cannot be attached at all. On the host itself the mount has to be the
+        // one that the parent knows of.
+        Err(errno)
+            if (refuses_mount_api(errno) || errno == Errno::INVAL)
+                && change != RootChange::Chroot =>
+        {
+            bind_root(path, root.as_fd())
+                .map(|bound| trees.root = bound)
+                .map_err(|_| errno)
+        }
+        attached => attached,
     }
     .at(Step::AttachRootfs, path.to_bytes())
+}
+
+/// Binds the root, which has to be what `known` is, to its own path; the new mount.
+fn bind_root(path: &CStr, known: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let base = open(c"/", flags, Mode::empty())?;
+    let place = open(path, flags, Mode::empty())?;
+    if !is_same(place.as_fd(), known)? {
+        return Err(Errno::STALE);
+    }
+    let spot = Spot {
+        base: base.as_fd(),
+        path,
+        place: place.as_fd(),
+        nofollow: false,
+    };
+    let bound = spot.bind(place.as_fd(), true)?;
+    isolate_root(bound.as_fd())?;
+    Ok(bound)
 }
 
 /// Makes `root` the root directory and drops everything outside it.
@@ -61,7 +96,7 @@ pub(crate) fn enter(
             set: libc::MOUNT_ATTR_RDONLY,
             ..MountAttr::default()
         };
-        mount_set_attr(root, c"", false, &attr).at(Step::PivotRoot, b"read-only root")?;
+        set_attributes(root, c"", false, &attr).at(Step::PivotRoot, b"read-only root")?;
     }
     change_root(root, change).at(Step::PivotRoot, b"")?;
     let (kind, recursive) = plan.propagation;
@@ -72,7 +107,7 @@ pub(crate) fn enter(
         propagation: kind,
         ..MountAttr::default()
     };
-    mount_set_attr(CWD, c"/", recursive, &attr).at(Step::Propagation, b"/")
+    set_attributes(CWD, c"/", recursive, &attr).at(Step::Propagation, b"/")
 }
 
 /// Propagation that the tree has already: a slave wherever the host shares with it.

@@ -25,6 +25,11 @@ pub(super) fn refuses_filesystem(errno: Errno) -> bool {
     matches!(errno, Errno::PERM | Errno::ACCESS | Errno::BUSY)
 }
 
+/// Whether the mount API itself may have been refused, so that `mount(2)` is tried.
+pub(super) fn refuses_mount_api(errno: Errno) -> bool {
+    matches!(errno, Errno::PERM | Errno::ACCESS | Errno::NOSYS)
+}
+
 /// Whether a device node cannot be made here, so that the host's is bound.
 pub(super) fn refuses_nodes(errno: Errno) -> bool {
     errno == Errno::PERM

@@ -188,28 +188,12 @@ fn old_mount(
     attrs: u64,
     data: &[String],
 ) -> Result<OldMount, FieldError> {
-    const ATTRS: [(u64, libc::c_ulong); 6] = [
-        (libc::MOUNT_ATTR_RDONLY, libc::MS_RDONLY),
-        (libc::MOUNT_ATTR_NOSUID, libc::MS_NOSUID),
-        (libc::MOUNT_ATTR_NODEV, libc::MS_NODEV),
-        (libc::MOUNT_ATTR_NOEXEC, libc::MS_NOEXEC),
-        (libc::MOUNT_ATTR_NODIRATIME, libc::MS_NODIRATIME),
-        (libc::MOUNT_ATTR_NOSYMFOLLOW, MS_NOSYMFOLLOW),
-    ];
-    const MS_NOSYMFOLLOW: libc::c_ulong = 256;
-    let atime = match attrs & libc::MOUNT_ATTR__ATIME {
-        libc::MOUNT_ATTR_NOATIME => libc::MS_NOATIME,
-        libc::MOUNT_ATTR_STRICTATIME => libc::MS_STRICTATIME,
-        _ => libc::MS_RELATIME,
-    };
-    let of_attrs = ATTRS
-        .iter()
-        .filter(|(attr, _)| attrs & attr != 0)
-        .fold(atime, |flags, (_, flag)| flags | flag);
     let flags = options
         .flags
         .iter()
-        .fold(of_attrs, |flags, word| flags | super_flag(word));
+        .fold(mount_flags(attrs), |flags, word| {
+            flags | super_flag(word.as_bytes())
+        });
     let data = data
         .iter()
         .map(|word| quoted(word))
@@ -235,12 +219,35 @@ fn quoted(word: &str) -> String {
     }
 }
 
-fn super_flag(word: &str) -> libc::c_ulong {
+/// `MS_*` that say the same as `MOUNT_ATTR_*`.
+pub(crate) fn mount_flags(attrs: u64) -> libc::c_ulong {
+    const ATTRS: [(u64, libc::c_ulong); 6] = [
+        (libc::MOUNT_ATTR_RDONLY, libc::MS_RDONLY),
+        (libc::MOUNT_ATTR_NOSUID, libc::MS_NOSUID),
+        (libc::MOUNT_ATTR_NODEV, libc::MS_NODEV),
+        (libc::MOUNT_ATTR_NOEXEC, libc::MS_NOEXEC),
+        (libc::MOUNT_ATTR_NODIRATIME, libc::MS_NODIRATIME),
+        (libc::MOUNT_ATTR_NOSYMFOLLOW, MS_NOSYMFOLLOW),
+    ];
+    const MS_NOSYMFOLLOW: libc::c_ulong = 256;
+    let atime = match attrs & libc::MOUNT_ATTR__ATIME {
+        libc::MOUNT_ATTR_NOATIME => libc::MS_NOATIME,
+        libc::MOUNT_ATTR_STRICTATIME => libc::MS_STRICTATIME,
+        _ => libc::MS_RELATIME,
+    };
+    ATTRS
+        .iter()
+        .filter(|(attr, _)| attrs & attr != 0)
+        .fold(atime, |flags, (_, flag)| flags | flag)
+}
+
+/// `MS_*` of a file system's own flag; 0 for any other word.
+pub(crate) fn super_flag(word: &[u8]) -> libc::c_ulong {
     match word {
-        "sync" => libc::MS_SYNCHRONOUS,
-        "dirsync" => libc::MS_DIRSYNC,
-        "lazytime" => libc::MS_LAZYTIME,
-        "mand" => libc::MS_MANDLOCK,
+        b"sync" => libc::MS_SYNCHRONOUS,
+        b"dirsync" => libc::MS_DIRSYNC,
+        b"lazytime" => libc::MS_LAZYTIME,
+        b"mand" => libc::MS_MANDLOCK,
         _ => 0,
     }
 }

@@ -11,7 +11,7 @@ use oci_spec::runtime::{LinuxIdMapping, Mount};
 
 pub(super) use bind::find_sources_inside;
 pub(crate) use bind::{BindPlan, IdmapSource, MountIdmap, SourceSymlink, TopAttr};
-pub(crate) use filesystem::{FilesystemPlan, FsParam, OldMount};
+pub(crate) use filesystem::{FilesystemPlan, FsParam, OldMount, mount_flags, super_flag};
 pub(crate) use target::{ProcTarget, relative_target};
 
 use super::FieldError;
