@@ -243,9 +243,9 @@ fn a_race_for_a_mount_target_is_never_won() {
     bundle.config["linux"]["readonlyPaths"] = json!(["/v/place"]);
     bundle.write().unwrap();
     // With the mount API refused, mount(2) has to be as safe.
-    const CALLS: &str = "open_tree,?open_tree_attr,move_mount,fsopen,mount_setattr";
+    let calls = "open_tree,?open_tree_attr,move_mount,fsopen,mount_setattr";
     let refused =
-        format!("strace -f -o /tmp/trace -e trace={CALLS} -e inject={CALLS}:error=ENOSYS");
+        format!("strace -f -o /tmp/trace -e trace={calls} -e inject={calls}:error=ENOSYS");
     let prefixes = ["", refused.as_str()];
     for (prefix, link) in prefixes
         .map(|prefix| [(prefix, "link"), (prefix, "up")])

@@ -9,7 +9,7 @@ use integration::hosts::{VmHost, VmOptions};
 ///
 /// AppArmor takes `move_mount` of a detached mount for `mount --move` from nowhere; `fsmount`,
 /// `open_tree` and `mount_setattr` it does not mediate.
-const PROFILES: &str = r#"
+const PROFILES: &str = r"
 set -e
 cat > /tmp/profiles <<'END'
 profile outer flags=(attach_disconnected,mediate_deleted) {
@@ -38,7 +38,7 @@ profile inner flags=(attach_disconnected,mediate_deleted) {
 }
 END
 apparmor_parser --replace /tmp/profiles
-"#;
+";
 
 /// A container with every kind of mount; what it and a later process see of themselves.
 const STORY: &str = r#"
