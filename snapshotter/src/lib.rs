@@ -20,6 +20,7 @@ pub mod fetch;
 pub mod fill;
 pub mod formats;
 pub mod index;
+pub mod ingest;
 pub mod mount;
 pub mod service;
 pub mod snapshots;

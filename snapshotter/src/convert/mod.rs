@@ -17,7 +17,7 @@ mod place;
 mod progress;
 mod reuse;
 mod spool;
-mod tar;
+pub(crate) mod tar;
 
 pub use image::{
     DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, ImageReport, Options, Report, convert, default_temp_dir,

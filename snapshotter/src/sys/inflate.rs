@@ -52,7 +52,6 @@ pub(crate) struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Blocks {
     /// After each block.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for making indexes"))]
     Stop,
     /// Never.
     Pass,

@@ -3,7 +3,7 @@
 use crate::formats::estargz::toc::EntryType;
 
 /// Length of a block; everything in an archive is padded to it.
-pub(in crate::convert) const BLOCK: u64 = 512;
+pub(crate) const BLOCK: u64 = 512;
 
 /// A header block, by the fields of POSIX ustar.
 pub(super) struct Header<'a>(pub(super) &'a [u8; BLOCK as usize]);
@@ -162,13 +162,13 @@ fn binary(field: &[u8]) -> Option<i64> {
 }
 
 /// Bytes of padding after `size` bytes of content.
-pub(in crate::convert) fn padding(size: u64) -> u64 {
+pub(crate) fn padding(size: u64) -> u64 {
     (BLOCK - size % BLOCK) % BLOCK
 }
 
 /// A ustar header for a regular file of root's with no permissions, as the files that eStargz adds
 /// have them. `name` has at most 100 bytes and `size` is below 8 GiB.
-pub(in crate::convert) fn encode_regular(name: &str, size: u64) -> [u8; BLOCK as usize] {
+pub(crate) fn encode_regular(name: &str, size: u64) -> [u8; BLOCK as usize] {
     let mut block = [0; BLOCK as usize];
     let mut put = |at: usize, bytes: &[u8]| block[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, name.as_bytes());

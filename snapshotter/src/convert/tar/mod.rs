@@ -5,7 +5,7 @@
 
 mod header;
 mod pax;
-pub(super) mod reader;
+pub(crate) mod reader;
 
 pub(super) use header::{BLOCK, encode_regular, padding};
-pub(super) use reader::{ReadError, Reader, TarEntry};
+pub(crate) use reader::{ReadError, Reader, TarEntry};

@@ -14,41 +14,41 @@ const MAX_EXTENDED: u64 = 1 << 20;
 
 /// Time stamp of an entry.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(in crate::convert) struct Time {
+pub(crate) struct Time {
     /// Seconds since 1970.
-    pub(in crate::convert) seconds: i64,
+    pub(crate) seconds: i64,
     /// And this many nanoseconds.
-    pub(in crate::convert) nanos: u32,
+    pub(crate) nanos: u32,
 }
 
 /// One entry of an archive.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::convert) struct TarEntry {
+pub(crate) struct TarEntry {
     /// Path without leading `/` or `./` and trailing `/`; empty for the root directory.
-    pub(in crate::convert) name: String,
-    pub(in crate::convert) kind: EntryType,
+    pub(crate) name: String,
+    pub(crate) kind: EntryType,
     /// Target of a symbolic link as it stands; of a hard link in the form of `name`.
-    pub(in crate::convert) link: String,
-    pub(in crate::convert) mode: u64,
-    pub(in crate::convert) uid: u64,
-    pub(in crate::convert) gid: u64,
-    pub(in crate::convert) user_name: String,
-    pub(in crate::convert) group_name: String,
-    pub(in crate::convert) mtime: Time,
-    pub(in crate::convert) dev_major: u64,
-    pub(in crate::convert) dev_minor: u64,
-    pub(in crate::convert) xattrs: BTreeMap<String, Vec<u8>>,
+    pub(crate) link: String,
+    pub(crate) mode: u64,
+    pub(crate) uid: u64,
+    pub(crate) gid: u64,
+    pub(crate) user_name: String,
+    pub(crate) group_name: String,
+    pub(crate) mtime: Time,
+    pub(crate) dev_major: u64,
+    pub(crate) dev_minor: u64,
+    pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
     /// Offset in the archive of the entry's first header block.
-    pub(in crate::convert) header_at: u64,
+    pub(crate) header_at: u64,
     /// Offset in the archive of the content.
-    pub(in crate::convert) data_at: u64,
+    pub(crate) data_at: u64,
     /// Length of the content; 0 for all but regular files.
-    pub(in crate::convert) size: u64,
+    pub(crate) size: u64,
 }
 
 /// Why reading stopped.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::convert) enum ReadError {
+pub(crate) enum ReadError {
     /// The stream itself failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -58,7 +58,7 @@ pub(in crate::convert) enum ReadError {
 }
 
 /// Walks an archive.
-pub(in crate::convert) struct Reader<R> {
+pub(crate) struct Reader<R> {
     stream: R,
     at: u64,
     /// Content and padding of the last entry, not read yet.
@@ -75,7 +75,7 @@ struct Extended {
 }
 
 impl<R: Read> Reader<R> {
-    pub(in crate::convert) fn new(stream: R) -> Self {
+    pub(crate) fn new(stream: R) -> Self {
         Self {
             stream,
             at: 0,
@@ -85,7 +85,7 @@ impl<R: Read> Reader<R> {
     }
 
     /// The next entry, or none at the archive's end. The stream is then not read to its end.
-    pub(in crate::convert) fn next_entry(&mut self) -> Result<Option<TarEntry>, ReadError> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<TarEntry>, ReadError> {
         self.skip_pending()?;
         let header_at = self.at;
         let mut extended = Extended {
@@ -126,8 +126,17 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// Reads the next bytes of the last entry's content into all of `buffer`; there must be as many
+    /// left.
+    pub(crate) fn read_content(&mut self, buffer: &mut [u8]) -> Result<(), ReadError> {
+        debug_assert!(buffer.len() as u64 <= self.pending, "within the content");
+        self.read_exact(buffer)?;
+        self.pending -= buffer.len() as u64;
+        Ok(())
+    }
+
     /// The stream behind the archive's end mark.
-    pub(in crate::convert) fn into_inner(self) -> R {
+    pub(crate) fn into_inner(self) -> R {
         self.stream
     }
 

@@ -1,0 +1,127 @@
+//! An ordinary layer (tar, as it is or in gzip or zstd) read once from its first byte to its last:
+//! what comes out is its index, and its files where the store wants them.
+//!
+//! One thread gets the blob ([`download`]), hashes it, unpacks it and notes where unpacking may
+//! begin again ([`unpack`], [`spans`]); a second one reads the archive ([`archive`]) and hands the
+//! contents on. Only when the whole blob has the digest that the manifest gives does anything of
+//! it count: until then the caller keeps it where nobody can read it.
+
+mod archive;
+pub mod download;
+mod pipe;
+mod spans;
+mod unpack;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use self::spans::Spans;
+use self::unpack::{Fault, Unpacker};
+use crate::digest::{Digest, Hasher};
+use crate::error::{Error, Result};
+use crate::index::{LayerBuilder, LayerIndex};
+
+/// Takes the contents of a layer's files, each at the place that the index will say.
+pub trait Contents: Send {
+    /// Takes `bytes` at `offset` of the file of the store `segment`.
+    fn write(&mut self, segment: u32, offset: u64, bytes: &[u8]) -> Result<()>;
+}
+
+/// Contents that are of no interest: only the index is.
+#[derive(Debug)]
+pub struct Discard;
+
+impl Contents for Discard {
+    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// Takes the blob's bytes, piece by piece.
+pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
+
+/// Reads the layer `layer` of `size` bytes, which `feed` delivers in order, and gives its index.
+/// Nothing is verified before this has returned: then all of `contents` is.
+pub fn ingest(
+    layer: Digest,
+    size: u64,
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    contents: &mut dyn Contents,
+) -> Result<LayerIndex> {
+    let (mut outlet, inlet) = pipe::pipe();
+    let builder = LayerBuilder::new(layer, layer, size);
+    let (unpacked, listed) = std::thread::scope(|scope| -> Result<_> {
+        let lister = std::thread::Builder::new()
+            .name("xebec-ingest".to_owned())
+            .spawn_scoped(scope, || archive::list(inlet, builder, contents))
+            .map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
+        let unpacked = unpack_all(feed, &mut outlet);
+        // Ends the other thread's stream.
+        drop(outlet);
+        let listed = lister.join();
+        Ok((
+            unpacked,
+            listed.map_err(|_| Error::Internal("reading an archive panicked".to_owned()))?,
+        ))
+    })?;
+    let malformed = |reason: &dyn fmt::Display| Error::Malformed {
+        what: format!("layer {layer}"),
+        reason: reason.to_string(),
+    };
+    let (digest, spans) = match unpacked {
+        Ok(done) => done,
+        // The other thread has given up, and says why.
+        Err(Failure::Closed) => {
+            let refused = listed.err().map(|error| error.of(layer));
+            return Err(refused.unwrap_or_else(|| malformed(&"data behind its end")));
+        }
+        Err(Failure::Flaw(reason)) => return Err(malformed(&reason)),
+        Err(Failure::Feed(error)) => return Err(error),
+    };
+    layer.expect(digest, &format!("layer {layer}"))?;
+    let listed = listed.map_err(|error| error.of(layer))?;
+    listed.index(spans).map_err(|flaw| flaw.of(layer))
+}
+
+/// Why the first thread stopped.
+enum Failure {
+    Closed,
+    Flaw(String),
+    Feed(Error),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Closed => Self::Closed,
+            Fault::Flaw(reason) => Self::Flaw(reason),
+        }
+    }
+}
+
+fn unpack_all(
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    outlet: &mut pipe::Outlet,
+) -> Result<(Digest, Spans), Failure> {
+    let mut hasher = Hasher::new();
+    let mut spans = Spans::default();
+    let mut unpacker = Unpacker::new();
+    let mut fault = None;
+    let fed = feed(&mut |bytes| {
+        hasher.update(bytes);
+        unpacker
+            .feed(bytes, &mut spans, outlet)
+            .map_err(|reason| {
+                fault = Some(reason);
+                Error::Internal("unpacking has stopped".to_owned())
+            })
+    });
+    if let Some(fault) = fault {
+        return Err(fault.into());
+    }
+    fed.map_err(Failure::Feed)?;
+    unpacker.finish(&mut spans, outlet)?;
+    Ok((hasher.finish(), spans))
+}
