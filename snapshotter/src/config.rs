@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::mount::LazyConfig;
+use crate::mount::{LazyConfig, Plain};
 
 /// Where the configuration file is when none is named; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
@@ -56,6 +56,8 @@ pub struct LazySection {
     pub prefetch_limit: u64,
     /// Fetch the rest of a mounted layer when nothing else is to be fetched.
     pub background_fill: bool,
+    /// Layers in no lazy format: `stream` them into the store, or `off`: containerd pulls them.
+    pub plain: Plain,
 }
 
 impl Default for LazySection {
@@ -66,6 +68,7 @@ impl Default for LazySection {
             passthrough,
             prefetch_limit,
             background_fill,
+            plain,
         } = LazyConfig::default();
         Self {
             allow_unverified_toc,
@@ -73,6 +76,7 @@ impl Default for LazySection {
             passthrough,
             prefetch_limit,
             background_fill,
+            plain,
         }
     }
 }
@@ -85,6 +89,7 @@ impl From<&LazySection> for LazyConfig {
             passthrough,
             prefetch_limit,
             background_fill,
+            plain,
         } = *section;
         Self {
             allow_unverified_toc,
@@ -92,6 +97,7 @@ impl From<&LazySection> for LazyConfig {
             passthrough,
             prefetch_limit,
             background_fill,
+            plain,
         }
     }
 }

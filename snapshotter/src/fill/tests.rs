@@ -66,6 +66,7 @@ struct Bench {
 
 fn open(source: &Source, layer: Digest, toc: Digest) -> crate::Result<Opened> {
     open_layer(&LayerQuery {
+        skip_footer: false,
         blob: source,
         layer,
         media_type: "",

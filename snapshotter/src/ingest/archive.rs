@@ -98,7 +98,11 @@ impl Listed {
     fn enter(&mut self, entry: &TarEntry) -> Result<Option<FileId>, Flaw> {
         let meta = meta(entry)?;
         // The reader has cleaned names: the root is the empty one.
-        let path = if entry.name.is_empty() { "." } else { &entry.name };
+        let path = if entry.name.is_empty() {
+            "."
+        } else {
+            &entry.name
+        };
         let numbers = (entry.dev_major, entry.dev_minor);
         let builder = &mut self.builder;
         match entry.kind {

@@ -111,6 +111,9 @@ mod tests {
             }
         };
         let mut stop = stop;
-        assert!(matches!(download(&blob, &mut stop), Err(Error::NotFound(_))));
+        assert!(matches!(
+            download(&blob, &mut stop),
+            Err(Error::NotFound(_))
+        ));
     }
 }

@@ -111,12 +111,10 @@ fn unpack_all(
     let mut fault = None;
     let fed = feed(&mut |bytes| {
         hasher.update(bytes);
-        unpacker
-            .feed(bytes, &mut spans, outlet)
-            .map_err(|reason| {
-                fault = Some(reason);
-                Error::Internal("unpacking has stopped".to_owned())
-            })
+        unpacker.feed(bytes, &mut spans, outlet).map_err(|reason| {
+            fault = Some(reason);
+            Error::Internal("unpacking has stopped".to_owned())
+        })
     });
     if let Some(fault) = fault {
         return Err(fault.into());

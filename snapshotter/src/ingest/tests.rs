@@ -2,10 +2,14 @@
 
 use std::collections::HashMap;
 use std::io::Write;
+use std::sync::Arc;
 
 use super::*;
+use crate::fetch::FileBlob;
+use crate::fill::Filler;
 use crate::formats::Flaw;
 use crate::index::{Codec, OBJECT_MIN};
+use crate::store::{Origin, Store};
 
 /// Contents in memory.
 #[derive(Debug, Default)]
@@ -43,7 +47,10 @@ struct Sample {
 fn sample() -> Sample {
     let mut tar = tar::Builder::new(Vec::new());
     let mut files = Vec::new();
-    for (n, len) in [0, 10, 5000, OBJECT_MIN as usize, 3 << 20, 5 << 20, 700].into_iter().enumerate() {
+    for (n, len) in [0, 10, 5000, OBJECT_MIN as usize, 3 << 20, 5 << 20, 700]
+        .into_iter()
+        .enumerate()
+    {
         let (name, data) = (format!("dir/file{n}"), noise(len, n as u64));
         let mut header = tar::Header::new_ustar();
         header.set_size(len as u64);
@@ -97,7 +104,85 @@ fn every_packing_gives_the_same_files_and_spans_that_unpack_to_them() {
             check(what, &index, &memory, &files);
             check_units(what, &index, &blob, codec);
         }
+        let (index, memory) = run(&blob, 1 << 16).unwrap();
+        assert_eq!(
+            read_lazily(&index, &blob, &files).unwrap(),
+            files.len(),
+            "{what}"
+        );
+        let mut damaged = blob.clone();
+        let middle = damaged.len() / 2;
+        damaged[middle] ^= 1;
+        let error = read_lazily(&index, &damaged, &files)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("digest mismatch"), "{what}: {error}");
+        drop(memory);
     }
+}
+
+/// Reads all files through a store that has none of them; the number that is right.
+fn read_lazily(
+    index: &LayerIndex,
+    blob: &[u8],
+    files: &[(String, Vec<u8>)],
+) -> Result<usize, Arc<Error>> {
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let origin = Origin {
+        image: "registry.example/app:v1".to_owned(),
+        size: blob.len() as u64,
+    };
+    let stored = store.create(index, &origin).unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(blob).unwrap();
+    let source = Arc::new(FileBlob::new(file, "layer").unwrap());
+    let filler = Filler::new(Arc::new(stored), source, Arc::default());
+    let mut right = 0;
+    for (n, (_, data)) in files.iter().enumerate() {
+        let inode = index.inode(n as u32 + 2);
+        // From the end, so that spans are begun in the middle of the blob first.
+        let half = inode.size / 2;
+        let tail = filler.read(&inode, half, u64::MAX)?;
+        let head = filler.read(&inode, 0, half)?;
+        right += usize::from([head, tail].concat() == *data);
+    }
+    Ok(right)
+}
+
+/// What a pull writes is in the store when it is published, whole and readable; given up, it is gone.
+#[test]
+fn a_streamed_layer_is_in_the_store_whole_or_not_at_all() {
+    let Sample { tar, files } = sample();
+    let blob = gzip(&tar);
+    let layer = Digest::of(&blob);
+    let root = tempfile::tempdir().unwrap();
+    let store = Store::open(root.path()).unwrap();
+    let stream = |digest: Digest, blob: &[u8]| {
+        let mut stage = store.stage(&digest)?;
+        let feed = |sink: Sink<'_>| blob.chunks(1 << 16).try_for_each(sink);
+        let index = ingest(digest, blob.len() as u64, feed, &mut stage)?;
+        let origin = Origin {
+            image: "registry.example/app:v1".to_owned(),
+            size: blob.len() as u64,
+        };
+        stage.publish(&index, &origin)
+    };
+    stream(layer, &blob[..blob.len() - 100]).unwrap_err();
+    assert!(!store.contains(&layer));
+    let left = std::fs::read_dir(root.path().join("blobs/sha256")).unwrap();
+    assert_eq!(left.count(), 0, "nothing is left of a failed pull");
+
+    drop(stream(layer, &blob).unwrap());
+    let stored = store.load(&layer).unwrap();
+    for (n, (name, data)) in files.iter().enumerate() {
+        let inode = stored.index().inode(n as u32 + 2);
+        assert!(stored.is_complete(&inode), "{name}");
+        let mut bytes = vec![0; data.len()];
+        stored.read(&inode, 0, &mut bytes).unwrap();
+        assert!(bytes == *data, "{name}");
+    }
+    stored.sync().unwrap();
 }
 
 /// Every file is where its inode says.
@@ -106,7 +191,11 @@ fn check(what: &str, index: &LayerIndex, memory: &Memory, files: &[(String, Vec<
     assert_eq!(index.inodes() as usize, files.len() + 2, "{what}");
     for (n, (name, data)) in files.iter().enumerate() {
         let inode = index.inode(n as u32 + 2);
-        assert_eq!((inode.size, inode.uid), (data.len() as u64, n as u32), "{what}: {name}");
+        assert_eq!(
+            (inode.size, inode.uid),
+            (data.len() as u64, n as u32),
+            "{what}: {name}"
+        );
         if inode.size > 0 {
             let stored = &memory.0[&inode.segment][inode.base as usize..][..data.len()];
             assert!(stored == data, "{what}: {name}");
@@ -114,14 +203,19 @@ fn check(what: &str, index: &LayerIndex, memory: &Memory, files: &[(String, Vec<
     }
 }
 
-/// Every unit has the digest of its span, and unpacks to its chunks' contents.
+/// Every unit has the digest of its span, and a node that has nothing but the index reads the same
+/// files, verified.
 fn check_units(what: &str, index: &LayerIndex, blob: &[u8], codec: Codec) {
     for id in 0..index.units() {
         let unit = index.unit(id);
         assert_eq!(unit.codec(), codec, "{what}");
         let packed = &blob[unit.offset as usize..unit.end() as usize];
         let span = index.span(id).unwrap();
-        assert_eq!(Digest::from_bytes(span.digest), Digest::of(packed), "{what}");
+        assert_eq!(
+            Digest::from_bytes(span.digest),
+            Digest::of(packed),
+            "{what}"
+        );
     }
 }
 
@@ -157,7 +251,9 @@ fn damaged_and_hostile_layers_are_refused_with_a_reason() {
         for _ in 0..2 {
             let mut header = tar::Header::new_ustar();
             header.set_size(3);
-            builder.append_data(&mut header, "twice", &b"abc"[..]).unwrap();
+            builder
+                .append_data(&mut header, "twice", &b"abc"[..])
+                .unwrap();
         }
         builder.into_inner().unwrap()
     });
@@ -170,7 +266,11 @@ fn damaged_and_hostile_layers_are_refused_with_a_reason() {
         ("no tar", no_tar, "checksum"),
         ("escape", escape, "unsafe path"),
         ("twice", twice, "already"),
-        ("half a frame", zstd::encode_all(&tar[..], 1).unwrap()[..5000].to_vec(), "cut short"),
+        (
+            "half a frame",
+            zstd::encode_all(&tar[..], 1).unwrap()[..5000].to_vec(),
+            "cut short",
+        ),
     ] {
         let error = run(&blob, 10_000).unwrap_err().to_string();
         assert!(error.contains(reason), "{what}: {error}");

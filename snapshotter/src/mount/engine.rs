@@ -65,7 +65,7 @@ impl Lazy {
     /// is logged) and that containerd must pull it.
     pub fn add_layer(&self, source: &LayerSource) -> Result<Option<LayerId>> {
         let begun = Instant::now();
-        let Some(filler) = self.layers.add(source, self.config.allow_unverified_toc)? else {
+        let Some(filler) = self.layers.add(source, &self.config)? else {
             return Ok(None);
         };
         filler.prefetch(self.config.prefetch_limit);

@@ -4,21 +4,23 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Blobs, LayerId, LayerSource};
+use super::stream::Streams;
+use super::{Blobs, LayerId, LayerSource, LazyConfig, Plain};
 use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, LayerQuery, Opened, open_layer, vouched};
 use crate::index::LayerIndex;
-use crate::store::{Origin, Store};
+use crate::store::{Blob, Origin, Store};
 use crate::sys;
 
 /// Opens layers, once each, and keeps them as long as they are of use.
 pub(super) struct Layers {
-    store: Store,
+    pub(super) store: Store,
     blobs: Arc<dyn Blobs>,
     images: Images,
+    pub(super) streams: Streams,
     pool: Arc<Pool>,
     open: Mutex<HashMap<LayerId, Arc<Filler>>>,
     /// Layers that somebody adds right now: what two images share is described once.
@@ -31,6 +33,7 @@ impl Layers {
             store: Store::open(root)?,
             images: Images::new(Arc::clone(&blobs)),
             blobs,
+            streams: Streams::default(),
             pool,
             open: Mutex::default(),
             adding: Mutex::default(),
@@ -39,19 +42,29 @@ impl Layers {
 
     /// Describes a layer, unless it is in the store already. `None`: it cannot be lazy, logged.
     pub(super) fn add(
-        &self,
+        self: &Arc<Self>,
         source: &LayerSource,
-        allow_unverified: bool,
+        config: &LazyConfig,
     ) -> Result<Option<Arc<Filler>>> {
-        let id = LayerId::from(source.layer);
-        let turn = Arc::clone(lock(&self.adding).entry(id).or_default());
-        let added = {
-            let _turn = lock(&turn);
+        self.in_turn(LayerId::from(source.layer), |id| {
+            // Streamed because of the layer below it, and found to be none that can be read.
+            if self.streams.claim(id) {
+                return Ok(None);
+            }
             if self.store.contains(&source.layer) {
                 self.add_known(id, source)
             } else {
-                self.add_new(id, source, allow_unverified)
+                self.add_new(id, source, config)
             }
+        })
+    }
+
+    /// Runs `work` while nobody else adds the layer.
+    pub(super) fn in_turn<T>(&self, id: LayerId, work: impl FnOnce(LayerId) -> T) -> T {
+        let turn = Arc::clone(lock(&self.adding).entry(id).or_default());
+        let added = {
+            let _turn = lock(&turn);
+            work(id)
         };
         drop(turn);
         lock(&self.adding).retain(|_, turn| Arc::strong_count(turn) > 1);
@@ -83,7 +96,8 @@ impl Layers {
             Err(error) => return Err(error),
         };
         match expected {
-            Some(expected) if expected != known => {
+            // A layer that was streamed has its own digest for a root of trust.
+            Some(expected) if expected != known && known != source.layer => {
                 tracing::warn!(
                     layer = %id, image = %source.image, %expected, %known,
                     "not lazy: the manifest's TOC digest is not that of the TOC in the store"
@@ -117,23 +131,31 @@ impl Layers {
     }
 
     fn add_new(
-        &self,
+        self: &Arc<Self>,
         id: LayerId,
         source: &LayerSource,
-        allow_unverified: bool,
+        config: &LazyConfig,
     ) -> Result<Option<Arc<Filler>>> {
         let (source, image) = self.describe(source)?;
-        let blob = self.blobs.blob(&source.image, &source.layer, source.size)?;
+        let blob = self.blob_of(&source)?;
+        let streams = config.plain == Plain::Stream && source.is_tar();
         let query = LayerQuery {
             blob: &*blob,
             layer: source.layer,
             media_type: &source.media_type,
             annotations: &source.annotations,
             image: image.as_ref(),
-            allow_unverified,
+            skip_footer: streams,
+            allow_unverified: config.allow_unverified_toc,
         };
         let index = match open_layer(&query) {
             Ok(Opened::Lazy(index)) => index,
+            Ok(Opened::Ordinary | Opened::Unverified) if streams => {
+                if let Some(image) = &image {
+                    self.stream_above(&source, image);
+                }
+                return self.stream(&source, blob);
+            }
             Ok(Opened::Ordinary) => {
                 tracing::info!(layer = %id, image = %source.image, "not lazy: an ordinary layer");
                 return Ok(None);
@@ -155,10 +177,21 @@ impl Layers {
             image: source.image.to_string(),
             size: blob.size(),
         };
-        let stored = Arc::new(self.store.create(&index, &origin)?);
-        let filler = Filler::new(stored, blob, Arc::clone(&self.pool));
+        let stored = self.store.create(&index, &origin)?;
+        Ok(Some(self.keep(stored, blob)))
+    }
+
+    /// The bytes of a layer that is not in the store.
+    pub(super) fn blob_of(&self, source: &LayerSource) -> Result<Arc<dyn BlobSource>> {
+        self.blobs.blob(&source.image, &source.layer, source.size)
+    }
+
+    /// Keeps a layer that is new in the store open.
+    pub(super) fn keep(&self, stored: Blob, source: Arc<dyn BlobSource>) -> Arc<Filler> {
+        let id = LayerId::from(stored.index().layer());
+        let filler = Filler::new(Arc::new(stored), source, Arc::clone(&self.pool));
         lock(&self.open).insert(id, Arc::clone(&filler));
-        Ok(Some(filler))
+        filler
     }
 
     /// An open layer; opens it if it is in the store. No network.
@@ -200,10 +233,10 @@ impl Layers {
         self.store.remove(id.digest())
     }
 
-    /// Every layer of the store.
+    /// Every layer of the store, without those that a pull is about to ask for.
     pub(super) fn all(&self) -> Result<Vec<LayerId>> {
-        let layers = self.store.layers()?;
-        Ok(layers.into_iter().map(LayerId::from).collect())
+        let layers = self.store.layers()?.into_iter().map(LayerId::from);
+        Ok(layers.filter(|id| !self.streams.is_expected(*id)).collect())
     }
 
     /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
@@ -219,6 +252,6 @@ impl Layers {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

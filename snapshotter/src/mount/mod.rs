@@ -11,6 +11,7 @@ mod engine;
 mod fuse;
 mod layers;
 mod session;
+mod stream;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -117,6 +118,18 @@ pub struct LazyConfig {
     pub prefetch_limit: u64,
     /// Fetch the rest of a mounted layer whenever nothing else is to be fetched.
     pub background_fill: bool,
+    /// What to do with layers that are in no lazy format.
+    pub plain: Plain,
+}
+
+/// How layers that are in no lazy format are pulled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plain {
+    /// By this program: all layers at once, each in one pass from the registry into the store.
+    Stream,
+    /// By containerd.
+    Off,
 }
 
 impl Default for LazyConfig {
@@ -127,6 +140,7 @@ impl Default for LazyConfig {
             passthrough: true,
             prefetch_limit: 32 << 20,
             background_fill: false,
+            plain: Plain::Stream,
         }
     }
 }

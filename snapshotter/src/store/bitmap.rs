@@ -39,6 +39,15 @@ impl Bitmap {
         })
     }
 
+    /// Writes that all chunks are present, for a layer that was written before its index.
+    pub(super) fn write_full(directory: &Path, chunks: u32, boot: &str) -> Result<()> {
+        let mut bits = vec![0xff; chunks.div_ceil(8) as usize];
+        if let Some(last) = bits.last_mut() {
+            *last >>= (8 - chunks % 8) % 8;
+        }
+        new_live(directory, boot, &bits).map(drop)
+    }
+
     /// Whether `chunk` is present.
     pub(super) fn has(&self, chunk: u32) -> bool {
         // Acquire pairs with `set`: whoever sees the bit sees the chunk's bytes too.

@@ -13,6 +13,10 @@ use crate::error::{Error, Result};
 use crate::index::{Inode, LayerIndex};
 use crate::sys::Map;
 
+/// From this number on, segments are synced with their whole file system: each one alone would
+/// commit the journal once.
+const MANY_SEGMENTS: usize = 32;
+
 /// An open layer.
 #[derive(Debug)]
 pub struct Blob {
@@ -77,6 +81,11 @@ impl Blob {
         self.present.set(chunk)
     }
 
+    /// Takes note that everything was written without [`Blob::write_chunk`].
+    pub(super) fn note_all_written(&self) {
+        lock(&self.dirty).extend(0..self.index.segments());
+    }
+
     /// Reads present bytes of a regular file into all of `buffer`.
     pub fn read(&self, file: &Inode, offset: u64, buffer: &mut [u8]) -> Result<()> {
         self.segment(file.segment)?
@@ -120,14 +129,20 @@ impl Blob {
         if written.is_empty() {
             return Ok(());
         }
-        let synced = written.iter().try_for_each(|&segment| {
+        self.sync_segments(&written)
+            .and_then(|()| self.present.write_durable(&bits))
+            .inspect_err(|_| lock(&self.dirty).extend(written))
+    }
+
+    fn sync_segments(&self, segments: &BTreeSet<u32>) -> Result<()> {
+        if segments.len() > MANY_SEGMENTS {
+            return rustix::fs::syncfs(&*self.data).map_err(Error::io("sync", &self.directory));
+        }
+        segments.iter().try_for_each(|&segment| {
             self.segment(segment)?
                 .sync_data()
                 .map_err(|error| Error::io("sync", &self.segment_path(segment))(error))
-        });
-        synced
-            .and_then(|()| self.present.write_durable(&bits))
-            .inspect_err(|_| lock(&self.dirty).extend(written))
+        })
     }
 
     fn segment_path(&self, segment: u32) -> PathBuf {

@@ -30,6 +30,7 @@
 
 mod bitmap;
 mod blob;
+mod stage;
 
 use std::fs;
 use std::io::{self, Write};
@@ -38,6 +39,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub use blob::Blob;
+pub use stage::Stage;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -95,13 +97,8 @@ impl Store {
     pub fn create(&self, index: &LayerIndex, origin: &Origin) -> Result<Blob> {
         let layer = index.layer();
         let path = self.path(&layer);
-        let fresh = self.blobs.join(format!("{}.new", layer.hex()));
-        match fs::remove_dir_all(&fresh) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(Error::io("remove", &fresh)(error));
-            }
-            _ => {}
-        }
+        let fresh = self.fresh(&layer);
+        clear(&fresh)?;
         let made = Self::fill(&fresh, index, origin)
             .and_then(|()| fs::rename(&fresh, &path).map_err(Error::io("rename", &fresh)));
         if let Err(error) = made {
@@ -162,6 +159,11 @@ impl Store {
         fs::remove_dir_all(&doomed).map_err(Error::io("remove", &doomed))
     }
 
+    /// Where a layer is made; what is left there is dropped at the next start.
+    fn fresh(&self, layer: &Digest) -> PathBuf {
+        self.blobs.join(format!("{}.new", layer.hex()))
+    }
+
     fn path(&self, layer: &Digest) -> PathBuf {
         self.blobs.join(layer.hex())
     }
@@ -171,6 +173,16 @@ impl Store {
         let entries = fs::read_dir(&self.blobs).map_err(failed())?;
         let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
         names.collect::<io::Result<_>>().map_err(failed())
+    }
+}
+
+/// Removes a directory that may be there.
+fn clear(path: &Path) -> Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -45,6 +45,9 @@ pub struct LayerQuery<'a> {
     pub annotations: &'a BTreeMap<String, String>,
     /// The image that holds it; none when the annotations sufficed without asking for it.
     pub image: Option<&'a Arc<Image>>,
+    /// A layer that nobody vouches for can be had in another way: the blob's last bytes are not worth
+    /// a request.
+    pub skip_footer: bool,
     /// Lazy formats are read even when the manifest does not vouch for what describes them.
     pub allow_unverified: bool,
 }
@@ -83,6 +86,9 @@ fn digest(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<D
 pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
     if let Some(opened) = zstdchunked::open_annotated(query)? {
         return Ok(opened);
+    }
+    if query.skip_footer && !query.allow_unverified && vouched(query.annotations)?.is_none() {
+        return Ok(Opened::Ordinary);
     }
     let mut tail = Tail::read(query.blob)?;
     if let Some(opened) = estargz::open(query, &mut tail)? {
