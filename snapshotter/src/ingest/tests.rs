@@ -24,6 +24,15 @@ impl Contents for Memory {
     }
 }
 
+/// A disk that takes nothing more.
+struct Full;
+
+impl Contents for Full {
+    fn write(&mut self, _: u32, _: u64, _: &[u8]) -> Result<()> {
+        Err(Flaw::new("full").of("the disk"))
+    }
+}
+
 /// Bytes that compress two to one or so.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut state = seed | 1;
@@ -303,14 +312,7 @@ fn what_the_source_says_is_what_the_caller_hears() {
     };
     let error = ingest(Digest::of(&blob), blob.len() as u64, feed, &mut Discard).unwrap_err();
     assert!(matches!(error, Error::NotFound(_)), "{error}");
-    let full = |_: u32, _: u64, _: &[u8]| Err(Flaw::new("full").of("the disk"));
-    struct Full<F>(F);
-    impl<F: Fn(u32, u64, &[u8]) -> Result<()> + Send> Contents for Full<F> {
-        fn write(&mut self, segment: u32, offset: u64, bytes: &[u8]) -> Result<()> {
-            (self.0)(segment, offset, bytes)
-        }
-    }
     let feed = |sink: Sink<'_>| blob.chunks(1 << 16).try_for_each(sink);
-    let error = ingest(Digest::of(&blob), blob.len() as u64, feed, &mut Full(full)).unwrap_err();
+    let error = ingest(Digest::of(&blob), blob.len() as u64, feed, &mut Full).unwrap_err();
     assert!(error.to_string().contains("the disk"), "{error}");
 }
