@@ -26,6 +26,7 @@ type Annotations = BTreeMap<String, String>;
 fn open(blob: &[u8], annotations: &Annotations, allow_unverified: bool) -> Result<Opened> {
     let source = Source(blob.to_vec(), Mutex::default());
     let opened = open_layer(&LayerQuery {
+        skip_footer: false,
         blob: &source,
         layer: Digest::of(blob),
         media_type: "",
