@@ -219,9 +219,13 @@ impl FdPath {
     const ROOM: usize = Self::PREFIX.len() + 11;
 
     fn new(fd: BorrowedFd<'_>) -> Self {
+        Self::numbered(fd.as_raw_fd().unsigned_abs())
+    }
+
+    fn numbered(fd: u32) -> Self {
         let mut bytes = [0; Self::ROOM];
         bytes[..Self::PREFIX.len()].copy_from_slice(Self::PREFIX);
-        let mut rest = fd.as_raw_fd().unsigned_abs();
+        let mut rest = fd;
         let digits = rest.checked_ilog10().unwrap_or(0) as usize + 1;
         for place in (Self::PREFIX.len()..Self::PREFIX.len() + digits).rev() {
             bytes[place] = b'0' + (rest % 10) as u8;
@@ -306,9 +310,8 @@ mod tests {
 
     #[test]
     fn a_descriptor_has_a_path() {
-        for fd in [0, 7, 10, 1_048_576, i32::MAX] {
-            // SAFETY: it is only looked at.
-            let path = FdPath::new(unsafe { BorrowedFd::borrow_raw(fd) });
+        for fd in [0, 7, 10, 1_048_576, u32::MAX] {
+            let path = FdPath::numbered(fd);
             let expected = CString::new(format!("/proc/self/fd/{fd}")).expect("no zero");
             assert_eq!(path.as_c_str(), &*expected);
         }
