@@ -121,6 +121,13 @@ impl ImageRef {
         }
     }
 
+    /// The image whose tag is this one's and then `suffix`, in the same repository; none without a
+    /// tag, or when the tag would be too long.
+    pub fn with_suffix(&self, suffix: &str) -> Option<Self> {
+        let tag = format!("{}{suffix}", self.tag.as_ref()?);
+        is_tag(&tag).then(|| self.at_tag(&tag))
+    }
+
     /// The same repository at `digest`, without a tag.
     #[must_use]
     pub fn at_digest(&self, digest: Digest) -> Self {
@@ -283,6 +290,22 @@ mod tests {
                 other => panic!("{text}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn a_suffix_goes_to_the_tag_and_not_to_a_digest() {
+        let suffixed = |text: &str| {
+            let image = ImageRef::parse(text).unwrap().with_suffix("-esgztoc");
+            image.map(|image| image.to_string())
+        };
+        let expected = Some("h.example/app:v1-esgztoc".to_owned());
+        assert_eq!(suffixed("h.example/app:v1"), expected);
+        assert_eq!(suffixed(&format!("h.example/app:v1@{D}")), expected);
+        assert_eq!(suffixed(&format!("h.example/app@{D}")), None);
+        assert_eq!(
+            suffixed(&format!("h.example/app:{}", "t".repeat(125))),
+            None
+        );
     }
 
     #[test]

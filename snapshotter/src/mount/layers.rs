@@ -10,7 +10,8 @@ use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
-use crate::fill::{Filler, LayerQuery, Opened, open_layer, vouched};
+use crate::fill::{Filler, LayerQuery, Opened, open_external, open_layer, vouched};
+use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
 use crate::index::LayerIndex;
 use crate::store::{Blob, Origin, Store};
 use crate::sys;
@@ -148,7 +149,13 @@ impl Layers {
             skip_footer: streams,
             allow_unverified: config.allow_unverified_toc,
         };
-        let index = match open_layer(&query) {
+        let opened = match open_layer(&query) {
+            Ok(Opened::TocElsewhere) => self
+                .toc_image(&source.image)
+                .and_then(|toc_image| open_external(&query, &toc_image)),
+            opened => opened,
+        };
+        let index = match opened {
             Ok(Opened::Lazy(index)) => index,
             Ok(Opened::Ordinary | Opened::Unverified) if streams => {
                 if let Some(image) = &image {
@@ -166,6 +173,11 @@ impl Layers {
                     "not lazy: the manifest does not state the TOC's digest"
                 );
                 return Ok(None);
+            }
+            Ok(Opened::TocElsewhere) => {
+                return Err(Error::Internal(format!(
+                    "no TOC was looked for, of layer {id}"
+                )));
             }
             Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
                 tracing::warn!(image = %source.image, %error, "not lazy");
@@ -192,6 +204,14 @@ impl Layers {
         let filler = Filler::new(Arc::new(stored), source, Arc::clone(&self.pool));
         lock(&self.open).insert(id, Arc::clone(&filler));
         filler
+    }
+
+    /// The image that holds the TOCs of `image`'s layers.
+    fn toc_image(&self, image: &ImageRef) -> Result<Arc<Image>> {
+        let reference = image
+            .with_suffix(TOC_IMAGE_SUFFIX)
+            .ok_or_else(|| Error::NotFound(format!("TOC image of {image}, which names no tag")))?;
+        self.images.get(&reference, None)
     }
 
     /// An open layer; opens it if it is in the store. No network.

@@ -12,14 +12,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::*;
 use crate::fetch::FetchedManifest;
 use crate::fetch::manifest::OCI_MANIFEST;
+use crate::formats::estargz::footer::{EXTERNAL_FOOTER_LEN, FOOTER_LEN};
 use crate::formats::estargz::sample::{Finished, Sample, noise};
-use crate::formats::estargz::toc::{EntryType, TOC_DIGEST_ANNOTATION};
+use crate::formats::estargz::toc::{EntryType, TOC_DIGEST_ANNOTATION, TOC_OF_LAYER_ANNOTATION};
 use crate::index::OBJECT_MIN;
 
 /// A registry in memory that can be cut off and counts what it is asked for.
 #[derive(Default)]
 struct Registry {
     blobs: Mutex<HashMap<Digest, Vec<u8>>>,
+    /// Layers whose TOC is a blob of its own, by that blob.
+    tocs: Mutex<HashMap<Digest, Digest>>,
     dead: AtomicBool,
     requests: AtomicU64,
 }
@@ -42,13 +45,20 @@ impl Blobs for Access {
     }
 }
 
-/// Every image holds all blobs, and says nothing of them but their size.
+/// Every image holds all blobs, and says nothing of them but their size and what they are the TOC of.
 impl Manifests for Access {
     fn manifest(&self, image: &ImageRef) -> Result<FetchedManifest> {
         let blobs = self.0.blobs.lock().unwrap();
         let layers = blobs.iter().map(|(digest, blob)| {
-            let digest = digest.to_string();
-            serde_json::json!({"mediaType": "l", "digest": digest, "size": blob.len()})
+            let tocs = self.0.tocs.lock().unwrap();
+            let annotations: BTreeMap<_, _> = tocs
+                .get(digest)
+                .filter(|_| image.to_string().ends_with("-esgztoc"))
+                .map(|layer| (TOC_OF_LAYER_ANNOTATION, layer.to_string()))
+                .into_iter()
+                .collect();
+            serde_json::json!({"mediaType": "l", "digest": digest.to_string(),
+                "size": blob.len(), "annotations": annotations})
         });
         let config = Digest::of(b"{}").to_string();
         let manifest = serde_json::json!({
@@ -553,4 +563,49 @@ fn names_that_are_not_utf8_free_are_listed_as_bytes() {
         .map(|entry| entry.unwrap().file_name())
         .collect();
     assert_eq!(names[0].as_bytes(), "grüße".as_bytes());
+}
+
+#[test]
+fn a_toc_in_an_image_beside_the_layers_is_found_and_checked() {
+    let mut bench = Bench::new(LazyConfig::default());
+    let mut layer = base();
+    let (toc_at, toc_end) = (layer.toc_offset as usize, layer.blob.len() - FOOTER_LEN);
+    let toc = layer.blob[toc_at..toc_end].to_vec();
+    layer.blob.truncate(toc_at);
+    let head = [
+        0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff, 21, 0, b'S', b'G', 17, 0,
+    ];
+    layer.blob.extend(head);
+    layer.blob.extend(b"STARGZEXTERNALTOC");
+    layer
+        .blob
+        .extend([1, 0, 0, 0xff, 0xff, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert_eq!(layer.blob.len(), toc_at + EXTERNAL_FOOTER_LEN);
+
+    let source = bench.push(&layer);
+    let missing = bench.lazy().add_layer(&source).unwrap_err().to_string();
+    assert!(missing.contains("app:v1-esgztoc"), "{missing}");
+    let of_toc = Digest::of(&toc);
+    bench.registry.blobs.lock().unwrap().insert(of_toc, toc);
+    bench
+        .registry
+        .tocs
+        .lock()
+        .unwrap()
+        .insert(of_toc, source.layer);
+    let mut forged = source.clone();
+    let wrong = Digest::of(b"another TOC").to_string();
+    forged
+        .annotations
+        .insert(TOC_DIGEST_ANNOTATION.to_owned(), wrong);
+    // What was remembered of the TOC image is older than the TOC.
+    bench.restart();
+    assert_eq!(bench.lazy().add_layer(&forged).unwrap(), None);
+    let layer = bench.lazy().add_layer(&source).unwrap().unwrap();
+    let point = bench.lazy().mount(&[layer]).unwrap();
+    assert_eq!(
+        fs::read(point.path().join("bin/tool")).unwrap(),
+        noise(1, BIG)
+    );
+    bench.lazy().unmount(&[layer]).unwrap();
 }

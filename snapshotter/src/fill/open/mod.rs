@@ -9,6 +9,8 @@ mod zstdchunked;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+pub use estargz::open_external;
+
 use crate::digest::Digest;
 use crate::discover::Image;
 use crate::error::{Error, Result};
@@ -31,6 +33,8 @@ pub enum Opened {
     Ordinary,
     /// A lazy format whose TOC nobody vouches for.
     Unverified,
+    /// eStargz whose TOC lies in an image of its own; see [`open_external`].
+    TocElsewhere,
 }
 
 /// A layer to be opened and all that is known of it.

@@ -7,6 +7,10 @@ pub const FOOTER_LEN: usize = 51;
 /// Length of the footer of the older stargz format, without subfield header.
 pub const LEGACY_FOOTER_LEN: usize = 47;
 
+/// Length of the footer of a blob whose TOC lies elsewhere.
+pub const EXTERNAL_FOOTER_LEN: usize = 46;
+const EXTERNAL_MAGIC: &[u8] = b"STARGZEXTERNALTOC";
+
 /// gzip header: magic, deflate, FEXTRA, no time, no level hint, unknown system.
 const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 4, 0, 0, 0, 0, 0, 0xff];
 /// One empty, final, stored deflate block; then CRC-32 and length of nothing.
@@ -65,6 +69,16 @@ pub fn parse(tail: &[u8], blob_size: u64) -> Result<Option<Footer>, Flaw> {
     Ok(Some(Footer { toc_offset, len }))
 }
 
+/// Whether `tail`, the last bytes of a blob, says that its TOC lies in an image beside it.
+pub fn is_external(tail: &[u8]) -> bool {
+    let len = EXTERNAL_MAGIC.len() as u8;
+    last(tail, EXTERNAL_FOOTER_LEN).is_some_and(|bytes| {
+        bytes[..4] == HEADER[..4]
+            && bytes[10..16] == [len + 4, 0, b'S', b'G', len, 0]
+            && bytes[16..].starts_with(EXTERNAL_MAGIC)
+    })
+}
+
 fn last(tail: &[u8], len: usize) -> Option<&[u8]> {
     tail.len().checked_sub(len).map(|start| &tail[start..])
 }
@@ -104,6 +118,17 @@ mod tests {
             assert_eq!(footer.toc_offset, 0x1234);
             assert_eq!(footer.len, len as u64);
         }
+    }
+
+    #[test]
+    fn a_footer_without_offset_says_that_the_toc_is_elsewhere() {
+        let extra = [&[21, 0, b'S', b'G', 17, 0][..], b"STARGZEXTERNALTOC"].concat();
+        let footer = [&HEADER[..], &extra, &EMPTY_BODY].concat();
+        assert_eq!(footer.len(), EXTERNAL_FOOTER_LEN);
+        assert!(is_external(&[b"before".as_slice(), &footer].concat()));
+        assert_eq!(parse(&footer, 1000).unwrap(), None);
+        assert!(!is_external(&footer[1..]));
+        assert!(!is_external(&encode(7)));
     }
 
     #[test]

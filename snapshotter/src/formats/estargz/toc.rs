@@ -18,6 +18,10 @@ pub const NO_PREFETCH_LANDMARK: &str = ".no.prefetch.landmark";
 pub const LANDMARK_CONTENT: [u8; 1] = [0xf];
 /// Layer annotation that holds the digest of the TOC's JSON.
 pub const TOC_DIGEST_ANNOTATION: &str = "containerd.io/snapshot/stargz/toc.digest";
+/// What an image's tag is followed by in the name of the image that holds its layers' TOCs.
+pub const TOC_IMAGE_SUFFIX: &str = "-esgztoc";
+/// Annotation of a layer of that image: digest of the layer that it is the TOC of.
+pub const TOC_OF_LAYER_ANNOTATION: &str = "containerd.io/snapshot/stargz/layer.digest";
 /// Layer annotation that holds the size of the uncompressed layer in bytes.
 pub const UNCOMPRESSED_SIZE_ANNOTATION: &str = "io.containers.estargz.uncompressed-size";
 
