@@ -36,6 +36,8 @@ pub struct Config {
 pub enum MountMode {
     /// The best back end that this host offers.
     Auto,
+    /// The kernel's EROFS on files that are filled when they are read.
+    Kernel,
     /// One merged FUSE tree per chain of lazy layers.
     Fuse,
     /// No lazy mounts at all: every image is pulled and unpacked.
@@ -50,6 +52,8 @@ pub struct LazySection {
     pub allow_unverified_toc: bool,
     /// Threads that serve each mounted tree.
     pub fuse_threads: usize,
+    /// Seconds that reads of the kernel back end wait for a daemon before they get EIO.
+    pub keeper_deadline: u64,
     /// Hand complete large files to the kernel.
     pub passthrough: bool,
     /// Most bytes of a layer's blob that are fetched ahead because of its landmark.
@@ -69,10 +73,12 @@ impl Default for LazySection {
             prefetch_limit,
             background_fill,
             plain,
+            ..
         } = LazyConfig::default();
         Self {
             allow_unverified_toc,
             fuse_threads,
+            keeper_deadline: 60,
             passthrough,
             prefetch_limit,
             background_fill,
@@ -90,6 +96,7 @@ impl From<&LazySection> for LazyConfig {
             prefetch_limit,
             background_fill,
             plain,
+            keeper_deadline: _,
         } = *section;
         Self {
             allow_unverified_toc,
@@ -98,6 +105,7 @@ impl From<&LazySection> for LazyConfig {
             prefetch_limit,
             background_fill,
             plain,
+            ..Self::default()
         }
     }
 }

@@ -21,6 +21,7 @@ pub mod fill;
 pub mod formats;
 pub mod index;
 pub mod ingest;
+pub mod keeper;
 pub mod mount;
 pub mod service;
 pub mod snapshots;

@@ -2,6 +2,7 @@
 
 mod generate;
 mod image;
+mod keeper;
 mod serve;
 mod status;
 
@@ -27,6 +28,9 @@ enum Command {
     Image(Box<image::Args>),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
+    /// Hold the watch over files that are filled when they are read (started by serve)
+    #[command(hide = true)]
+    Keeper(keeper::Args),
     /// Write shell completions
     #[command(hide = true)]
     Completions(generate::CompletionsArgs),
@@ -51,6 +55,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Serve(args) => serve::run(args),
         Command::Image(args) => image::run(*args),
         Command::Status(args) => status::run(&args),
+        Command::Keeper(args) => keeper::run(&args),
         Command::Completions(args) => generate::completions(&args, Cli::command()),
         Command::Man(args) => generate::man(&args, Cli::command()),
     }

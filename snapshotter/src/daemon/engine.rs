@@ -1,35 +1,82 @@
 //! The lazy engine, put together from the configuration and from what this host offers.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Config, MountMode};
 use crate::error::{Error, Result};
 use crate::fetch::{Registry, RegistryConfig};
-use crate::mount::Lazy;
+use crate::mount::{BackEnd, Keeping, Lazy, LazyConfig, probe};
 
 const FUSE: &str = "/dev/fuse";
 
 /// Opens the lazy layers below the root, unless there is nothing to mount them with. No network is
 /// used. The choice is logged: a silent full pull is the worst of all defaults.
 pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
-    let fuse = File::options().read(true).write(true).open(FUSE);
-    match (config.mount, fuse) {
-        (MountMode::Off, _) => {
+    let root = config.root.join("lazy");
+    let Some(back_end) = choose(config.mount, &root)? else {
+        return Ok(None);
+    };
+    let keeping = Keeping {
+        socket: keeper_socket(&config.address),
+        deadline: Duration::from_secs(config.lazy.keeper_deadline),
+    };
+    let settings = LazyConfig {
+        back_end,
+        keeping: Some(keeping),
+        ..(&config.lazy).into()
+    };
+    let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
+    Lazy::open(&root, blobs, settings).map(|lazy| Some(Arc::new(lazy)))
+}
+
+/// The keeper's socket beside the socket of containerd.
+fn keeper_socket(address: &Path) -> PathBuf {
+    address.with_extension("keeper")
+}
+
+/// The back end that the configuration names, or the best that works here; and why.
+fn choose(mode: MountMode, root: &Path) -> Result<Option<BackEnd>> {
+    match mode {
+        MountMode::Off => {
             tracing::info!("nothing is mounted lazily: the configuration says mount = \"off\"");
             Ok(None)
         }
-        (MountMode::Auto, Err(error)) => {
-            tracing::warn!(%error, "nothing is mounted lazily: {FUSE} cannot be opened");
-            Ok(None)
+        MountMode::Kernel => match probe(root) {
+            Ok(()) => {
+                tracing::info!("lazy layers are mounted by the kernel: the configuration says so");
+                Ok(Some(BackEnd::Kernel))
+            }
+            Err(reason) => Err(Error::Unusable {
+                what: "mount = \"kernel\"".to_owned(),
+                reason,
+            }),
+        },
+        MountMode::Fuse => {
+            open_fuse()?;
+            tracing::info!("lazy layers are mounted by FUSE: the configuration says so");
+            Ok(Some(BackEnd::Fuse))
         }
-        (MountMode::Fuse, Err(error)) => Err(Error::io("open", Path::new(FUSE))(error)),
-        (MountMode::Auto | MountMode::Fuse, Ok(_)) => {
+        MountMode::Auto => Ok(best(root)),
+    }
+}
+
+fn best(_root: &Path) -> Option<BackEnd> {
+    match open_fuse() {
+        Ok(()) => {
             tracing::info!("lazy layers are mounted by FUSE");
-            let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
-            let lazy = Lazy::open(&config.root.join("lazy"), blobs, (&config.lazy).into())?;
-            Ok(Some(Arc::new(lazy)))
+            Some(BackEnd::Fuse)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "nothing is mounted lazily: there is no FUSE");
+            None
         }
     }
+}
+
+fn open_fuse() -> Result<()> {
+    let fuse = File::options().read(true).write(true).open(FUSE);
+    fuse.map(drop).map_err(Error::io("open", Path::new(FUSE)))
 }

@@ -33,6 +33,11 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Labels of a snapshot are bounded by containerd; this is its own default message size.
 const MAX_MESSAGE: usize = 16 << 20;
 
+/// Starts logging, for a process that is no daemon.
+pub(crate) fn log(filter: &str) -> Result<()> {
+    logging::start(filter)
+}
+
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
@@ -54,11 +59,11 @@ pub fn run(config: &Config) -> Result<()> {
         .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
     let outcome = runtime.block_on(serve(config, Arc::clone(&snapshotter)));
     runtime.shutdown_timeout(GRACE);
-    // Gives back the trees in use before the engine takes all of them down.
-    drop(snapshotter);
+    // Before the snapshotter goes: what can stay mounted for a successor must.
     if let Some(lazy) = lazy {
         lazy.shutdown();
     }
+    drop(snapshotter);
     outcome
 }
 

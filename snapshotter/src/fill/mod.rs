@@ -95,6 +95,28 @@ impl Filler {
         chunks.all(|chunk| self.blob.has(chunk))
     }
 
+    /// Whether everything in a range of a segment is local.
+    pub fn is_range_local(&self, segment: u32, offset: u64, len: u64) -> bool {
+        let mut pieces = self
+            .blob
+            .file_map()
+            .pieces(self.index(), segment, offset, len);
+        pieces.all(|piece| self.is_local(&piece.file, piece.offset, piece.len))
+    }
+
+    /// Makes everything in a range of a segment local, as [`Filler::read`] does it.
+    pub fn fill_range(self: &Arc<Self>, segment: u32, offset: u64, len: u64) -> Shared<()> {
+        let pieces = self
+            .blob
+            .file_map()
+            .pieces(self.index(), segment, offset, len);
+        let units = pieces.map(|piece| self.absent_units(&piece.file, piece.offset, piece.len));
+        let mut units: Vec<u32> = units.flatten().collect();
+        units.sort_unstable();
+        units.dedup();
+        self.ensure(&units)
+    }
+
     /// Reads `len` bytes at `offset` of a regular file, fetching what is absent; fewer only at its
     /// end. Blocks for as long as the registry may take.
     pub fn read(self: &Arc<Self>, file: &Inode, offset: u64, len: u64) -> Shared<Vec<u8>> {

@@ -111,6 +111,11 @@ impl LayerIndex {
         &self.bytes
     }
 
+    /// Checksum of everything that the image says: two indexes with the same one are the same.
+    pub fn checksum(&self) -> &[u8] {
+        &self.bytes[..SUM_LEN]
+    }
+
     /// Digest of the layer that the index describes.
     pub fn layer(&self) -> Digest {
         Digest::from_bytes(self.head.layer)

@@ -9,6 +9,7 @@
 
 mod builder;
 mod content;
+mod file_map;
 mod layer;
 mod layout;
 mod name;
@@ -17,6 +18,7 @@ mod span;
 mod tree;
 
 pub use builder::{ChunkSpec, FileId, LayerBuilder, Meta};
+pub use file_map::{FileMap, Piece};
 pub use layer::{LayerIndex, Prefetch};
 pub use layout::{Chunk, Codec, Dirent, Inode, Kind, Span, Unit};
 pub use span::SpanSpec;

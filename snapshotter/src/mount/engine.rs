@@ -4,17 +4,20 @@ use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::fuse::TreeFs;
+use super::kernel::{self, Gate, Kernel};
 use super::layers::Layers;
-use super::session::{self, Mounted};
-use super::{Blobs, LayerId, LayerSource, LazyConfig, MountPoint};
+use super::session;
+use super::{BackEnd, Blobs, LayerId, LayerSource, LazyConfig, MountPoint};
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
+use crate::fill::Filler;
 use crate::fill::pool::Pool;
 use crate::index::Tree;
 
@@ -27,14 +30,46 @@ pub struct Lazy {
     config: LazyConfig,
     pool: Arc<Pool>,
     layers: Arc<Layers>,
+    /// Watches the store's files for mounts of the kernel back end, of this daemon or of earlier
+    /// ones.
+    gate: Option<Arc<Gate>>,
+    /// Mounts by the kernel back end, if that is the choice.
+    kernel: Option<Arc<Kernel>>,
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
     tidier: Mutex<Option<Tidier>>,
+    is_shut: AtomicBool,
 }
 
 /// A mounted chain and how often it is in use.
 struct Use {
     mounted: Mounted,
     count: usize,
+}
+
+/// A mount of either back end.
+enum Mounted {
+    Fuse(session::Mounted),
+    Kernel(kernel::Mounted),
+}
+
+impl Mounted {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Fuse(mounted) => mounted.path(),
+            Self::Kernel(mounted) => mounted.path(),
+        }
+    }
+
+    /// Takes the mount away; those who have it open keep what they have.
+    fn unmount(self) -> Result<()> {
+        match self {
+            Self::Fuse(mounted) => {
+                drop(mounted);
+                Ok(())
+            }
+            Self::Kernel(mounted) => mounted.unmount(),
+        }
+    }
 }
 
 /// The thread that tidies; it ends when the sender is dropped.
@@ -44,20 +79,38 @@ struct Tidier {
 }
 
 impl Lazy {
-    /// Opens the store below `root` and clears what an earlier daemon left mounted; no network.
+    /// Opens the store below `root`; no network. What an earlier daemon has left mounted is
+    /// cleared, or with the kernel back end waits for [`Lazy::adopt`].
     pub fn open(root: &Path, blobs: Arc<dyn Blobs>, config: LazyConfig) -> Result<Self> {
         let mounts_dir = root.join("mnt");
-        clear_mounts(&mounts_dir)?;
+        fs::create_dir_all(&mounts_dir).map_err(Error::io("create", &mounts_dir))?;
+        if config.back_end == BackEnd::Fuse {
+            clear_mounts(&mounts_dir, |_| false)?;
+        }
         let pool = Arc::new(Pool::default());
-        let layers = Arc::new(Layers::open(root, blobs, Arc::clone(&pool))?);
-        let tidier = start_tidier(Arc::clone(&layers))?;
+        let gate = open_gate(root, &config)?;
+        let door = gate.as_ref().map(|gate| gate.door());
+        let layers = Layers::open(root, door.as_deref(), blobs, Arc::clone(&pool))?;
+        let layers = Arc::new(layers);
+        if let Some(gate) = &gate {
+            gate.serve(Arc::clone(&layers), Arc::clone(&pool))?;
+        }
+        let kernel = gate.as_ref().map(|gate| {
+            let kernel = Kernel::new(Arc::clone(gate), Arc::clone(&layers));
+            Arc::new(kernel)
+        });
+        let tidier = start_tidier(Arc::clone(&layers), kernel.clone())?;
+        let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
+            gate,
+            kernel,
             mounts_dir,
             config,
             pool,
             layers,
             mounts: Mutex::default(),
             tidier: Mutex::new(Some(tidier)),
+            is_shut: AtomicBool::new(false),
         })
     }
 
@@ -92,6 +145,33 @@ impl Lazy {
         Ok(point)
     }
 
+    /// Takes over the mount of `chain` that an earlier daemon has left, as one use of it; `None`
+    /// if there is none to be taken over.
+    pub fn adopt(&self, chain: &[LayerId]) -> Result<Option<MountPoint>> {
+        let mut mounts = self.mounts();
+        if let Some(known) = mounts.get_mut(chain) {
+            known.count += 1;
+            return Ok(Some(MountPoint(known.mounted.path().to_owned())));
+        }
+        let Some(kernel) = &self.kernel else {
+            return Ok(None);
+        };
+        let Some(mounted) = kernel.adopt(chain, self.mounts_dir.join(key(chain)))? else {
+            return Ok(None);
+        };
+        let mounted = Mounted::Kernel(mounted);
+        let point = MountPoint(mounted.path().to_owned());
+        mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
+        Ok(Some(point))
+    }
+
+    /// Unmounts what an earlier daemon has left and nobody has adopted.
+    pub fn clear_unadopted(&self) -> Result<()> {
+        let mounts = self.mounts();
+        let is_used = |path: &Path| mounts.values().any(|known| known.mounted.path() == path);
+        clear_mounts(&self.mounts_dir, is_used)
+    }
+
     fn mount_new(&self, chain: &[LayerId]) -> Result<Mounted> {
         let begun = Instant::now();
         let fillers = chain.iter().map(|layer| self.layers.get(*layer));
@@ -103,35 +183,64 @@ impl Lazy {
             Some(top) => flaw.of(top),
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
-        let inodes = tree.len();
         if self.config.background_fill {
             for filler in &fillers {
                 filler.fill_in_background();
             }
         }
-        let passthrough = self.config.passthrough;
-        let fs = TreeFs::new(tree, fillers, Arc::clone(&self.pool), passthrough);
-        let path = self.mounts_dir.join(key(chain));
-        let mounted = Mounted::new(&path, fs, self.config.fuse_threads)?;
+        let (inodes, path) = (tree.len(), self.mounts_dir.join(key(chain)));
+        let (mounted, by) = self.mount_tree(chain, tree, fillers, &path)?;
         tracing::info!(
-            path = %path.display(), layers = chain.len(), inodes, elapsed = ?begun.elapsed(),
-            "mounted lazily by fuse"
+            path = %path.display(), layers = chain.len(), inodes, by, elapsed = ?begun.elapsed(),
+            "mounted lazily"
         );
         Ok(mounted)
     }
 
-    /// Gives back one use of the chain's mount; the last one unmounts it.
+    /// Mounts by the chosen back end. A tree that EROFS cannot hold is served by FUSE all the
+    /// same.
+    fn mount_tree(
+        &self,
+        chain: &[LayerId],
+        tree: Tree,
+        fillers: Vec<Arc<Filler>>,
+        path: &Path,
+    ) -> Result<(Mounted, &'static str)> {
+        if let Some(kernel) = &self.kernel {
+            match kernel.mount(chain, &tree, fillers.clone(), path.to_owned()) {
+                Ok(mounted) => return Ok((Mounted::Kernel(mounted), "kernel")),
+                Err(error @ Error::Malformed { .. }) => {
+                    tracing::warn!(%error, "not mounted by the kernel back end, but by FUSE");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // The kernel would read to the end of a segment's last block, where there is a gate.
+        let passthrough = self.config.passthrough && self.gate.is_none();
+        let fs = TreeFs::new(tree, fillers, Arc::clone(&self.pool), passthrough);
+        let mounted = session::Mounted::new(path, fs, self.config.fuse_threads)?;
+        Ok((Mounted::Fuse(mounted), "fuse"))
+    }
+
+    /// Gives back one use of the chain's mount; the last one unmounts it. After
+    /// [`Lazy::shutdown`] it does nothing.
     pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
+        if self.is_shut.load(Ordering::SeqCst) {
+            return Ok(());
+        }
         let mut mounts = self.mounts();
         let Some(known) = mounts.get_mut(chain) else {
             let top = chain.last().map_or_else(String::new, ToString::to_string);
             return Err(Error::NotFound(format!("mount of layer {top}")));
         };
         known.count -= 1;
-        if known.count == 0 {
-            mounts.remove(chain);
+        if known.count > 0 {
+            return Ok(());
         }
-        Ok(())
+        match mounts.remove(chain) {
+            Some(known) => known.mounted.unmount(),
+            None => Ok(()),
+        }
     }
 
     /// Bytes on disk and number of inodes of a layer.
@@ -167,8 +276,14 @@ impl Lazy {
         self.layers.remove(layer)
     }
 
-    /// Unmounts everything, makes what was fetched durable and stops all threads.
+    /// Makes what was fetched durable, unmounts what needs this process and stops all threads.
+    /// What the kernel serves stays mounted for a successor.
     pub fn shutdown(&self) {
+        self.is_shut.store(true, Ordering::SeqCst);
+        // First: from here on what is dropped unanswered is the successor's.
+        if let Some(gate) = &self.gate {
+            gate.close();
+        }
         self.pool.close();
         self.mounts().clear();
         let tidier = lock(&self.tidier).take();
@@ -200,14 +315,28 @@ fn key(chain: &[LayerId]) -> String {
     hasher.finish().hex()
 }
 
-/// Unmounts and removes everything in `directory`, which is made if it is not there.
-fn clear_mounts(directory: &Path) -> Result<()> {
-    fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
+/// The gate, if this daemon mounts by the kernel, or a keeper is left of one that did.
+fn open_gate(root: &Path, config: &LazyConfig) -> Result<Option<Arc<Gate>>> {
+    let Some(keeping) = &config.keeping else {
+        return Ok(None);
+    };
+    let gate = match config.back_end {
+        BackEnd::Fuse => Gate::take_over(root, keeping.clone())?,
+        BackEnd::Kernel => Some(Gate::open(root, keeping.clone())?),
+    };
+    Ok(gate.map(Arc::new))
+}
+
+/// Unmounts and removes everything in `directory` that is not in use.
+fn clear_mounts(directory: &Path, is_used: impl Fn(&Path) -> bool) -> Result<()> {
     let entries = fs::read_dir(directory).map_err(Error::io("list", directory))?;
     let names = entries.map(|entry| entry.map(|entry| entry.file_name()));
     let names = names.collect::<io::Result<Vec<_>>>();
     for name in names.map_err(Error::io("list", directory))? {
         let path = directory.join(name);
+        if is_used(&path) {
+            continue;
+        }
         session::clear(&path).map_err(Error::io("unmount", &path))?;
         tracing::info!(path = %path.display(), "cleared a mount of an earlier daemon");
     }
@@ -215,13 +344,19 @@ fn clear_mounts(directory: &Path) -> Result<()> {
 }
 
 /// Tidies now and then, and once more at the end.
-fn start_tidier(layers: Arc<Layers>) -> Result<Tidier> {
+fn start_tidier(layers: Arc<Layers>, kernel: Option<Arc<Kernel>>) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
-    let work = move || {
-        while stopped.recv_timeout(TIDY_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            layers.tidy();
+    let tidy = move || {
+        if let Some(kernel) = &kernel {
+            kernel.tidy();
         }
         layers.tidy();
+    };
+    let work = move || {
+        while stopped.recv_timeout(TIDY_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            tidy();
+        }
+        tidy();
     };
     let thread = std::thread::Builder::new().name("xebec-tidy".to_owned());
     let thread = thread

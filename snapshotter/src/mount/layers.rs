@@ -1,7 +1,7 @@
 //! The layers of the store and those that are open.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::stream::Streams;
@@ -29,9 +29,14 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    pub(super) fn open(root: &Path, blobs: Arc<dyn Blobs>, pool: Arc<Pool>) -> Result<Self> {
+    pub(super) fn open(
+        root: &Path,
+        door: Option<&Path>,
+        blobs: Arc<dyn Blobs>,
+        pool: Arc<Pool>,
+    ) -> Result<Self> {
         Ok(Self {
-            store: Store::open(root)?,
+            store: Store::open_by(root, door)?,
             images: Images::new(Arc::clone(&blobs)),
             blobs,
             streams: Streams::default(),
@@ -238,6 +243,11 @@ impl Layers {
         blobs
             .map(|(digest, size)| self.blobs.blob(image, &digest, size))
             .collect()
+    }
+
+    /// The path of a file that is kept beside a layer's and removed with them.
+    pub(super) fn beside(&self, id: LayerId, name: &str) -> PathBuf {
+        self.store.beside(id.digest(), name)
     }
 
     /// Bytes on disk and number of inodes.

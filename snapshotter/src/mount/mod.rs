@@ -1,14 +1,16 @@
 //! Mounts of lazy layers: the engine [`Lazy`] that the snapshots service talks to.
 //!
 //! `engine` knows which chains are mounted and how often they are used, `layers` which layers are
-//! open; `session` mounts and unmounts, `fuse` answers the kernel. A chain's tree is mounted at
-//! `ROOT/mnt/KEY`, where KEY is made of the layers' digests, so that it is found at the same place
-//! after a restart. What an earlier daemon left there is dead and is cleared when the engine
-//! opens; trees are mounted anew when somebody asks for them.
+//! open. Two back ends mount: `kernel` by EROFS, whose mounts outlive the daemon; and `session`,
+//! for which `fuse` answers the kernel. A chain's tree is mounted at `ROOT/mnt/KEY`, where KEY is
+//! made of the layers' digests, so that it is found at the same place after a restart. FUSE mounts
+//! that an earlier daemon left there are dead and are cleared when the engine opens; trees are
+//! mounted anew when somebody asks for them.
 
 mod attr;
 mod engine;
 mod fuse;
+mod kernel;
 mod layers;
 mod session;
 mod stream;
@@ -22,6 +24,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub use engine::Lazy;
+pub use kernel::{Keeping, probe};
 
 use crate::digest::Digest;
 use crate::discover::Manifests;
@@ -104,9 +107,23 @@ impl LayerSource {
     }
 }
 
+/// How trees are mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BackEnd {
+    /// One FUSE tree for each chain.
+    Fuse,
+    /// The kernel's EROFS on files that are filled when they are read; see [`probe`].
+    Kernel,
+}
+
 /// Settings of the engine.
 #[derive(Debug, Clone)]
 pub struct LazyConfig {
+    /// How trees are mounted.
+    pub back_end: BackEnd,
+    /// How the watch of the kernel back end outlives the daemon; needed for that back end. With
+    /// the other one, mounts that an earlier daemon has left are served by it.
+    pub keeping: Option<Keeping>,
     /// Layers whose manifest does not state the TOC's digest are mounted lazily all the same: the
     /// registry is then trusted for their metadata.
     pub allow_unverified_toc: bool,
@@ -135,6 +152,8 @@ pub enum Plain {
 impl Default for LazyConfig {
     fn default() -> Self {
         Self {
+            back_end: BackEnd::Fuse,
+            keeping: None,
             allow_unverified_toc: false,
             fuse_threads: 4,
             passthrough: true,

@@ -77,6 +77,16 @@ impl HeldTree {
         })
     }
 
+    /// Takes over the tree that is mounted already; `None` if none is.
+    pub(super) fn adopt(lazy: &Arc<Lazy>, chain: &[LayerId]) -> Result<Option<Self>> {
+        let point = lazy.adopt(chain)?;
+        Ok(point.map(|point| Self {
+            lazy: Arc::clone(lazy),
+            chain: chain.to_owned(),
+            point,
+        }))
+    }
+
     pub(super) fn point(&self) -> &MountPoint {
         &self.point
     }

@@ -75,13 +75,14 @@ impl Snapshotter {
     pub fn open(root: &Path, lazy: Option<Arc<Lazy>>, async_remove: bool) -> Result<Self> {
         let dirs = LayerDirs::open(root.join("snapshots"))?;
         let catalog = Catalog::open(&root.join("snapshots.redb"))?;
+        let held = adopt(&catalog, lazy.as_ref())?;
         Ok(Self {
             catalog,
             dirs,
             lazy,
             async_remove,
             overlay_options: mounts::host_options(),
-            held: Mutex::new(HashMap::new()),
+            held: Mutex::new(held),
             layers: KeyedLocks::new(),
             mounting: KeyedLocks::new(),
             said_anonymous: AtomicBool::new(false),
@@ -410,6 +411,25 @@ impl Snapshotter {
     fn held(&self) -> MutexGuard<'_, HashMap<SnapshotId, HeldTree>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Takes over the trees that are still mounted for snapshots of an earlier daemon, and unmounts
+/// those that no snapshot uses.
+fn adopt(catalog: &Catalog, lazy: Option<&Arc<Lazy>>) -> Result<HashMap<SnapshotId, HeldTree>> {
+    let mut held = HashMap::new();
+    let Some(lazy) = lazy else {
+        return Ok(held);
+    };
+    for (name, record) in catalog.select(|_, record| record.kind != Kind::Committed)? {
+        let (_, parents) = catalog.chain(&name)?;
+        let lowers = Lowers::of(&parents)?;
+        let tree = lowers.chain().map(|chain| HeldTree::adopt(lazy, chain));
+        if let Some(tree) = tree.transpose()?.flatten() {
+            held.insert(record.id, tree);
+        }
+    }
+    lazy.clear_unadopted()?;
+    Ok(held)
 }
 
 fn named<'a>(what: &str, name: &'a str) -> Result<&'a str> {

@@ -4,13 +4,13 @@ use std::collections::{BTreeSet, HashMap};
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::bitmap::Bitmap;
 use super::not_found;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::index::{Inode, LayerIndex};
+use crate::index::{ALIGN, FileMap, Inode, LayerIndex};
 use crate::sys::Map;
 
 /// From this number on, segments are synced with their whole file system: each one alone would
@@ -21,7 +21,11 @@ const MANY_SEGMENTS: usize = 32;
 #[derive(Debug)]
 pub struct Blob {
     directory: PathBuf,
+    /// The same directory by a mount whose accesses nobody watches, if there is one.
+    door: Option<PathBuf>,
     index: Arc<LayerIndex>,
+    /// Made when it is needed.
+    file_map: OnceLock<FileMap>,
     present: Bitmap,
     data: Arc<File>,
     /// Objects that somebody has open: their number is what the readers need, not what exists.
@@ -31,7 +35,12 @@ pub struct Blob {
 }
 
 impl Blob {
-    pub(super) fn open(directory: &Path, layer: &Digest, boot: &str) -> Result<Self> {
+    pub(super) fn open(
+        directory: &Path,
+        door: Option<PathBuf>,
+        layer: &Digest,
+        boot: &str,
+    ) -> Result<Self> {
         let path = directory.join("index");
         let file = File::open(&path).map_err(|error| not_found(error, layer, "open", &path))?;
         let image = Map::new(&file).map_err(Error::io("map", &path))?;
@@ -43,15 +52,34 @@ impl Blob {
             });
         }
         let data = directory.join("data");
-        let file = OpenOptions::new().read(true).write(true).open(&data);
+        let by_door = door
+            .as_ref()
+            .map_or_else(|| data.clone(), |door| door.join("data"));
+        let file = OpenOptions::new().read(true).write(true).open(by_door);
+        let file = file.map_err(Error::io("open", &data))?;
+        set_len(&file, segment_len(&index, 0, door.is_some()))
+            .map_err(Error::io("truncate", &data))?;
         Ok(Self {
             present: Bitmap::open(directory, index.chunks(), boot)?,
-            data: Arc::new(file.map_err(Error::io("open", &data))?),
+            data: Arc::new(file),
             index: Arc::new(index),
             directory: directory.to_owned(),
+            door,
+            file_map: OnceLock::new(),
             objects: Mutex::default(),
             dirty: Mutex::default(),
         })
+    }
+
+    /// Which files lie where in the segments.
+    pub fn file_map(&self) -> &FileMap {
+        self.file_map.get_or_init(|| FileMap::of(&self.index))
+    }
+
+    /// Whether every chunk of a segment is present.
+    pub fn is_segment_complete(&self, segment: u32) -> bool {
+        let mut pieces = self.file_map().pieces(&self.index, segment, 0, u64::MAX);
+        pieces.all(|piece| self.is_complete(&piece.file))
     }
 
     /// The layer's index.
@@ -103,18 +131,19 @@ impl Blob {
             return Ok(file);
         }
         let path = self.segment_path(segment);
+        let by_door = self
+            .door
+            .as_ref()
+            .map(|door| door.join("obj").join(segment.to_string()));
         let open = OpenOptions::new()
             .read(true)
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&path);
+            .open(by_door.as_ref().unwrap_or(&path));
         let file = open.map_err(Error::io("open", &path))?;
-        let len = file.metadata().map_err(Error::io("stat", &path))?.len();
-        if len != self.index.segment_len(segment) {
-            file.set_len(self.index.segment_len(segment))
-                .map_err(Error::io("truncate", &path))?;
-        }
+        let len = segment_len(&self.index, segment, self.door.is_some());
+        set_len(&file, len).map_err(Error::io("truncate", &path))?;
         let file = Arc::new(file);
         objects.insert(segment, Arc::downgrade(&file));
         Ok(file)
@@ -145,12 +174,31 @@ impl Blob {
         })
     }
 
-    fn segment_path(&self, segment: u32) -> PathBuf {
+    /// The path of the file that holds a segment.
+    pub fn segment_path(&self, segment: u32) -> PathBuf {
         match segment {
             0 => self.directory.join("data"),
             object => self.directory.join("obj").join(object.to_string()),
         }
     }
+}
+
+/// How long a segment's file is: whole blocks where the kernel reads it through EROFS, and not a
+/// byte more than the file's where FUSE hands it to the kernel, which then reads to its end.
+fn segment_len(index: &LayerIndex, segment: u32, in_blocks: bool) -> u64 {
+    let len = index.segment_len(segment);
+    if in_blocks {
+        len.next_multiple_of(ALIGN)
+    } else {
+        len
+    }
+}
+
+fn set_len(file: &File, len: u64) -> std::io::Result<()> {
+    if file.metadata()?.len() == len {
+        return Ok(());
+    }
+    file.set_len(len)
 }
 
 /// Every critical section here leaves its map whole, so a panic elsewhere does not spoil it.

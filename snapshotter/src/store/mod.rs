@@ -58,18 +58,27 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Store {
     blobs: PathBuf,
+    /// The same directory by a mount whose accesses nobody watches.
+    door: Option<PathBuf>,
     boot: String,
 }
 
 impl Store {
     /// Opens the store below `root`, making it if need be, and drops what was half-made.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_by(root, None)
+    }
+
+    /// The same; the segments are opened below `door`, which is `root` by a mount of our own. Their
+    /// lengths are then whole blocks, as EROFS wants its devices.
+    pub fn open_by(root: &Path, door: Option<&Path>) -> Result<Self> {
         let blobs = root.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
         let boot_path = Path::new("/proc/sys/kernel/random/boot_id");
         let boot = fs::read_to_string(boot_path).map_err(Error::io("read", boot_path))?;
         let store = Self {
             blobs,
+            door: door.map(|door| door.join("blobs/sha256")),
             boot: boot.trim_end().to_owned(),
         };
         for name in store.names()? {
@@ -124,7 +133,8 @@ impl Store {
 
     /// Opens a layer of the store.
     pub fn load(&self, layer: &Digest) -> Result<Blob> {
-        Blob::open(&self.path(layer), layer, &self.boot)
+        let door = self.door.as_ref().map(|door| door.join(layer.hex()));
+        Blob::open(&self.path(layer), door, layer, &self.boot)
     }
 
     /// Where the layer's blob comes from.
@@ -162,6 +172,11 @@ impl Store {
     /// Where a layer is made; what is left there is dropped at the next start.
     fn fresh(&self, layer: &Digest) -> PathBuf {
         self.blobs.join(format!("{}.new", layer.hex()))
+    }
+
+    /// A file that is kept beside a layer's and removed with them.
+    pub fn beside(&self, layer: &Digest, name: &str) -> PathBuf {
+        self.path(layer).join(name)
     }
 
     fn path(&self, layer: &Digest) -> PathBuf {

@@ -1,9 +1,12 @@
 //! System calls and library calls that need `unsafe`: the only folder of this crate that has any.
 
+pub(crate) mod fanotify;
 mod inflate;
 mod map;
 mod memory;
+mod process;
 
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
 pub(crate) use map::Map;
 pub(crate) use memory::give_back;
+pub(crate) use process::{ignore_termination, set_name};

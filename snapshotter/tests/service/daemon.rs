@@ -138,7 +138,34 @@ impl Drop for Daemon {
         // Both fail when it has ended already, which is as good.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        unmount_below(self.dir());
+        for keeper in keepers(self.dir()) {
+            let _ = rustix::process::kill_process(keeper, rustix::process::Signal::KILL);
+        }
     }
+}
+
+/// Takes away whatever is mounted below `dir`.
+fn unmount_below(dir: &Path) {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let points = table.lines().filter_map(|line| line.split(' ').nth(4));
+    for point in points.filter(|point| Path::new(point).starts_with(dir)) {
+        let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
+    }
+}
+
+/// The keepers of daemons that serve `dir`: at most one, one hopes.
+pub(crate) fn keepers(dir: &Path) -> Vec<rustix::process::Pid> {
+    let is_keeper = |pid: &String| {
+        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        line.starts_with("xebec-keeper\0") && line.contains(dir.to_str().unwrap())
+    };
+    let processes = std::fs::read_dir("/proc").unwrap();
+    let names = processes.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+    names
+        .filter(is_keeper)
+        .filter_map(|pid| rustix::process::Pid::from_raw(pid.parse().ok()?))
+        .collect()
 }
 
 pub(crate) fn root(dir: &Path) -> PathBuf {

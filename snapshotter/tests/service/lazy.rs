@@ -46,7 +46,7 @@ async fn prepare(
 }
 
 /// Does what containerd's unpacker does for every layer; the name of the topmost snapshot.
-async fn pull(client: &mut Client, namespace: &str, image: &Image) -> String {
+pub(crate) async fn pull(client: &mut Client, namespace: &str, image: &Image) -> String {
     let mut parent = String::new();
     for (n, layer) in image.layers.iter().enumerate() {
         let key = format!("{namespace}/{n}/extract {}", layer.chain_id);

@@ -1,6 +1,7 @@
 //! The real daemon, driven by the generated client as containerd drives it.
 
 mod daemon;
+mod kernel;
 mod lazy;
 mod life;
 mod registry;

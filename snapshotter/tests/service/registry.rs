@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -27,10 +28,11 @@ pub(crate) struct Layer {
 
 /// The image and its server; both go with this.
 pub(crate) struct Image {
-    _dir: TempDir,
+    dir: TempDir,
     address: SocketAddr,
     pub(crate) layers: Vec<Layer>,
     served: Arc<AtomicU64>,
+    delay: Arc<AtomicU64>,
 }
 
 impl Image {
@@ -51,18 +53,34 @@ impl Image {
         let address = listener.local_addr().unwrap();
         let served = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&served);
+        let delay = Arc::new(AtomicU64::new(0));
+        let wait = Arc::clone(&delay);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (blobs, count) = (lazy.join("blobs/sha256"), Arc::clone(&count));
-                std::thread::spawn(move || answer(&stream.unwrap(), &blobs, &count));
+                let wait = Arc::clone(&wait);
+                std::thread::spawn(move || answer(&stream.unwrap(), &blobs, &count, &wait));
             }
         });
         Self {
-            _dir: dir,
+            dir,
             address,
             layers,
             served,
+            delay,
         }
+    }
+
+    /// Every answer is late by this time from now on.
+    pub(crate) fn delay(&self, time: Duration) {
+        self.delay.store(time.as_millis() as u64, Ordering::SeqCst);
+    }
+
+    /// Where a layer's blob lies on the server's disk.
+    pub(crate) fn blob(&self, n: usize) -> PathBuf {
+        let digest: Digest = self.layers[n].digest.parse().unwrap();
+        let dir = self.dir.path().join("lazy/blobs/sha256");
+        dir.join(digest.hex())
     }
 
     /// Blob bytes that were sent so far.
@@ -176,9 +194,10 @@ fn read_layers(dir: &Path) -> Vec<Layer> {
 }
 
 /// Answers requests on one connection: `HEAD` and `GET` of blobs, whole or one range.
-fn answer(stream: &TcpStream, blobs: &Path, served: &AtomicU64) {
+fn answer(stream: &TcpStream, blobs: &Path, served: &AtomicU64, delay: &AtomicU64) {
     let mut reader = BufReader::new(stream);
     while let Some((method, path, range)) = request(&mut reader) {
+        std::thread::sleep(Duration::from_millis(delay.load(Ordering::SeqCst)));
         let name = path.rsplit_once("sha256:").map_or("", |(_, name)| name);
         let file: Option<PathBuf> = Some(blobs.join(name)).filter(|path| path.is_file());
         let Some(file) = file else {
