@@ -16,7 +16,7 @@ mod open;
 pub mod pool;
 mod prefetch;
 mod quiet;
-mod unpack;
+pub(crate) mod unpack;
 
 use std::ops::Range;
 use std::sync::Arc;

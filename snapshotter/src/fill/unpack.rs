@@ -5,7 +5,7 @@ use std::io::Read;
 use crate::index::{Codec, MAX_UNIT};
 
 /// The first `needed` bytes that `packed` unpacks to; fewer are an error, more are left alone.
-pub(super) fn unpack(codec: Codec, packed: &[u8], needed: usize) -> Result<Vec<u8>, String> {
+pub(crate) fn unpack(codec: Codec, packed: &[u8], needed: usize) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::with_capacity(needed);
     let read = match codec {
         Codec::Lz4Block => return unpack_lz4(packed, needed),

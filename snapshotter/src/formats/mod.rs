@@ -6,6 +6,7 @@
 use crate::error::Error;
 
 pub mod estargz;
+pub mod nydus;
 pub mod timestamp;
 pub mod zstdchunked;
 

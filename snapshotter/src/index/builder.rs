@@ -105,6 +105,7 @@ pub struct LayerBuilder {
     spans: Spans,
     places: Places,
     prefetch_before: Option<u64>,
+    prefetch_files: Vec<FileId>,
     /// The directory looked up last: entries come sorted by path.
     last_directory: (String, u32),
 }
@@ -146,6 +147,7 @@ impl LayerBuilder {
             data_size: 0,
             prefetch_units: 0,
             prefetch_known: 0,
+            prefetch_list: 0,
             algorithm: Algorithm::default().to_byte(),
             blobs: blobs.len() as u32,
             inodes: 0,
@@ -174,6 +176,7 @@ impl LayerBuilder {
             spans: Spans::default(),
             places: Places::new(),
             prefetch_before: None,
+            prefetch_files: Vec::new(),
             last_directory: (String::new(), 0),
         };
         builder.inodes.push(implied_directory());
@@ -202,6 +205,11 @@ impl LayerBuilder {
             ..filled
         };
         Ok(())
+    }
+
+    /// Hides everything of lower layers.
+    pub fn opaque_root(&mut self) {
+        self.inodes[0].flags |= INODE_OPAQUE;
     }
 
     /// Adds a regular file. `None` means that the name is a whiteout or not part of the file
@@ -277,6 +285,29 @@ impl LayerBuilder {
         self.head.algorithm = algorithm.to_byte();
     }
 
+    /// The inode that was added last.
+    pub fn newest(&self) -> FileId {
+        FileId(self.inodes.len() as u32 - 1)
+    }
+
+    /// Adds another name of an inode that is there already and is no directory.
+    pub fn link_to(&mut self, path: &str, inode: FileId) -> Result<(), Flaw> {
+        let target = Target::Inode(inode.0);
+        match self.place(path)? {
+            Place::Handled => return Ok(()),
+            Place::Root => return Err(duplicate(path)),
+            Place::Child(parent, name) => match self.find(parent, name) {
+                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                    self.names[at as usize].target = target;
+                }
+                Some(_) => return Err(duplicate(path)),
+                None => self.name(parent, name, target, 0, path).map(drop)?,
+            },
+        }
+        self.inodes[inode.0 as usize].nlink += 1;
+        Ok(())
+    }
+
     /// Adds a chunk of `file` that lies in the first blob.
     pub fn chunk(&mut self, file: FileId, spec: ChunkSpec) -> Result<(), Flaw> {
         self.chunk_of_blob(file, 0, spec)
@@ -327,6 +358,11 @@ impl LayerBuilder {
         self.prefetch_before = Some(offset);
     }
 
+    /// Says which files are wanted first, in this order.
+    pub fn prefetch_files(&mut self, files: Vec<FileId>) {
+        self.prefetch_files = files;
+    }
+
     /// Number of entries so far.
     pub fn len(&self) -> usize {
         self.names.len()
@@ -354,6 +390,12 @@ impl LayerBuilder {
             self.head.prefetch_known = 1;
             self.head.prefetch_units = wanted.count() as u32;
         }
+        let files = self
+            .prefetch_files
+            .iter()
+            .map(|file| &self.inodes[file.0 as usize]);
+        let prefetch_list = content.units_of(files);
+        self.head.prefetch_list = prefetch_list.len() as u32;
         self.head.inodes = self.inodes.len() as u32;
         self.head.dirents = (dirents.len() / Dirent::LEN) as u32;
         self.head.xattrs = (self.xattrs.len() / Xattr::LEN) as u32;
@@ -364,6 +406,9 @@ impl LayerBuilder {
 
         let mut sections = Vec::with_capacity(self.inodes.len() * 160);
         self.blobs.iter().for_each(|blob| blob.put(&mut sections));
+        for unit in &prefetch_list {
+            sections.extend_from_slice(&unit.to_le_bytes());
+        }
         self.inodes
             .iter()
             .for_each(|inode| inode.put(&mut sections));

@@ -182,6 +182,16 @@ impl Content {
         }
     }
 
+    /// The units of `files`, each once, in the order in which they are needed.
+    pub(super) fn units_of<'a>(&self, files: impl Iterator<Item = &'a Inode>) -> Vec<u32> {
+        let mut listed = vec![false; self.units.len()];
+        let chunks = files.flat_map(|file| file.data_first..file.data_first + file.data_count);
+        chunks
+            .map(|chunk| self.chunks[chunk as usize].unit)
+            .filter(|unit| !std::mem::replace(&mut listed[*unit as usize], true))
+            .collect()
+    }
+
     /// Enters the counts into the head.
     pub(super) fn describe(&self, head: &mut Head) {
         head.chunks = self.chunks.len() as u32;

@@ -18,6 +18,8 @@ pub enum Prefetch {
     Unknown,
     /// This many units from the start of the blob are wanted; may be none.
     Units(u32),
+    /// A list says which, see [`LayerIndex::prefetch_units`].
+    Listed,
 }
 
 /// The files of one layer and where their bytes are.
@@ -31,6 +33,7 @@ pub struct LayerIndex {
 /// Where each section of the image begins.
 struct Sections {
     blobs: usize,
+    prefetch: usize,
     inodes: usize,
     dirents: usize,
     xattrs: usize,
@@ -54,6 +57,7 @@ impl Sections {
         };
         Self {
             blobs: take(head.blobs, BlobEntry::LEN),
+            prefetch: take(head.prefetch_list, 4),
             inodes: take(head.inodes, Inode::LEN),
             dirents: take(head.dirents, Dirent::LEN),
             xattrs: take(head.xattrs, Xattr::LEN),
@@ -158,11 +162,25 @@ impl LayerIndex {
 
     /// What to fetch first.
     pub fn prefetch(&self) -> Prefetch {
-        if self.head.prefetch_known == 0 {
+        if self.head.prefetch_list > 0 {
+            Prefetch::Listed
+        } else if self.head.prefetch_known == 0 {
             Prefetch::Unknown
         } else {
             Prefetch::Units(self.head.prefetch_units)
         }
+    }
+
+    /// The units that are wanted first, in their order.
+    pub fn prefetch_units(&self) -> impl Iterator<Item = u32> + '_ {
+        let first = match self.prefetch() {
+            Prefetch::Units(count) => count,
+            Prefetch::Unknown | Prefetch::Listed => 0,
+        };
+        let start = self.sections.prefetch;
+        let list = (0..self.head.prefetch_list as usize)
+            .map(move |i| super::layout::Field::get(&self.bytes[start + i * 4..]));
+        (0..first).chain(list)
     }
 
     /// Number of inodes; inode 0 is the root directory.

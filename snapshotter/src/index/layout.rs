@@ -33,7 +33,8 @@ impl Kind {
         }
     }
 
-    const fn of_mode(mode: u32) -> Self {
+    /// What a `st_mode` says; a socket is taken for a file.
+    pub const fn of_mode(mode: u32) -> Self {
         match mode & TYPE_MASK {
             0o040_000 => Self::Directory,
             0o120_000 => Self::Symlink,
@@ -328,6 +329,7 @@ record! {
         pub(super) data_size: u64,
         pub(super) prefetch_units: u32,
         pub(super) prefetch_known: u8,
+        pub(super) prefetch_list: u32,
         pub(super) algorithm: u8,
         pub(super) blobs: u32,
         pub(super) inodes: u32,

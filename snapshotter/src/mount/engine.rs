@@ -128,7 +128,7 @@ impl Lazy {
             packed = index.blob_size(), unpacked = index.data_size(),
             elapsed = ?begun.elapsed(), "lazy layer is ready"
         );
-        Ok(Some(source.layer.into()))
+        Ok(Some(index.layer().into()))
     }
 
     /// Mounts one merged tree of `chain`, bottom layer first; each call must be paired with one of

@@ -12,7 +12,7 @@ use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, LayerQuery, Opened, open_external, open_layer, vouched};
 use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
-use crate::index::LayerIndex;
+use crate::index::{LayerBuilder, LayerIndex};
 use crate::store::{Blob, Origin, Store};
 use crate::sys;
 
@@ -52,12 +52,14 @@ impl Layers {
         source: &LayerSource,
         config: &LazyConfig,
     ) -> Result<Option<Arc<Filler>>> {
-        self.in_turn(LayerId::from(source.layer), |id| {
+        self.in_turn(source.stored_as(), |id| {
             // Streamed because of the layer below it, and found to be none that can be read.
             if self.streams.claim(id) {
                 return Ok(None);
             }
-            if self.store.contains(&source.layer) {
+            if id == LayerId::empty() {
+                self.add_empty(source).map(Some)
+            } else if self.store.contains(&source.layer) {
                 self.add_known(id, source)
             } else {
                 self.add_new(id, source, config)
@@ -77,6 +79,19 @@ impl Layers {
         added
     }
 
+    /// The layer that holds nothing.
+    fn add_empty(&self, source: &LayerSource) -> Result<Arc<Filler>> {
+        let id = LayerId::empty();
+        if !self.store.contains(id.digest()) {
+            let empty = LayerBuilder::of_blobs(*id.digest(), *id.digest(), &[])
+                .and_then(LayerBuilder::finish)
+                .map_err(|flaw| flaw.of(id))?;
+            let image = source.image.to_string();
+            self.store.create(&empty, &Origin { image, size: 0 })?;
+        }
+        self.get(id)
+    }
+
     /// What the manifest says of a layer; it is asked for unless containerd has told enough.
     fn describe(&self, source: &LayerSource) -> Result<(LayerSource, Option<Arc<Image>>)> {
         let mut source = source.clone();
@@ -92,6 +107,10 @@ impl Layers {
     fn add_known(&self, id: LayerId, source: &LayerSource) -> Result<Option<Arc<Filler>>> {
         let filler = self.get(id)?;
         let known = filler.blob().index().toc();
+        if source.nydus_part().is_some() && known == source.layer {
+            let what = format!("the bootstrap's layer {id} was pulled as an ordinary one before");
+            return Err(Error::FailedPrecondition(what));
+        }
         let expected = match self.describe(source) {
             Ok((described, _)) => vouched(&described.annotations)?,
             // The same repository vouched for it before.
@@ -184,7 +203,9 @@ impl Layers {
                     "no TOC was looked for, of layer {id}"
                 )));
             }
-            Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
+            Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. }))
+                if source.nydus_part().is_none() =>
+            {
                 tracing::warn!(image = %source.image, %error, "not lazy");
                 return Ok(None);
             }
@@ -195,7 +216,12 @@ impl Layers {
             size: blob.size(),
         };
         let stored = self.store.create(&index, &origin)?;
-        Ok(Some(self.keep(stored, blob)))
+        // The blob at hand knows where it was redirected to, a new handle does not.
+        if stored.index().blobs().eq([(source.layer, blob.size())]) {
+            return Ok(Some(self.keep(stored, vec![blob])));
+        }
+        let sources = self.sources(&source.image, stored.index())?;
+        Ok(Some(self.keep(stored, sources)))
     }
 
     /// The bytes of a layer that is not in the store.
@@ -203,10 +229,10 @@ impl Layers {
         self.blobs.blob(&source.image, &source.layer, source.size)
     }
 
-    /// Keeps a layer that is new in the store open.
-    pub(super) fn keep(&self, stored: Blob, source: Arc<dyn BlobSource>) -> Arc<Filler> {
+    /// Keeps a layer that is new in the store open; `sources` has one for each of its blobs.
+    pub(super) fn keep(&self, stored: Blob, sources: Vec<Arc<dyn BlobSource>>) -> Arc<Filler> {
         let id = LayerId::from(stored.index().layer());
-        let filler = Filler::new(Arc::new(stored), source, Arc::clone(&self.pool));
+        let filler = Filler::with_sources(Arc::new(stored), sources, Arc::clone(&self.pool));
         lock(&self.open).insert(id, Arc::clone(&filler));
         filler
     }

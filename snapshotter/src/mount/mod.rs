@@ -31,6 +31,7 @@ use crate::discover::Manifests;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, ImageRef};
+use crate::formats::nydus;
 
 /// Gives access to the blobs of registries; the engine never opens a connection itself.
 pub trait Blobs: Manifests {
@@ -43,6 +44,11 @@ pub trait Blobs: Manifests {
 pub struct LayerId(Digest);
 
 impl LayerId {
+    /// The layer that holds nothing, which many images share: the digest of no bytes.
+    pub fn empty() -> Self {
+        Self(Digest::of(b""))
+    }
+
     /// The layer's digest, as the image manifest names it.
     pub fn digest(&self) -> &Digest {
         &self.0
@@ -96,6 +102,20 @@ impl LayerSource {
             size: 0,
             media_type: String::new(),
             annotations: BTreeMap::new(),
+        }
+    }
+
+    /// What the layer is to a Nydus image, if it belongs to one. Such layers cannot be unpacked:
+    /// they are read lazily or not at all.
+    pub fn nydus_part(&self) -> Option<nydus::Part> {
+        nydus::part(&self.annotations)
+    }
+
+    /// The layer of the store that stands for this one: a Nydus blob adds nothing to the tree.
+    pub fn stored_as(&self) -> LayerId {
+        match self.nydus_part() {
+            Some(nydus::Part::Blob) => LayerId::empty(),
+            _ => self.layer.into(),
         }
     }
 

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::fetch::BlobSource;
 use crate::fetch::manifest::Descriptor;
 use crate::fill::{Filler, vouched};
+use crate::formats::nydus;
 use crate::ingest::{self, download};
 use crate::store::Origin;
 use crate::sys;
@@ -150,7 +151,7 @@ impl Layers {
             layer = %source.layer, image = %source.image, packed = index.blob_size(),
             unpacked = index.data_size(), elapsed = ?begun.elapsed(), "streamed an ordinary layer"
         );
-        Ok(Some(self.keep(stored, blob)))
+        Ok(Some(self.keep(stored, vec![blob])))
     }
 
     /// Begins to stream the ordinary layers above `source`, which is one.
@@ -195,5 +196,6 @@ impl Layers {
 
 /// Whether a layer is in no lazy format, as far as the manifest tells.
 fn is_ordinary(layer: &Descriptor) -> bool {
-    is_tar(&layer.media_type) && matches!(vouched(&layer.annotations), Ok(None))
+    let plain = nydus::part(&layer.annotations).is_none();
+    plain && is_tar(&layer.media_type) && matches!(vouched(&layer.annotations), Ok(None))
 }

@@ -287,11 +287,9 @@ impl Snapshotter {
                 }
                 Ok(None)
             }
-            Ok(Request::Layer { target, source }) => {
-                let layer = LayerId::from(source.layer);
-                self.layers
-                    .with(layer, || self.adopt(lazy, place, &target, &source, labels))
-            }
+            Ok(Request::Layer { target, source }) => self.layers.with(source.stored_as(), || {
+                self.adopt(lazy, place, &target, &source, labels)
+            }),
             Err(error) => {
                 tracing::warn!(key = place.key, %error, "not lazy");
                 Ok(None)
@@ -309,8 +307,16 @@ impl Snapshotter {
     ) -> Result<Option<String>> {
         // Fails for a parent that nothing can build on, before any byte is fetched for it.
         let parents = self.catalog.parents(place.parent)?;
+        let must_be_lazy = must_be_lazy(source, &parents);
+        let refused = |reason: &str| {
+            let what = format!("layer {} of Nydus image {}", source.layer, source.image);
+            Err(Error::FailedPrecondition(format!("{what} {reason}")))
+        };
         if parents.iter().any(|parent| parent.layer.is_none()) {
             let layer = source.layer;
+            if must_be_lazy {
+                return refused("lies on an ordinary layer");
+            }
             tracing::info!(image = %source.image, %layer, "not lazy: it lies on an ordinary layer");
             return Ok(None);
         }
@@ -319,7 +325,10 @@ impl Snapshotter {
         }
         let layer = match lazy.add_layer(source) {
             Ok(Some(layer)) => layer,
+            // The reason is logged.
+            Ok(None) if must_be_lazy => return refused("cannot be read lazily"),
             Ok(None) => return Ok(None),
+            Err(error) if must_be_lazy => return Err(error),
             Err(error) => {
                 tracing::warn!(image = %source.image, layer = %source.layer, %error, "not lazy");
                 return Ok(None);
@@ -430,6 +439,13 @@ fn adopt(catalog: &Catalog, lazy: Option<&Arc<Lazy>>) -> Result<HashMap<Snapshot
     }
     lazy.clear_unadopted()?;
     Ok(held)
+}
+
+/// Whether a layer cannot be unpacked: it is part of a Nydus image, or lies on a part that adds
+/// nothing to the tree by itself.
+fn must_be_lazy(source: &LayerSource, parents: &[Record]) -> bool {
+    let below = parents.first().and_then(|parent| parent.layer);
+    source.nydus_part().is_some() || below == Some(LayerId::empty())
 }
 
 fn named<'a>(what: &str, name: &'a str) -> Result<&'a str> {

@@ -4,6 +4,7 @@
 //! then the blob's last bytes, where some formats leave a footer.
 
 mod estargz;
+mod nydus;
 mod zstdchunked;
 
 use std::collections::BTreeMap;
@@ -88,6 +89,9 @@ fn digest(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<D
 /// A layer that needs to be vouched for and is not is [`Opened::Unverified`], unless the query
 /// allows it.
 pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
+    if let Some(opened) = nydus::open(query)? {
+        return Ok(opened);
+    }
     if let Some(opened) = zstdchunked::open_annotated(query)? {
         return Ok(opened);
     }

@@ -1,0 +1,116 @@
+//! Nydus: images whose metadata, the *bootstrap*, lies in a layer of its own and refers to chunks
+//! in data blobs.
+//!
+//! An image has one data blob a layer, and as its last layer an archive that holds the bootstrap of
+//! the whole tree. The manifest has the digest of that layer, the bootstrap the digests of all
+//! chunks: so every byte is vouched for by the manifest. Two layouts of the bootstrap are read:
+//! RAFS v6 (`v6`), which is an EROFS image, and the older RAFS v5 (`v5`).
+
+mod assemble;
+mod blobs;
+mod chunk;
+mod context;
+mod layer;
+mod v5;
+mod v6;
+mod view;
+
+pub use self::blobs::BlobInfo;
+pub use self::context::Contexts;
+pub use self::layer::{MAX_PACKED_LAYER, unpack_bootstrap};
+
+use std::collections::BTreeMap;
+
+use self::assemble::Assembler;
+use super::Flaw;
+use crate::digest::Digest;
+use crate::index::LayerIndex;
+
+/// Layer annotation of a data blob, with the value `true`.
+pub const BLOB_ANNOTATION: &str = "containerd.io/snapshot/nydus-blob";
+/// Layer annotation of the bootstrap's layer, with the value `true`.
+pub const BOOTSTRAP_ANNOTATION: &str = "containerd.io/snapshot/nydus-bootstrap";
+/// Layer annotation that holds the version of RAFS.
+pub const VERSION_ANNOTATION: &str = "containerd.io/snapshot/nydus-fs-version";
+/// Media type of a data blob.
+pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
+/// Feature by which an index marks the manifest of a Nydus image.
+pub const OS_FEATURE: &str = "nydus.remoteimage.v1";
+/// Path of the bootstrap in its layer's archive.
+pub const BOOTSTRAP_NAME: &str = "image/image.boot";
+
+/// What a layer is to a Nydus image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A data blob: it adds nothing to the tree by itself.
+    Blob,
+    /// The layer that holds the bootstrap, and with it the whole tree.
+    Bootstrap,
+}
+
+/// What the annotations of a layer say that it is; `None` for layers of other images.
+pub fn part(annotations: &BTreeMap<String, String>) -> Option<Part> {
+    let says = |name: &str| annotations.get(name).is_some_and(|value| value == "true");
+    if says(BOOTSTRAP_ANNOTATION) {
+        Some(Part::Bootstrap)
+    } else {
+        says(BLOB_ANNOTATION).then_some(Part::Blob)
+    }
+}
+
+/// A bootstrap of either version.
+#[derive(Debug)]
+pub struct Bootstrap<'a> {
+    bytes: &'a [u8],
+    version: Version<'a>,
+}
+
+#[derive(Debug)]
+enum Version<'a> {
+    V5(v5::Bootstrap<'a>),
+    V6(v6::Bootstrap<'a>),
+}
+
+impl<'a> Bootstrap<'a> {
+    /// Reads what the bootstrap says about itself and its blobs.
+    pub fn read(bytes: &'a [u8]) -> Result<Self, Flaw> {
+        let version = if v6::is_v6(bytes) {
+            Version::V6(v6::Bootstrap::read(bytes)?)
+        } else if v5::is_v5(bytes) {
+            Version::V5(v5::Bootstrap::read(bytes)?)
+        } else {
+            return Err(Flaw::new("bootstrap: neither RAFS v5 nor v6"));
+        };
+        Ok(Self { bytes, version })
+    }
+
+    /// The data blobs, in the order in which chunks count them.
+    pub fn blobs(&self) -> &[BlobInfo] {
+        match &self.version {
+            Version::V5(bootstrap) => bootstrap.blobs(),
+            Version::V6(bootstrap) => bootstrap.blobs(),
+        }
+    }
+
+    /// Makes the index of `layer`, the layer that holds the bootstrap.
+    ///
+    /// `sizes` are the lengths of the blobs in the registry, `contexts` what was asked for by
+    /// [`BlobInfo::contexts`], both in the order of [`Bootstrap::blobs`].
+    pub fn index(
+        &self,
+        layer: Digest,
+        sizes: &[u64],
+        contexts: &[Option<Contexts>],
+    ) -> Result<LayerIndex, Flaw> {
+        let toc = Digest::of(self.bytes);
+        let mut assembler = Assembler::new(layer, toc, self.blobs(), sizes, contexts)?;
+        match &self.version {
+            Version::V5(bootstrap) => bootstrap.assemble(&mut assembler)?,
+            Version::V6(bootstrap) => bootstrap.assemble(&mut assembler)?,
+        }
+        assembler.finish()
+    }
+}
+
+#[cfg(test)]
+mod tests;
