@@ -398,3 +398,68 @@ fn a_full_disk_means_eio_and_a_clear_log() {
     );
     ctr.remove("c").unwrap();
 }
+
+#[test]
+fn what_one_node_has_read_first_the_next_fetches_before_it_is_asked() {
+    let host = host_with(HostOptions::default());
+    let ctr = Ctr::new(&host);
+    let image = convert(&host, &host.push("redis").unwrap());
+    let read = ["sh", "-c", "cat /usr/bin/redis-server | sha256sum"];
+    let (_link, remote) = through_link(&host, &image);
+    ctr.pull(&remote, "xebec").unwrap();
+    let first = ctr.run(Stack::XEBEC, &remote, "first", &read).unwrap();
+    assert!(first.success(), "{first:?}");
+
+    // A node that has seen nothing but the profile.
+    let node = [Service::Containerd, Service::Snapshotter];
+    for service in node {
+        host.stop(service).unwrap();
+    }
+    let profile = "xebec-snapshotter profile";
+    let carry = format!(
+        "{profile} export -o /tmp/profile.json {image} && \
+         rm -rf /var/lib/containerd /var/lib/xebec-snapshotter && {profile} import /tmp/profile.json"
+    );
+    host.check_sh(&carry).unwrap();
+    host.start_services(&node).unwrap();
+    let (link, remote) = through_link(&host, &image);
+    ctr.pull(&remote, "xebec").unwrap();
+    wait_until_quiet(&link);
+    // All that the container needs is here: it starts without a registry.
+    link.cut();
+    let second = ctr.run(Stack::XEBEC, &remote, "second", &read).unwrap();
+    assert!(
+        second.success(),
+        "{second:?}\n{}",
+        host.log(Service::Snapshotter)
+    );
+    assert_eq!(second.stdout, first.stdout);
+
+    let absent = host
+        .run(&[
+            "xebec-snapshotter",
+            "profile",
+            "export",
+            &format!("{}/x:v1", Service::REGISTRY),
+        ])
+        .unwrap();
+    assert_one_clear_error(&absent, &["/x", "not found"]);
+    host.check_sh("echo '{}' > /tmp/forged.json").unwrap();
+    let forged = host
+        .run(&["xebec-snapshotter", "profile", "import", "/tmp/forged.json"])
+        .unwrap();
+    assert_one_clear_error(&forged, &["/tmp/forged.json"]);
+}
+
+/// Waits until nothing has come over a link for a second.
+fn wait_until_quiet(link: &Proxy) {
+    let mut before = link.counters().down;
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1));
+        let now = link.counters().down;
+        if now == before {
+            return;
+        }
+        before = now;
+    }
+}

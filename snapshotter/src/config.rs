@@ -62,6 +62,9 @@ pub struct LazySection {
     pub background_fill: bool,
     /// Layers in no lazy format: `stream` them into the store, or `off`: containerd pulls them.
     pub plain: Plain,
+    /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
+    /// time; 0 to neither record nor follow what was recorded.
+    pub profile_seconds: u64,
 }
 
 impl Default for LazySection {
@@ -73,6 +76,7 @@ impl Default for LazySection {
             prefetch_limit,
             background_fill,
             plain,
+            profile_seconds,
             ..
         } = LazyConfig::default();
         Self {
@@ -83,6 +87,7 @@ impl Default for LazySection {
             prefetch_limit,
             background_fill,
             plain,
+            profile_seconds,
         }
     }
 }
@@ -96,6 +101,7 @@ impl From<&LazySection> for LazyConfig {
             prefetch_limit,
             background_fill,
             plain,
+            profile_seconds,
             keeper_deadline: _,
         } = *section;
         Self {
@@ -105,6 +111,7 @@ impl From<&LazySection> for LazyConfig {
             prefetch_limit,
             background_fill,
             plain,
+            profile_seconds,
             ..Self::default()
         }
     }

@@ -23,6 +23,7 @@ pub mod index;
 pub mod ingest;
 pub mod keeper;
 pub mod mount;
+pub mod profile;
 pub mod service;
 pub mod snapshots;
 pub mod store;

@@ -1,5 +1,6 @@
 //! `integration demo`: an image is converted, pushed and started lazily over a slow link, and
-//! started by a full pull over the same link, by nodes that have never seen it.
+//! started by what another node has recorded of its start, and by a full pull, over the same link, by
+//! nodes that have never seen it.
 
 mod outcome;
 
@@ -25,8 +26,12 @@ const IMAGE: &str = "python3-numpy";
 /// What a node knows of images; without it the node has never seen any.
 const NODE_STATE: &str = "rm -rf /var/lib/containerd /var/lib/xebec-snapshotter";
 
-/// The two ways that are compared, with their names in the table.
+/// Where the profile of the first start lies in the meantime.
+const PROFILE: &str = "/tmp/profile.json";
+
+/// The ways that are compared, with their names in the table.
 const LAZY: (&str, Stack) = ("xebec, lazily", Stack::XEBEC);
+const GUIDED: (&str, Stack) = ("xebec, with a profile", Stack::XEBEC);
 const FULL: (&str, Stack) = ("overlayfs + runc, by a full pull", Stack::RUNC);
 
 /// Runs the demo; fails if what it promises does not come true.
@@ -83,20 +88,31 @@ fn run(artifacts: &Path) -> Result<Outcome> {
     step.done(&converted);
 
     let lazy = leg(&host, LAZY, &converted)?;
+    let profile = ["xebec-snapshotter", "profile"];
+    let export = ["export", "--output", PROFILE, &converted];
+    stop_node(&host)?;
+    host.check(&[&profile[..], &export].concat())?;
+    forget_images(&host)?;
+    host.check(&[&profile[..], &["import", PROFILE]].concat())?;
+    let guided = leg(&host, GUIDED, &converted)?;
     forget_images(&host)?;
     let full = leg(&host, FULL, &ordinary)?;
-    Ok(Outcome { lazy, full })
+    Ok(Outcome { lazy, guided, full })
+}
+
+/// What makes the host a node; a profile is written at the latest when it ends.
+const NODE: [Service; 2] = [Service::Containerd, Service::Snapshotter];
+
+fn stop_node(host: &NativeHost) -> Result<()> {
+    NODE.into_iter().try_for_each(|service| host.stop(service))
 }
 
 /// Makes the host a node that has never seen an image.
 fn forget_images(host: &NativeHost) -> Result<()> {
     let step = Step::begin("make the host a node that has never seen the image");
-    let services = [Service::Containerd, Service::Snapshotter];
-    services
-        .into_iter()
-        .try_for_each(|service| host.stop(service))?;
+    stop_node(host)?;
     host.check_sh(NODE_STATE)?;
-    host.start_services(&services)?;
+    host.start_services(&NODE)?;
     step.done("");
     Ok(())
 }

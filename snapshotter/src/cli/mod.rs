@@ -3,6 +3,7 @@
 mod generate;
 mod image;
 mod keeper;
+mod profile;
 mod serve;
 mod status;
 
@@ -26,6 +27,8 @@ enum Command {
     Serve(serve::Args),
     /// Convert images into lazily readable ones
     Image(Box<image::Args>),
+    /// Exchange what nodes have recorded of the starts of containers
+    Profile(profile::Args),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
     /// Hold the watch over files that are filled when they are read (started by serve)
@@ -54,6 +57,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Image(args) => image::run(*args),
+        Command::Profile(args) => profile::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Keeper(args) => keeper::run(&args),
         Command::Completions(args) => generate::completions(&args, Cli::command()),

@@ -7,7 +7,7 @@
 //! stray read so costs little, and a walk through a directory or file soon fetches in pieces that
 //! use the line fully.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use crate::index::{LayerIndex, Unit};
 
@@ -22,6 +22,8 @@ const MAX_DOUBLINGS: u8 = 3;
 /// How often reads missed, by region.
 pub(super) struct Ahead {
     misses: Box<[AtomicU8]>,
+    /// A profile says what will be read: what it does not know is an exception.
+    is_calm: AtomicBool,
 }
 
 impl Ahead {
@@ -29,7 +31,13 @@ impl Ahead {
         let regions = blob_size / REGION + 1;
         Self {
             misses: (0..regions).map(|_| AtomicU8::new(0)).collect(),
+            is_calm: AtomicBool::new(false),
         }
+    }
+
+    /// Makes the windows small from now on.
+    pub(super) fn calm(&self) {
+        self.is_calm.store(true, Ordering::Relaxed);
     }
 
     /// Counts a miss at `offset` of the blobs together and tells how many packed bytes to fetch along.
@@ -38,7 +46,12 @@ impl Ahead {
         let before = misses.load(Ordering::Relaxed).min(MAX_DOUBLINGS);
         // A count lost between two threads only makes the next window smaller.
         misses.store(before + 1, Ordering::Relaxed);
-        FIRST_WINDOW << before
+        let first = if self.is_calm.load(Ordering::Relaxed) {
+            FIRST_WINDOW / 8
+        } else {
+            FIRST_WINDOW
+        };
+        first << before
     }
 }
 
@@ -76,5 +89,7 @@ mod tests {
         assert_eq!(windows, [k, 2 * k, 4 * k, 8 * k, 8 * k, 8 * k]);
         assert_eq!(ahead.window(9 * REGION + 5), k);
         assert_eq!(ahead.window(10 * REGION), k, "the very end");
+        ahead.calm();
+        assert_eq!(ahead.window(5 * REGION), k / 8, "a profile knows better");
     }
 }

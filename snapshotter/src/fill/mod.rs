@@ -3,7 +3,7 @@
 //! [`Filler::read`] is the whole story: find the chunks, claim their units so that each is fetched
 //! once however many wait for it, fetch neighbours in one range request, and as each unit's bytes
 //! arrive unpack, verify, write, set the bits, wake those who wait. [`ahead`] decides what else is worth fetching while the line
-//! is in use, [`prefetch`] what to fetch before anyone asks, [`pool`] who goes first. Threads
+//! is in use, [`plan`] and [`prefetch`] what to fetch before anyone asks, [`pool`] who goes first. Threads
 //! block; there is no async here, because each of these threads waits for one answer at a time.
 //!
 //! A failure is told to everyone who waits for the unit, is logged with the layer's digest (not more
@@ -13,9 +13,11 @@ mod ahead;
 mod flight;
 mod inflate;
 mod open;
+mod plan;
 pub mod pool;
 mod prefetch;
 mod quiet;
+mod touch;
 pub(crate) mod unpack;
 
 use std::ops::Range;
@@ -26,12 +28,15 @@ pub use open::{LayerQuery, Opened, open_external, open_layer, vouched};
 
 use self::ahead::Ahead;
 use self::flight::{Claim, Flights, Landing};
-use self::pool::{Class, Pool};
+pub use self::plan::Plan;
+use self::pool::{CLASSES, Class, Pool};
 use self::quiet::Quiet;
+use self::touch::Watchers;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::fetch::BlobSource;
 use crate::index::{Codec, Inode, LayerIndex, Span, Unit};
+use crate::profile::Recording;
 use crate::store::Blob;
 
 /// Result of what several threads may wait for together.
@@ -51,8 +56,10 @@ pub struct Filler {
     pool: Arc<Pool>,
     flights: Arc<Flights>,
     ahead: Ahead,
-    fetched: AtomicU64,
+    /// Packed bytes, by what they were fetched for.
+    fetched: [AtomicU64; CLASSES.len()],
     failures: Quiet,
+    watchers: Watchers,
 }
 
 impl Filler {
@@ -74,8 +81,9 @@ impl Filler {
             sources,
             pool,
             flights: Arc::default(),
-            fetched: AtomicU64::new(0),
+            fetched: Default::default(),
             failures: Quiet::default(),
+            watchers: Watchers::default(),
         })
     }
 
@@ -86,7 +94,44 @@ impl Filler {
 
     /// Packed bytes fetched since this daemon started.
     pub fn fetched(&self) -> u64 {
-        self.fetched.load(Ordering::Relaxed)
+        CLASSES.iter().map(|&class| self.fetched_for(class)).sum()
+    }
+
+    /// Packed bytes fetched for one purpose since this daemon started.
+    pub fn fetched_for(&self, class: Class) -> u64 {
+        self.fetched[class as usize].load(Ordering::Relaxed)
+    }
+
+    /// From now on tells `recording` of what is read; this is layer number `layer` of its chain.
+    pub fn record(&self, recording: Arc<Recording>, layer: usize) {
+        self.watchers.add(recording, layer, self.index().units());
+    }
+
+    /// Notes that a container has read `len` bytes at `offset` of a regular file, local or not.
+    /// Every back end calls it for every read that it sees, before it serves it.
+    pub fn touch(&self, file: &Inode, offset: u64, len: u64) {
+        self.watchers.touch(self.index(), file, offset, len);
+    }
+
+    /// The same for a range of a segment.
+    pub fn touch_range(&self, segment: u32, offset: u64, len: u64) {
+        if self.watchers.are_none() {
+            return;
+        }
+        let map = self.blob.file_map();
+        for piece in map.pieces(self.index(), segment, offset, len) {
+            self.touch(&piece.file, piece.offset, piece.len);
+        }
+    }
+
+    /// Whether a first profile is being recorded, from which no read may be hidden.
+    pub fn wants_every_read(&self) -> bool {
+        self.watchers.want_every_read()
+    }
+
+    /// From now on little is fetched along with what readers miss: a profile knows better.
+    fn follow_profile(&self) {
+        self.ahead.calm();
     }
 
     /// Whether all `len` bytes at `offset` of a file are local.
@@ -171,11 +216,11 @@ impl Filler {
         let absent = |unit| !self.is_unit_local(unit) && !self.flights.is_claimed(unit);
         let along = ahead::neighbours(self.index(), last, window, absent);
         let Some(slot) = self.pool.slot(Class::Ahead) else {
-            return self.fetch(mine);
+            return self.fetch(mine, Class::Read);
         };
         mine.extend(self.claim(along.into_iter()).0);
         let filler = Arc::clone(self);
-        slot.run(move || filler.fetch(mine));
+        slot.run(move || filler.fetch(mine, Class::Read));
     }
 
     fn is_unit_local(&self, unit: u32) -> bool {
@@ -185,20 +230,20 @@ impl Filler {
     }
 
     /// Fetches claimed units, neighbours together. The outcome reaches whoever waits for a unit.
-    fn fetch(&self, mut claims: Vec<Claim>) {
+    fn fetch(&self, mut claims: Vec<Claim>, class: Class) {
         // Readers' units come first in the list, and the run that holds the first one comes first.
         while let Some(first) = claims.first().map(Claim::unit) {
             claims.sort_unstable_by_key(|claim| (claim.unit() < first, claim.unit()));
             let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
             let ranges = units.map(|unit| (unit.blob, unit.offset..unit.end()));
             let rest = claims.split_off(run_length(ranges));
-            self.fetch_run(claims);
+            self.fetch_run(claims, class);
             claims = rest;
         }
     }
 
     /// One range request; each unit lands as soon as its bytes are there.
-    fn fetch_run(&self, run: Vec<Claim>) {
+    fn fetch_run(&self, run: Vec<Claim>, class: Class) {
         let first = self.index().unit(run[0].unit());
         let start = first.offset;
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
@@ -220,8 +265,7 @@ impl Filler {
                 first.blob
             ))),
         };
-        self.fetched
-            .fetch_add(packed.len() as u64, Ordering::Relaxed);
+        self.fetched[class as usize].fetch_add(packed.len() as u64, Ordering::Relaxed);
         if let Err(error) = read {
             if let Some(unlogged) = self.failures.speak() {
                 tracing::error!(

@@ -1,7 +1,8 @@
 //! The threads that wait for registries, and who goes first.
 //!
 //! Readers come first and have most threads. What is fetched ahead runs at once or not at all:
-//! waiting in a queue it would hold claims that a reader then waits for. Prefetching has two
+//! waiting in a queue it would hold claims that a reader then waits for. What a profile wants is
+//! what readers will ask for next, so that it keeps the line busy beside them. Other prefetching has two
 //! requests under way when no reader waits and one when some do: enough to make use of the line,
 //! too few to take it away. Background work runs only when nothing else does.
 
@@ -21,20 +22,24 @@ pub enum Class {
     Read,
     /// It lies beside what somebody waits for.
     Ahead,
+    /// Containers of this image have read it in their first seconds.
+    Profile,
     /// The image's author says that it will be read.
     Prefetch,
     /// It makes the layer complete.
     Background,
 }
 
-const CLASSES: [Class; 4] = [
+/// All classes, the most urgent first.
+pub const CLASSES: [Class; 5] = [
     Class::Read,
     Class::Ahead,
+    Class::Profile,
     Class::Prefetch,
     Class::Background,
 ];
 /// Most jobs of each class that run at a time.
-const LIMITS: [usize; 4] = [24, 8, 2, 1];
+const LIMITS: [usize; CLASSES.len()] = [24, 8, 6, 2, 1];
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -47,8 +52,8 @@ pub struct Pool {
 
 #[derive(Default)]
 struct State {
-    queues: [VecDeque<Job>; 4],
-    running: [usize; 4],
+    queues: [VecDeque<Job>; CLASSES.len()],
+    running: [usize; CLASSES.len()],
     /// Threads that wait for work.
     idle: usize,
     /// How many of them are to look for it: a wake-up that is not counted here is spurious.
@@ -204,7 +209,7 @@ mod tests {
 
     use super::*;
 
-    fn state(running: [usize; 4]) -> State {
+    fn state(running: [usize; CLASSES.len()]) -> State {
         let mut state = State {
             running,
             ..State::default()
@@ -218,10 +223,11 @@ mod tests {
     #[test]
     fn the_most_urgent_job_that_may_run_is_taken() {
         for (running, expected) in [
-            ([0, 0, 0, 0], Some(Class::Read)),
-            ([24, 0, 0, 0], Some(Class::Ahead)),
-            ([24, 8, 0, 0], Some(Class::Prefetch)),
-            ([24, 8, 1, 0], None),
+            ([0, 0, 0, 0, 0], Some(Class::Read)),
+            ([24, 0, 0, 0, 0], Some(Class::Ahead)),
+            ([24, 8, 0, 0, 0], Some(Class::Profile)),
+            ([24, 8, 6, 0, 0], Some(Class::Prefetch)),
+            ([24, 8, 6, 1, 0], None),
         ] {
             let taken = state(running).take().map(|(class, _)| class);
             assert_eq!(taken, expected, "{running:?}");
@@ -230,10 +236,11 @@ mod tests {
 
     #[test]
     fn prefetching_yields_to_readers_and_background_to_everyone() {
-        assert!(state([0, 0, 1, 0]).allows(Class::Prefetch));
-        assert!(!state([1, 0, 1, 0]).allows(Class::Prefetch));
-        assert!(state([0, 0, 0, 0]).allows(Class::Background));
-        assert!(!state([0, 1, 0, 0]).allows(Class::Background));
+        assert!(state([0, 0, 0, 1, 0]).allows(Class::Prefetch));
+        assert!(!state([1, 0, 0, 1, 0]).allows(Class::Prefetch));
+        assert!(state([1, 0, 1, 0, 0]).allows(Class::Profile));
+        assert!(state([0, 0, 0, 0, 0]).allows(Class::Background));
+        assert!(!state([0, 1, 0, 0, 0]).allows(Class::Background));
     }
 
     #[test]

@@ -26,7 +26,7 @@ impl Filler {
             let filler = Arc::clone(self);
             self.pool.run(class, move || {
                 let (mine, _) = filler.claim(piece.into_iter());
-                filler.fetch(mine);
+                filler.fetch(mine, class);
             });
         }
     }

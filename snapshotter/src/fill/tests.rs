@@ -8,6 +8,7 @@ use crate::digest::Algorithm;
 use crate::formats::estargz::sample::{Sample, noise};
 use crate::formats::estargz::toc::TOC_DIGEST_ANNOTATION;
 use crate::index::{ChunkSpec, Codec, Kind, LayerBuilder, Meta};
+use crate::profile::Profile;
 use crate::store::{Origin, Store};
 
 /// Delivers a blob and remembers what it was asked for.
@@ -277,7 +278,7 @@ fn chunks_of_two_blobs_are_each_read_from_their_own() {
         Arc::new(Pool::default()),
     );
     let (all, _) = filler.claim(0..filler.index().units());
-    filler.fetch(all);
+    filler.fetch(all, Class::Read);
     for (i, content) in contents.iter().enumerate() {
         let file = filler.blob().index().inode(i as u32 + 1);
         assert!(filler.is_local(&file, 0, 9000), "file {i}");
@@ -367,4 +368,79 @@ fn a_toc_longer_than_the_first_read_costs_one_more() {
     let wrong = open(&source, layer, Digest::of(b"x")).unwrap_err();
     assert!(matches!(wrong, Error::DigestMismatch { .. }), "{wrong}");
     assert!(wrong.to_string().contains(&layer.to_string()), "{wrong}");
+}
+
+/// What a container notes that reads the files number `order`, one after the other.
+fn profile_of(bench: &Bench, order: &[usize]) -> Profile {
+    let layers = vec![bench.filler.layer()];
+    let recording = Arc::new(Recording::new(
+        layers,
+        std::time::Duration::from_mins(1),
+        true,
+    ));
+    bench.filler.record(Arc::clone(&recording), 0);
+    for &n in order {
+        let file = bench.file(n);
+        // Twice, and in pieces: only the first need of a unit is noted.
+        bench.filler.touch(&file, 0, file.size);
+        bench.filler.touch(&file, 10, 20);
+    }
+    recording.finish().unwrap()
+}
+
+#[test]
+fn a_profile_holds_each_unit_that_was_read_once_and_in_order() {
+    let bench = bench(files(100, 20_000));
+    let profile = profile_of(&bench, &[70, 3, 4, 70]);
+    let index = bench.filler.index();
+    let places: Vec<_> = profile.reads().iter().map(|read| read.offset).collect();
+    assert_eq!(places, [70, 3, 4].map(|unit| index.unit(unit).offset));
+    assert!(bench.source.asked.lock().unwrap().is_empty());
+}
+
+#[test]
+fn what_a_profile_holds_is_fetched_before_anyone_asks_and_nothing_else() {
+    let order = [70, 3, 4, 5, 71, 90];
+    let profile = profile_of(&bench(files(100, 20_000)), &order);
+    let fresh = bench(files(100, 20_000));
+    let plan = Plan::new(profile, Arc::clone(&fresh.pool));
+    plan.begin(&fresh.filler, u64::MAX);
+    fresh.settle();
+    let asked = fresh.source.asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 3, "neighbours share a request: {asked:?}");
+    for n in 0..100 {
+        let is_local = fresh.filler.is_local(&fresh.file(n), 0, 20_000);
+        assert_eq!(is_local, order.contains(&n), "file {n}");
+    }
+    let bytes = fresh.filler.fetched_for(Class::Profile);
+    assert!(
+        bytes == fresh.filler.fetched() && bytes < 130_000,
+        "{bytes}"
+    );
+    // A reader of something else fetches little along with it.
+    fresh.filler.read(&fresh.file(30), 0, 20_000).unwrap();
+    fresh.settle();
+    assert!(fresh.filler.fetched() - bytes < 80_000);
+    plan.begin(&fresh.filler, u64::MAX);
+    fresh.settle();
+    assert_eq!(fresh.source.asked.lock().unwrap().len(), 4, "begun once");
+}
+
+#[test]
+fn a_foreign_profile_costs_no_more_than_the_limit() {
+    let fresh = bench(files(100, 20_000));
+    let everything = Profile::new(
+        vec![Digest::of(b"another"), fresh.filler.layer()],
+        vec![(1, 0, u64::MAX >> 1, 0).into()],
+    );
+    let plan = Plan::new(everything, Arc::clone(&fresh.pool));
+    plan.begin(&fresh.filler, 100_000);
+    fresh.settle();
+    let fetched = fresh.filler.fetched();
+    assert!(fetched <= 100_000 && fetched > 70_000, "{fetched}");
+    let unknown = Profile::new(vec![Digest::of(b"x")], vec![(0, 0, 9, 0).into()]);
+    let before = fresh.source.asked.lock().unwrap().len();
+    Plan::new(unknown, Arc::clone(&fresh.pool)).begin(&fresh.filler, u64::MAX);
+    fresh.settle();
+    assert_eq!(fresh.source.asked.lock().unwrap().len(), before);
 }

@@ -15,14 +15,19 @@ use super::kernel::{self, Gate, Kernel};
 use super::layers::Layers;
 use super::session;
 use super::{BackEnd, Blobs, LayerId, LayerSource, LazyConfig, MountPoint};
-use crate::digest::Hasher;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fill::Filler;
 use crate::fill::pool::Pool;
+use crate::fill::{Filler, Plan};
 use crate::index::Tree;
+use crate::profile::{Profile, Recorder, chain_name};
 
 /// How often what was fetched is made to survive a power failure.
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
+/// How often is looked for recordings whose window has closed.
+const HARVEST_INTERVAL: Duration = Duration::from_secs(2);
+/// How long after the first layer of an image was asked for its plan is kept for the others.
+const PLAN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// All lazy layers of one node.
 pub struct Lazy {
@@ -36,9 +41,15 @@ pub struct Lazy {
     /// Mounts by the kernel back end, if that is the choice.
     kernel: Option<Arc<Kernel>>,
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
+    recorder: Arc<Recorder>,
+    /// What is being fetched by profile for images that are not mounted yet.
+    plans: Mutex<HashMap<Vec<Digest>, BegunPlan>>,
     tidier: Mutex<Option<Tidier>>,
     is_shut: AtomicBool,
 }
+
+/// A plan, and when the first of its layers was asked for.
+type BegunPlan = (Instant, Arc<Plan>);
 
 /// A mounted chain and how often it is in use.
 struct Use {
@@ -99,7 +110,9 @@ impl Lazy {
             let kernel = Kernel::new(Arc::clone(gate), Arc::clone(&layers));
             Arc::new(kernel)
         });
-        let tidier = start_tidier(Arc::clone(&layers), kernel.clone())?;
+        let window = Duration::from_secs(config.profile_seconds);
+        let recorder = Arc::new(Recorder::new(root, window));
+        let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), Arc::clone(&recorder))?;
         let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
             gate,
@@ -109,6 +122,8 @@ impl Lazy {
             pool,
             layers,
             mounts: Mutex::default(),
+            recorder,
+            plans: Mutex::default(),
             tidier: Mutex::new(Some(tidier)),
             is_shut: AtomicBool::new(false),
         })
@@ -121,7 +136,7 @@ impl Lazy {
         let Some(filler) = self.layers.add(source, &self.config)? else {
             return Ok(None);
         };
-        filler.prefetch(self.config.prefetch_limit);
+        self.fetch_ahead(&source.chain, &filler);
         let index = filler.blob().index();
         tracing::info!(
             layer = %source.layer, image = %source.image, inodes = index.inodes(),
@@ -129,6 +144,34 @@ impl Lazy {
             elapsed = ?begun.elapsed(), "lazy layer is ready"
         );
         Ok(Some(index.layer().into()))
+    }
+
+    /// Begins to fetch what a layer's containers will read: as its image's profile says, if there
+    /// is one, else as the image's author has marked it.
+    fn fetch_ahead(&self, chain: &[Digest], filler: &Arc<Filler>) {
+        let limit = self.config.prefetch_limit;
+        match self.plan(chain) {
+            Some(plan) => plan.begin(filler, limit),
+            None => filler.prefetch(limit),
+        }
+    }
+
+    /// The plan by which a chain is fetched; all of its layers share one.
+    fn plan(&self, chain: &[Digest]) -> Option<Arc<Plan>> {
+        let mut plans = lock(&self.plans);
+        plans.retain(|_, (begun, _)| begun.elapsed() < PLAN_LIFETIME);
+        if let Some((_, plan)) = plans.get(chain) {
+            return Some(Arc::clone(plan));
+        }
+        let profile = self.recorder.profile(chain)?;
+        let plan = Plan::new(profile, Arc::clone(&self.pool));
+        plans.insert(chain.to_vec(), (Instant::now(), Arc::clone(&plan)));
+        Some(plan)
+    }
+
+    /// The profile of a chain of layers, bottom first.
+    pub fn profile(&self, chain: &[Digest]) -> Option<Profile> {
+        self.recorder.profile(chain)
     }
 
     /// Mounts one merged tree of `chain`, bottom layer first; each call must be paired with one of
@@ -183,6 +226,7 @@ impl Lazy {
             Some(top) => flaw.of(top),
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
+        self.accompany(chain, &fillers);
         if self.config.background_fill {
             for filler in &fillers {
                 filler.fill_in_background();
@@ -222,6 +266,25 @@ impl Lazy {
         Ok((Mounted::Fuse(mounted), "fuse"))
     }
 
+    /// Fetches what the profile of a chain says, as far as that has not begun, and records what is
+    /// read this time.
+    fn accompany(&self, chain: &[LayerId], fillers: &[Arc<Filler>]) {
+        let digests = digests(chain);
+        let plan = self.plan(&digests);
+        let is_first = plan.is_none();
+        if let Some(plan) = plan {
+            for filler in fillers {
+                plan.begin(filler, self.config.prefetch_limit);
+            }
+            lock(&self.plans).remove(&digests);
+        }
+        if let Some(recording) = self.recorder.begin(digests, is_first) {
+            for (number, filler) in fillers.iter().enumerate() {
+                filler.record(Arc::clone(&recording), number);
+            }
+        }
+    }
+
     /// Gives back one use of the chain's mount; the last one unmounts it. After
     /// [`Lazy::shutdown`] it does nothing.
     pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
@@ -237,10 +300,13 @@ impl Lazy {
         if known.count > 0 {
             return Ok(());
         }
-        match mounts.remove(chain) {
+        let unmounted = match mounts.remove(chain) {
             Some(known) => known.mounted.unmount(),
             None => Ok(()),
-        }
+        };
+        drop(mounts);
+        self.recorder.end(&digests(chain));
+        unmounted
     }
 
     /// Bytes on disk and number of inodes of a layer.
@@ -286,6 +352,7 @@ impl Lazy {
         }
         self.pool.close();
         self.mounts().clear();
+        self.recorder.end_all();
         let tidier = lock(&self.tidier).take();
         if let Some(Tidier { stop, thread }) = tidier {
             drop(stop);
@@ -308,11 +375,11 @@ impl Drop for Lazy {
 
 /// The name of a chain's mount point.
 fn key(chain: &[LayerId]) -> String {
-    let mut hasher = Hasher::new();
-    for layer in chain {
-        hasher.update(layer.digest().as_bytes());
-    }
-    hasher.finish().hex()
+    chain_name(&digests(chain))
+}
+
+fn digests(chain: &[LayerId]) -> Vec<Digest> {
+    chain.iter().map(|layer| *layer.digest()).collect()
 }
 
 /// The gate, if this daemon mounts by the kernel, or a keeper is left of one that did.
@@ -344,7 +411,11 @@ fn clear_mounts(directory: &Path, is_used: impl Fn(&Path) -> bool) -> Result<()>
 }
 
 /// Tidies now and then, and once more at the end.
-fn start_tidier(layers: Arc<Layers>, kernel: Option<Arc<Kernel>>) -> Result<Tidier> {
+fn start_tidier(
+    layers: Arc<Layers>,
+    kernel: Option<Arc<Kernel>>,
+    recorder: Arc<Recorder>,
+) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
     let tidy = move || {
         if let Some(kernel) = &kernel {
@@ -353,8 +424,13 @@ fn start_tidier(layers: Arc<Layers>, kernel: Option<Arc<Kernel>>) -> Result<Tidi
         layers.tidy();
     };
     let work = move || {
-        while stopped.recv_timeout(TIDY_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            tidy();
+        let mut tidied = Instant::now();
+        while stopped.recv_timeout(HARVEST_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+            recorder.harvest();
+            if tidied.elapsed() >= TIDY_INTERVAL {
+                tidy();
+                tidied = Instant::now();
+            }
         }
         tidy();
     };

@@ -90,6 +90,8 @@ pub struct LayerSource {
     pub media_type: String,
     /// Annotations of the layer's descriptor: the root of trust is among them.
     pub annotations: BTreeMap<String, String>,
+    /// All layers of the image, bottom first; empty when unknown.
+    pub chain: Vec<Digest>,
 }
 
 impl LayerSource {
@@ -102,6 +104,7 @@ impl LayerSource {
             size: 0,
             media_type: String::new(),
             annotations: BTreeMap::new(),
+            chain: Vec::new(),
         }
     }
 
@@ -157,6 +160,9 @@ pub struct LazyConfig {
     pub background_fill: bool,
     /// What to do with layers that are in no lazy format.
     pub plain: Plain,
+    /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
+    /// time; 0 to neither record nor follow what was recorded.
+    pub profile_seconds: u64,
 }
 
 /// How layers that are in no lazy format are pulled.
@@ -180,6 +186,7 @@ impl Default for LazyConfig {
             prefetch_limit: 32 << 20,
             background_fill: false,
             plain: Plain::Stream,
+            profile_seconds: 15,
         }
     }
 }

@@ -22,6 +22,9 @@ const LAYER: [&str; 2] = [
     "containerd.io/snapshot/cri.layer-digest",
     "containerd.io/snapshot/remote/stargz.digest",
 ];
+/// Digests of this layer and of those above it, separated by commas. containerd cuts the list at
+/// 4096 bytes.
+const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 /// Digest of the image's manifest, from containerd.
 const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// containerd passes those annotations of a layer whose names begin like this, as labels.
@@ -61,6 +64,7 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
             .map(|value| digest(MANIFEST, value))
             .transpose()?,
         annotations: passed.collect(),
+        chain: from_here_up(labels),
         ..LayerSource::new(ImageRef::parse(image.1)?, digest(layer.0, layer.1)?)
     };
     // A malformed one is refused before anything is asked.
@@ -69,6 +73,15 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
         target: target.clone(),
         source: Box::new(source),
     })
+}
+
+/// This layer and those above it. What is not a list of digests is no list: it is only a hint.
+fn from_here_up(labels: &Labels) -> Vec<Digest> {
+    let list = labels.get(LAYERS).map_or("", String::as_str);
+    list.split(',')
+        .map(str::parse)
+        .collect::<Result<_>>()
+        .unwrap_or_default()
 }
 
 fn first<'a>(labels: &'a Labels, names: &[&'static str]) -> Option<(&'static str, &'a str)> {

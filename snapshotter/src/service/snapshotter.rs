@@ -323,6 +323,14 @@ impl Snapshotter {
         if let Some(name) = self.find_lazy(target, place.parent)? {
             return Ok(Some(name));
         }
+        let mut source = source.clone();
+        if !source.chain.is_empty() {
+            // Parents come topmost first.
+            let below = parents.iter().rev().filter_map(|parent| parent.layer);
+            let below = below.map(|layer| *layer.digest());
+            source.chain.splice(0..0, below);
+        }
+        let source = &source;
         let layer = match lazy.add_layer(source) {
             Ok(Some(layer)) => layer,
             // The reason is logged.

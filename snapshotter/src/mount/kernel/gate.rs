@@ -261,6 +261,9 @@ impl Gate {
             0 => (0, u64::MAX),
             count => (event.offset, count),
         };
+        if event.count > 0 {
+            filler.touch_range(segment, offset, len);
+        }
         if filler.is_range_local(segment, offset, len) {
             return answer.give(Verdict::Allow);
         }

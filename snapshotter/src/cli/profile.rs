@@ -1,0 +1,143 @@
+//! `xebec-snapshotter profile`.
+
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use crate::config::Config;
+use crate::digest::Digest;
+use crate::error::{Error, Result};
+use crate::fetch::manifest::Document;
+use crate::fetch::{ImageRef, Platform, Registry, RegistryConfig};
+use crate::profile::{MAX_LEN, Profile, Profiles};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Write what this node has recorded of an image's first seconds
+    Export(Box<ExportArgs>),
+    /// Give this node a profile that another one has recorded
+    Import(ImportArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ExportArgs {
+    /// The image, which its registry is asked for
+    image: ImageRef,
+    /// File to write; standard output if it is not given
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The image for this platform [default: that of this machine]
+    #[arg(long, value_name = "OS/ARCH")]
+    platform: Option<Platform>,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct ImportArgs {
+    /// Files to read; `-` is standard input
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct NodeArgs {
+    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Directory that the daemon keeps everything in (overrides the file)
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+}
+
+impl NodeArgs {
+    fn load(&self) -> Result<(Config, Profiles)> {
+        let mut config = Config::load(self.config.as_deref())?;
+        if let Some(root) = &self.root {
+            config.root.clone_from(root);
+        }
+        let profiles = Profiles::below(&config.root.join("lazy"));
+        Ok((config, profiles))
+    }
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    match &args.command {
+        Command::Export(args) => export(args),
+        Command::Import(args) => import(args),
+    }
+}
+
+fn export(args: &ExportArgs) -> Result<()> {
+    let (config, profiles) = args.node.load()?;
+    let registry = Registry::new(RegistryConfig::from(&config.registry))?;
+    let platform = args.platform.clone().unwrap_or_else(Platform::host);
+    let layers = layers(&registry, &args.image, &platform)?;
+    let profile = profiles.get(&layers)?.ok_or_else(|| {
+        Error::NotFound(format!(
+            "profile of {} below {}",
+            args.image,
+            config.root.display()
+        ))
+    })?;
+    let json = profile.to_json()?;
+    match &args.output {
+        Some(path) => fs::write(path, json).map_err(Error::io("write", path)),
+        None => std::io::stdout()
+            .write_all(&json)
+            .map_err(Error::io("write", Path::new("standard output"))),
+    }
+}
+
+/// The digests of an image's layers, bottom first.
+fn layers(registry: &Registry, image: &ImageRef, platform: &Platform) -> Result<Vec<Digest>> {
+    let what = format!("image {image}");
+    let manifest = match registry.manifest(image)?.document(&what)? {
+        Document::Manifest(manifest) => manifest,
+        Document::Index(index) => {
+            let chosen = image.at_digest(index.select(platform, &what)?.digest);
+            match registry.manifest(&chosen)?.document(&what)? {
+                Document::Manifest(manifest) => manifest,
+                Document::Index(_) => {
+                    return Err(Error::Malformed {
+                        what,
+                        reason: "an index within an index".to_owned(),
+                    });
+                }
+            }
+        }
+    };
+    Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
+}
+
+fn import(args: &ImportArgs) -> Result<()> {
+    let (_, profiles) = args.node.load()?;
+    for path in &args.files {
+        let json = read(path).map_err(Error::io("read", path))?;
+        let profile = Profile::parse(&json, &path.display().to_string())?;
+        let (layers, reads) = (profile.layers().len(), profile.reads().len());
+        profiles.merge(profile)?;
+        eprintln!("{}: {layers} layers, {reads} reads", path.display());
+    }
+    Ok(())
+}
+
+/// A file's content, and a little more than may be read of one that is too long.
+fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut json = Vec::new();
+    let limit = MAX_LEN as u64 + 1;
+    if path == Path::new("-") {
+        std::io::stdin().lock().take(limit).read_to_end(&mut json)?;
+    } else {
+        fs::File::open(path)?.take(limit).read_to_end(&mut json)?;
+    }
+    Ok(json)
+}
