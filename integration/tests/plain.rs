@@ -205,3 +205,44 @@ fn a_node_may_leave_ordinary_images_to_containerd() {
     let log = host.log(Service::Snapshotter);
     assert!(log.contains("not lazy: an ordinary layer"), "{log}");
 }
+
+#[test]
+fn an_image_with_an_index_beside_it_starts_from_a_part_of_its_own_layers() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = host.push("redis").unwrap();
+    let indexed = image.replace(":v1", ":indexed");
+    let convert = [
+        "xebec-snapshotter",
+        "image",
+        "convert",
+        "--to",
+        "index",
+        &image,
+        &indexed,
+    ];
+    host.check(&convert).unwrap();
+    // The same layers and the same configuration: the image has its ID.
+    let parts = "skopeo inspect --raw --tls-verify=false docker://$0 | jq -c '[.config.digest, .layers[].digest]'";
+    let parts = |image: &str| host.check(&["sh", "-c", parts, image]).unwrap();
+    assert_eq!(parts(&image), parts(&indexed));
+
+    let (link, remote) = through_link(&host, &indexed, Shape::new(2, 1000.0));
+    ctr.pull(&remote, "xebec").unwrap();
+    let version = ["redis-server", "--version"];
+    let ran = ctr.run(Stack::XEBEC, &remote, "start", &version).unwrap();
+    assert!(ran.stdout.contains("Redis server"), "{ran:?}");
+    let started = link.counters().down;
+    let layers = "skopeo inspect --tls-verify=false docker://$0 | jq '[.LayersData[].Size] | add'";
+    let layers = host.check(&["sh", "-c", layers, &image]).unwrap();
+    let layers: u64 = layers.trim().parse().unwrap();
+    assert!(
+        started * 2 < layers,
+        "{started} bytes for a start, layers of {layers}"
+    );
+
+    let ours = describe(&host, Stack::XEBEC, &remote, "ours");
+    ctr.pull(&image, "overlayfs").unwrap();
+    let theirs = describe(&host, OVERLAYFS, &image, "theirs");
+    assert_same(&ours, &theirs, 4000);
+}

@@ -11,7 +11,7 @@ use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::config::Config;
 use crate::convert::{
-    self, Inspection, LayerFormat, LayerReport, Observer, Options, Place, Report,
+    self, Format, Inspection, LayerFormat, LayerReport, Observer, Options, Place, Report,
 };
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -40,6 +40,8 @@ enum Command {
 enum Target {
     /// gzip layers with a table of contents; any containerd can also pull them as usual
     Estargz,
+    /// the same layers, each with an index by which it can be read lazily
+    Index,
 }
 
 /// Format of what is printed.
@@ -129,7 +131,10 @@ pub(super) fn run(args: Args) -> Result<()> {
 }
 
 fn run_convert(args: ConvertArgs) -> Result<()> {
-    let Target::Estargz = args.to;
+    let format = match args.to {
+        Target::Estargz => Format::Estargz,
+        Target::Index => Format::Index,
+    };
     let prioritized = match &args.prioritize {
         Some(path) => {
             convert::parse_list(&std::fs::read_to_string(path).map_err(Error::io("read", path))?)
@@ -140,6 +145,7 @@ fn run_convert(args: ConvertArgs) -> Result<()> {
     let options = Options {
         source: args.source,
         destination: args.destination,
+        format,
         platform: args.platform,
         chunk_size: args.chunk_size,
         level: args.level,

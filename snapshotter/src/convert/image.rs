@@ -15,6 +15,7 @@ use crate::fetch::manifest::{
 };
 use crate::fetch::{FetchedManifest, Platform, Registry};
 
+use super::beside::put_artifact;
 use super::estargz::Style;
 use super::layer::{DoneLayer, LayerReport, Workshop};
 use super::member::Pool;
@@ -28,6 +29,16 @@ pub const DEFAULT_CHUNK_SIZE: u64 = 4 << 20;
 /// Default level: above it time grows much faster than size shrinks.
 pub const DEFAULT_LEVEL: u32 = 6;
 
+/// What layers become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// eStargz.
+    #[default]
+    Estargz,
+    /// What they are, with an index beside them.
+    Index,
+}
+
 /// What to convert, and how.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -35,6 +46,8 @@ pub struct Options {
     pub source: Place,
     /// Where the converted image goes.
     pub destination: Place,
+    /// What to make of layers.
+    pub format: Format,
     /// Only the image for this platform; else all of them.
     pub platform: Option<Platform>,
     /// Largest chunk in bytes.
@@ -105,14 +118,21 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
         dir: &options.temp_dir,
         observer,
     };
-    let done = convert_layers(&workshop, &plan.images)?;
+    let done = convert_layers(&workshop, options.format, &plan.images)?;
     let mut images = Vec::new();
     let mut manifests = Vec::new();
     let single = plan.index.is_none();
     for (image, layers) in plan.images.into_iter().zip(done) {
         let platform = image.descriptor.platform.as_ref().map(ToString::to_string);
         let reports = layers.iter().map(|layer| layer.report.clone()).collect();
-        let (descriptor, bytes) = store_image(&destination, image, layers)?;
+        let beside: Vec<_> = layers
+            .iter()
+            .filter_map(|layer| layer.beside.clone())
+            .collect();
+        let (descriptor, bytes) = store_image(&workshop, image, layers)?;
+        if !beside.is_empty() {
+            put_artifact(&destination, &descriptor, &beside)?;
+        }
         images.push(ImageReport {
             platform,
             digest: descriptor.digest,
@@ -290,7 +310,11 @@ fn load_image(source: &Store<'_>, descriptor: Descriptor, manifest: Manifest) ->
 }
 
 /// Converts the layers of all images, each once, several at a time; the first error stops the rest.
-fn convert_layers(workshop: &Workshop<'_>, images: &[Image]) -> Result<Vec<Vec<DoneLayer>>> {
+fn convert_layers(
+    workshop: &Workshop<'_>,
+    format: Format,
+    images: &[Image],
+) -> Result<Vec<Vec<DoneLayer>>> {
     let mut jobs: BTreeMap<Digest, (&Descriptor, Digest)> = BTreeMap::new();
     for image in images {
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.diff_ids) {
@@ -308,7 +332,10 @@ fn convert_layers(workshop: &Workshop<'_>, images: &[Image]) -> Result<Vec<Vec<D
                 while !failed.load(Ordering::Relaxed)
                     && let Some((layer, diff_id)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
                 {
-                    let outcome = workshop.convert(layer, *diff_id);
+                    let outcome = match format {
+                        Format::Estargz => workshop.convert(layer, *diff_id),
+                        Format::Index => workshop.index(layer, *diff_id),
+                    };
                     let mut done = done.lock().expect("no panic while a result is kept");
                     match outcome {
                         Ok(layer_done) => {
@@ -343,10 +370,29 @@ fn convert_layers(workshop: &Workshop<'_>, images: &[Image]) -> Result<Vec<Vec<D
 
 /// Stores the new configuration, and gives the new manifest, which is not stored yet.
 fn store_image(
-    destination: &Store<'_>,
+    workshop: &Workshop<'_>,
     mut image: Image,
     layers: Vec<DoneLayer>,
 ) -> Result<(Descriptor, Vec<u8>)> {
+    let unchanged = layers
+        .iter()
+        .map(|layer| layer.diff_id)
+        .eq(image.diff_ids.iter().copied());
+    let mut manifest = image.manifest;
+    let media_type = manifest
+        .media_type
+        .clone()
+        .unwrap_or_else(|| OCI_MANIFEST.to_owned());
+    if unchanged {
+        // To the byte: the image's ID stays the same.
+        workshop
+            .destination
+            .copy_from(&workshop.source, &manifest.config, workshop.dir)?;
+        manifest.layers = layers.into_iter().map(|layer| layer.descriptor).collect();
+        let bytes = to_json(&manifest)?;
+        let descriptor = describe(media_type, &bytes, image.descriptor);
+        return Ok((descriptor, bytes));
+    }
     let diff_ids = layers
         .iter()
         .map(|layer| Value::from(layer.diff_id.to_string()))
@@ -355,15 +401,10 @@ fn store_image(
         *field = Value::Array(diff_ids);
     }
     let config = to_json(&image.config)?;
-    destination.put_bytes(&config)?;
-    let mut manifest = image.manifest;
+    workshop.destination.put_bytes(&config)?;
     manifest.config.digest = Digest::of(&config);
     manifest.config.size = config.len() as u64;
     manifest.layers = layers.into_iter().map(|layer| layer.descriptor).collect();
-    let media_type = manifest
-        .media_type
-        .clone()
-        .unwrap_or_else(|| OCI_MANIFEST.to_owned());
     let bytes = to_json(&manifest)?;
     let descriptor = describe(media_type, &bytes, image.descriptor);
     Ok((descriptor, bytes))
@@ -398,7 +439,7 @@ fn describe(media_type: String, bytes: &[u8], like: Descriptor) -> Descriptor {
     }
 }
 
-fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
+pub(super) fn to_json(value: &impl Serialize) -> Result<Vec<u8>> {
     serde_json::to_vec(value).map_err(|error| Error::Internal(format!("image as JSON: {error}")))
 }
 

@@ -53,6 +53,8 @@ pub(super) struct DoneLayer {
     pub(super) descriptor: Descriptor,
     pub(super) diff_id: Digest,
     pub(super) report: LayerReport,
+    /// What describes the layer, where that is a blob of its own.
+    pub(super) beside: Option<Descriptor>,
 }
 
 /// What all layers of a conversion share.
@@ -99,6 +101,7 @@ impl Workshop<'_> {
             descriptor,
             diff_id,
             report,
+            beside: None,
         }))
     }
 
@@ -135,11 +138,17 @@ impl Workshop<'_> {
             descriptor,
             diff_id: written.diff_id,
             report,
+            beside: None,
         })
     }
 }
 
-fn report(layer: &Descriptor, done: &Descriptor, toc_digest: Digest, reused: bool) -> LayerReport {
+pub(super) fn report(
+    layer: &Descriptor,
+    done: &Descriptor,
+    toc_digest: Digest,
+    reused: bool,
+) -> LayerReport {
     LayerReport {
         source: layer.digest,
         source_size: layer.size,
@@ -166,10 +175,10 @@ fn gzip_type(layer: &Descriptor) -> Result<&'static str> {
 }
 
 /// Tells the observer what has been read.
-struct Counted<'a, R> {
-    inner: R,
-    layer: &'a Descriptor,
-    observer: &'a dyn Observer,
+pub(super) struct Counted<'a, R> {
+    pub(super) inner: R,
+    pub(super) layer: &'a Descriptor,
+    pub(super) observer: &'a dyn Observer,
 }
 
 impl<R: Read> Read for Counted<'_, R> {

@@ -5,6 +5,7 @@
 //! order that `order` gives, with every chunk a gzip member of its own, made by the threads of
 //! `member`. The same input gives the same digests.
 
+mod beside;
 mod entry;
 mod estargz;
 mod image;
@@ -20,7 +21,8 @@ mod spool;
 pub(crate) mod tar;
 
 pub use image::{
-    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, ImageReport, Options, Report, convert, default_temp_dir,
+    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, Format, ImageReport, Options, Report, convert,
+    default_temp_dir,
 };
 pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
 pub use layer::LayerReport;

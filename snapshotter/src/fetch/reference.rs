@@ -112,7 +112,7 @@ impl ImageRef {
 
     /// The same repository at `tag`, which must be a valid one, without a digest.
     #[must_use]
-    pub(super) fn at_tag(&self, tag: &str) -> Self {
+    pub(crate) fn at_tag(&self, tag: &str) -> Self {
         debug_assert!(is_tag(tag), "{tag:?} is no tag");
         Self {
             tag: Some(tag.to_owned()),

@@ -24,7 +24,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub use open::{LayerQuery, Opened, open_external, open_layer, vouched};
+pub use open::{LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
 
 use self::ahead::Ahead;
 use self::flight::{Claim, Flights, Landing};

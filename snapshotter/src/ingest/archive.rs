@@ -60,17 +60,23 @@ pub(super) struct Listed {
     extents: Vec<Extent>,
 }
 
+/// Lists an archive of which only the header blocks are there.
+pub(super) fn list_headers(headers: impl Read, builder: LayerBuilder) -> Result<Listed, Refusal> {
+    let mut reader = Reader::of_headers(headers);
+    let mut listed = Listed::new(builder);
+    while let Some(entry) = reader.next_entry()? {
+        listed.enter(&entry)?;
+    }
+    Ok(listed)
+}
+
 /// Reads the archive to the stream's end.
 pub(super) fn list(
-    stream: impl Read,
+    mut reader: Reader<impl Read>,
     builder: LayerBuilder,
     contents: &mut dyn Contents,
 ) -> Result<Listed, Refusal> {
-    let mut reader = Reader::new(stream);
-    let mut listed = Listed {
-        builder,
-        extents: Vec::new(),
-    };
+    let mut listed = Listed::new(builder);
     let mut buffer = vec![0; PIECE as usize];
     while let Some(entry) = reader.next_entry()? {
         let Some(file) = listed.enter(&entry)? else {
@@ -94,6 +100,13 @@ pub(super) fn list(
 }
 
 impl Listed {
+    fn new(builder: LayerBuilder) -> Self {
+        Self {
+            builder,
+            extents: Vec::new(),
+        }
+    }
+
     /// Adds an entry to the index; gives the file whose content follows.
     fn enter(&mut self, entry: &TarEntry) -> Result<Option<FileId>, Flaw> {
         let meta = meta(entry)?;
@@ -129,7 +142,7 @@ impl Listed {
     pub(super) fn index(mut self, spans: Spans) -> Result<LayerIndex, Flaw> {
         let codec = spans.codec.unwrap_or(Codec::Plain);
         for extent in &self.extents {
-            let end = extent.at + extent.size;
+            let end = extent.at.saturating_add(extent.size);
             let mut at = extent.at;
             let first = spans.found.partition_point(|span| span.out <= at);
             for which in first.saturating_sub(1).. {

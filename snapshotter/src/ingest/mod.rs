@@ -9,6 +9,7 @@
 mod archive;
 pub mod download;
 mod pipe;
+pub mod portable;
 mod spans;
 mod unpack;
 
@@ -17,8 +18,10 @@ mod tests;
 
 use std::fmt;
 
+use self::archive::Listed;
 use self::spans::Spans;
 use self::unpack::{Fault, Unpacker};
+use crate::convert::tar::{Reader, Tap};
 use crate::digest::{Digest, Hasher};
 use crate::error::{Error, Result};
 use crate::index::{LayerBuilder, LayerIndex};
@@ -50,12 +53,43 @@ pub fn ingest(
     feed: impl FnOnce(Sink<'_>) -> Result<()>,
     contents: &mut dyn Contents,
 ) -> Result<LayerIndex> {
+    let (listed, spans) = read(layer, size, feed, contents, None)?;
+    listed.index(spans).map_err(|flaw| flaw.of(layer))
+}
+
+/// Reads a layer in the same way, and gives what other nodes need to read it lazily: see
+/// [`portable`].
+pub fn describe(
+    layer: Digest,
+    size: u64,
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let headers = portable::Headers::new()?;
+    let tap = headers.tap();
+    let (listed, spans) = read(layer, size, feed, &mut Discard, Some(tap))?;
+    let portable = portable::pack(layer, size, &spans, headers)?;
+    // What cannot be read again must not be given away.
+    listed.index(spans).map_err(|flaw| flaw.of(layer))?;
+    Ok(portable)
+}
+
+fn read(
+    layer: Digest,
+    size: u64,
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    contents: &mut dyn Contents,
+    tap: Option<Tap>,
+) -> Result<(Listed, Spans)> {
     let (mut outlet, inlet) = pipe::pipe();
     let builder = LayerBuilder::new(layer, layer, size);
+    let reader = match tap {
+        Some(tap) => Reader::tapped(inlet, tap),
+        None => Reader::new(inlet),
+    };
     let (unpacked, listed) = std::thread::scope(|scope| -> Result<_> {
         let lister = std::thread::Builder::new()
             .name("xebec-ingest".to_owned())
-            .spawn_scoped(scope, || archive::list(inlet, builder, contents))
+            .spawn_scoped(scope, || archive::list(reader, builder, contents))
             .map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
         let unpacked = unpack_all(feed, &mut outlet);
         // Ends the other thread's stream.
@@ -82,7 +116,7 @@ pub fn ingest(
     };
     layer.expect(digest, &format!("layer {layer}"))?;
     let listed = listed.map_err(|error| error.of(layer))?;
-    listed.index(spans).map_err(|flaw| flaw.of(layer))
+    Ok((listed, spans))
 }
 
 /// Why the first thread stopped.

@@ -11,7 +11,7 @@ const SPAN: u64 = 2 << 20;
 const WINDOW_LEVEL: i32 = 3;
 
 /// A span and where what it unpacks to begins.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Found {
     pub(super) out: u64,
     pub(super) spec: SpanSpec,
@@ -38,6 +38,14 @@ pub(super) struct Spans {
 }
 
 impl Spans {
+    /// No spans of a blob of this packing.
+    pub(super) fn of(codec: Codec) -> Self {
+        Self {
+            codec: Some(codec),
+            ..Self::default()
+        }
+    }
+
     /// Takes the next bytes of the blob, which gave `unpacked` bytes.
     pub(super) fn advance(&mut self, packed: &[u8], unpacked: usize) -> Result<(), Fault> {
         self.at += packed.len() as u64;

@@ -316,3 +316,87 @@ fn what_the_source_says_is_what_the_caller_hears() {
     let error = ingest(Digest::of(&blob), blob.len() as u64, feed, &mut Full).unwrap_err();
     assert!(error.to_string().contains("the disk"), "{error}");
 }
+
+/// The parts of an index that say where things are, without the digest of what it was made from.
+fn places(index: &LayerIndex) -> Vec<(u64, u32, u64, Vec<u8>)> {
+    let span = |id| {
+        let (unit, span) = (index.unit(id), index.span(id).unwrap());
+        let window = index.window(&span).to_vec();
+        (unit.offset, unit.len, u64::from(span.bits), window)
+    };
+    (0..index.units()).map(span).collect()
+}
+
+#[test]
+fn an_index_that_has_travelled_reads_the_same_files() {
+    let Sample { tar, files } = sample();
+    for blob in [gzip(&tar), zstd::encode_all(&tar[..], 1).unwrap(), tar] {
+        let (layer, size) = (Digest::of(&blob), blob.len() as u64);
+        let feed = |sink: Sink<'_>| blob.chunks(1 << 16).try_for_each(sink);
+        let bytes = describe(layer, size, feed).unwrap();
+        let index = portable::unpack(&bytes, layer, size).unwrap();
+        assert_eq!(index.toc(), Digest::of(&bytes));
+        let (original, _) = run(&blob, 1 << 16).unwrap();
+        assert_eq!(places(&index), places(&original));
+        assert_eq!(read_lazily(&index, &blob, &files).unwrap(), files.len());
+        let again = describe(layer, size, feed).unwrap();
+        assert!(bytes == again, "the same layer gives the same index");
+    }
+}
+
+#[test]
+fn damaged_and_forged_indexes_are_refused() {
+    let blob = gzip(&sample().tar);
+    let (layer, size) = (Digest::of(&blob), blob.len() as u64);
+    let feed = |sink: Sink<'_>| blob.chunks(1 << 16).try_for_each(sink);
+    let good = describe(layer, size, feed).unwrap();
+    let refused = |bytes: &[u8]| {
+        portable::unpack(bytes, layer, size)
+            .unwrap_err()
+            .to_string()
+    };
+    for cut in [
+        0,
+        7,
+        8,
+        39,
+        47,
+        48,
+        52,
+        60,
+        100,
+        good.len() / 2,
+        good.len() - 1,
+    ] {
+        refused(&good[..cut]);
+    }
+    let forged = |at: usize, bytes: &[u8]| {
+        let mut forged = good.clone();
+        forged[at..at + bytes.len()].copy_from_slice(bytes);
+        forged
+    };
+    for (at, bytes, reason) in [
+        (0, &b"XBINDEX9"[..], "version"),
+        (8, &[0; 32], "another layer"),
+        (40, &[9; 8], "another layer"),
+        (48, &[7], "packing"),
+        (49, &[0xff; 4], "index"),
+        // The first span: offset, length, unpacked offset, bits.
+        (53, &[0xff; 8], "a chunk"),
+        (61, &[0xff; 8], "a chunk"),
+        (69, &[0xff; 8], "order"),
+        (77, &[9], "no valid state"),
+    ] {
+        let error = refused(&forged(at, bytes));
+        assert!(error.contains(reason), "{at}: {error}");
+    }
+    assert!(portable::unpack(&good, Digest::of(b"other"), size).is_err());
+    // Every byte turned: refused, or an index that gives right bytes or none.
+    for at in (0..good.len()).step_by(997) {
+        let mut turned = good.clone();
+        turned[at] ^= 0x81;
+        if let Ok(index) = portable::unpack(&turned, layer, size) {
+            index.as_bytes();
+        }
+    }
+}

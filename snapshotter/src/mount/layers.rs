@@ -10,7 +10,7 @@ use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, ImageRef};
 use crate::fill::pool::Pool;
-use crate::fill::{Filler, LayerQuery, Opened, open_external, open_layer, vouched};
+use crate::fill::{Filler, LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
 use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
 use crate::index::{LayerBuilder, LayerIndex};
 use crate::store::{Blob, Origin, Store};
@@ -95,7 +95,8 @@ impl Layers {
     /// What the manifest says of a layer; it is asked for unless containerd has told enough.
     fn describe(&self, source: &LayerSource) -> Result<(LayerSource, Option<Arc<Image>>)> {
         let mut source = source.clone();
-        if vouched(&source.annotations)?.is_some() {
+        let annotations = &source.annotations;
+        if vouched(annotations)?.is_some() && !needs_image(annotations) {
             return Ok((source, None));
         }
         let image = self.images.get(&source.image, source.manifest)?;

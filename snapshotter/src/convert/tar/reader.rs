@@ -64,7 +64,14 @@ pub(crate) struct Reader<R> {
     /// Content and padding of the last entry, not read yet.
     pending: u64,
     global: Records,
+    /// The stream has header blocks only: contents are skipped without being read.
+    headers_only: bool,
+    /// Gets every header block.
+    tap: Option<Tap>,
 }
+
+/// Takes bytes as they are read.
+pub(crate) type Tap = Box<dyn FnMut(&[u8]) + Send>;
 
 /// What extended headers said about the entry that follows them.
 #[derive(Default)]
@@ -81,6 +88,24 @@ impl<R: Read> Reader<R> {
             at: 0,
             pending: 0,
             global: Records::new(),
+            headers_only: false,
+            tap: None,
+        }
+    }
+
+    /// Reads an archive and gives its header blocks, one after the other, to `tap`.
+    pub(crate) fn tapped(stream: R, tap: Tap) -> Self {
+        Self {
+            tap: Some(tap),
+            ..Self::new(stream)
+        }
+    }
+
+    /// Reads what [`Reader::tapped`] gave: the entries are those of the whole archive.
+    pub(crate) fn of_headers(stream: R) -> Self {
+        Self {
+            headers_only: true,
+            ..Self::new(stream)
         }
     }
 
@@ -155,6 +180,9 @@ impl<R: Read> Reader<R> {
         let size = size.ok_or_else(|| bad("extended header too large"))?;
         let mut data = vec![0; (size + padding(size)) as usize];
         self.read_exact(&mut data)?;
+        if let Some(tap) = &mut self.tap {
+            tap(&data);
+        }
         data.truncate(size as usize);
         let malformed = || bad("malformed PAX records");
         match kind {
@@ -244,6 +272,12 @@ impl<R: Read> Reader<R> {
     }
 
     fn skip_pending(&mut self) -> Result<(), ReadError> {
+        if self.headers_only {
+            let end = self.at.checked_add(self.pending);
+            self.at = end.ok_or_else(|| Flaw::new("the archive exceeds 2^64 bytes"))?;
+            self.pending = 0;
+            return Ok(());
+        }
         let skipped = io::copy(&mut (&mut self.stream).take(self.pending), &mut io::sink())?;
         self.at += skipped;
         if skipped < self.pending {
@@ -266,6 +300,9 @@ impl<R: Read> Reader<R> {
             }
         }
         self.at += BLOCK;
+        if let Some(tap) = &mut self.tap {
+            tap(block);
+        }
         Ok(true)
     }
 

@@ -5,6 +5,7 @@
 
 mod estargz;
 mod nydus;
+mod portable;
 mod zstdchunked;
 
 use std::collections::BTreeMap;
@@ -19,7 +20,8 @@ use crate::fetch::BlobSource;
 use crate::index::LayerIndex;
 
 /// Annotations that state the digest of what describes a layer, in the order in which they count.
-const VOUCHED: [&str; 3] = [
+const VOUCHED: [&str; 4] = [
+    portable::VOUCHED,
     estargz::VOUCHED,
     zstdchunked::VOUCHED[0],
     zstdchunked::VOUCHED[1],
@@ -75,6 +77,11 @@ pub fn vouched(annotations: &BTreeMap<String, String>) -> Result<Option<Digest>>
     Ok(None)
 }
 
+/// Whether what describes the layer lies beside it in the image's repository.
+pub fn needs_image(annotations: &BTreeMap<String, String>) -> bool {
+    annotations.contains_key(portable::VOUCHED)
+}
+
 fn digest(annotations: &BTreeMap<String, String>, name: &str) -> Result<Option<Digest>> {
     let parse = |value: &String| {
         value.parse().map_err(|error| {
@@ -93,6 +100,9 @@ pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
         return Ok(opened);
     }
     if let Some(opened) = zstdchunked::open_annotated(query)? {
+        return Ok(opened);
+    }
+    if let Some(opened) = portable::open(query)? {
         return Ok(opened);
     }
     if query.skip_footer && !query.allow_unverified && vouched(query.annotations)?.is_none() {
