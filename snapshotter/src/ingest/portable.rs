@@ -48,7 +48,7 @@ pub(super) struct Headers(Arc<Mutex<Encoder<'static, Vec<u8>>>>);
 
 impl Headers {
     pub(super) fn new() -> Result<Self> {
-        let encoder = Encoder::new(Vec::new(), LEVEL).map_err(zstd_error)?;
+        let encoder = Encoder::new(Vec::new(), LEVEL).map_err(|error| zstd_error(&error))?;
         Ok(Self(Arc::new(Mutex::new(encoder))))
     }
 
@@ -66,11 +66,11 @@ impl Headers {
         let encoder = Arc::into_inner(self.0)
             .ok_or_else(|| Error::Internal("an archive is still being read".to_owned()))?;
         let encoder = encoder.into_inner().unwrap_or_else(PoisonError::into_inner);
-        encoder.finish().map_err(zstd_error)
+        encoder.finish().map_err(|error| zstd_error(&error))
     }
 }
 
-fn zstd_error(error: std::io::Error) -> Error {
+fn zstd_error(error: &std::io::Error) -> Error {
     Error::Internal(format!("pack header blocks: {error}"))
 }
 
