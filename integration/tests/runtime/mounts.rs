@@ -94,7 +94,7 @@ pub(super) fn bind(source: &str, options: &[&str]) -> Value {
     json!({"destination": "/x", "type": "bind", "source": source, "options": options})
 }
 
-fn filesystem(kind: &str, options: &[&str]) -> Value {
+pub(super) fn filesystem(kind: &str, options: &[&str]) -> Value {
     json!({"destination": "/x", "type": kind, "source": kind, "options": options})
 }
 

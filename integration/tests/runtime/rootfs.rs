@@ -1,9 +1,10 @@
 //! The root file system: what it may be, what is made and hidden in it, and what changes later.
 
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use serde_json::{Value, json};
 
-use super::mounts::{Trial, bind, map_users};
-use super::{host, ok, xebec};
+use super::mounts::{Trial, bind, filesystem, map_users};
+use super::{host, ok, state, xebec};
 
 #[test]
 fn the_root_may_be_any_directory_and_any_mount() {
@@ -326,4 +327,73 @@ fn a_running_container_gets_and_loses_mounts() {
         .check_sh("grep -c hot /proc/self/mountinfo || true")
         .unwrap();
     assert_eq!(left.trim(), "0");
+}
+
+/// A default access list, as the kernel keeps it: all for user 12 besides the usual.
+const ACCESS_LIST: [u8; 44] = {
+    let (none, mut list) = ([0xff; 4], [0; 44]);
+    list[0] = 2;
+    let entries = [
+        (1, 7, none),
+        (2, 7, [12, 0, 0, 0]),
+        (4, 5, none),
+        (16, 7, none),
+        (32, 5, none),
+    ];
+    let mut n = 0;
+    while n < entries.len() {
+        let (at, (tag, rights, [a, b, c, d])) = (4 + 8 * n, entries[n]);
+        (list[at], list[at + 2]) = (tag, rights);
+        (list[at + 4], list[at + 5], list[at + 6], list[at + 7]) = (a, b, c, d);
+        n += 1;
+    }
+    list
+};
+
+#[test]
+fn a_copied_up_file_keeps_its_capabilities_its_other_names_and_its_times() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    host.check_sh(
+        "cd /tmp/trial/rootfs && mkdir -p x/sub && echo 1 >x/one && ln x/one x/sub/two && \
+         ln x/one outside && mkfifo x/pipe && mknod x/node c 1 3 && ln -s one x/link && \
+         setcap cap_net_raw+ep x/one",
+    )
+    .unwrap();
+    let attributes = [
+        ("x/one", "security.capability"),
+        ("x/one", "user.colour"),
+        ("x/sub", "system.posix_acl_default"),
+    ];
+    let set = |(file, name): (&str, &str), value: &[u8]| {
+        let path = host.path(format!("/tmp/trial/rootfs/{file}"));
+        setxattr(path, name, value, XattrFlags::empty()).unwrap();
+    };
+    set(attributes[1], b"blue");
+    set(attributes[2], &ACCESS_LIST);
+    host.check_sh("cd /tmp/trial/rootfs/x; touch -h -d @86400 one sub pipe node link")
+        .unwrap();
+    trial.mounts("sleep 1000", &[filesystem("tmpfs", &["tmpcopyup"])]);
+    trial.start();
+    let root = format!("/proc/{}/root", state(&host, "trial")["pid"]);
+    for (file, name) in attributes {
+        let get = |root: &str| {
+            let mut value = [0; 64];
+            // Not all of the host can be seen by its paths here.
+            let path = format!("/proc/{}/root{root}/{file}", host.pid());
+            let length =
+                getxattr(path, name, &mut value[..]).unwrap_or_else(|e| panic!("{name}: {e}"));
+            value[..length].to_vec()
+        };
+        assert_eq!(get(&root), get("/tmp/trial/rootfs"), "{name}");
+    }
+    let look = |root: &str| {
+        let shown = "stat -c '%n %h %Y %t:%T %A' one sub/two sub pipe node link; ls -A";
+        host.check_sh(&format!("cd {root}/x; {shown}")).unwrap()
+    };
+    let (copy, original) = (look(&root), look("/tmp/trial/rootfs"));
+    ok(&host, &["delete", "--force", "trial"]);
+    // One name of the file lies elsewhere.
+    assert!(original.contains("one 3 86400"), "{original}");
+    assert_eq!(copy, original.replace(" 3 86400", " 2 86400"));
 }

@@ -112,6 +112,53 @@ fn a_user_with_subordinate_ids_runs_steers_and_deletes_a_container() {
 }
 
 #[test]
+fn a_user_adds_mounts_to_a_container_and_removes_them() {
+    let host = host();
+    let mut bundle = rootless_bundle(&host, "/tmp/b", &["sleep", "1000"]);
+    let maps = json!([map(0, 1000, 1), map(1, 100_000, 65536)]);
+    for maps_of_alice in [Value::Null, maps] {
+        if !maps_of_alice.is_null() {
+            bundle.config["linux"]["uidMappings"] = maps_of_alice.clone();
+            bundle.config["linux"]["gidMappings"] = maps_of_alice;
+            bundle.write().unwrap();
+        }
+        let list = json!([
+            { "destination": "/data", "source": "/tmp/b/data", "options": ["rbind", "ro"] },
+            { "destination": "/fresh", "source": "tmpfs", "type": "tmpfs" },
+            { "destination": "/fresh/proc", "source": "proc", "type": "proc" },
+        ]);
+        host.write_file("/tmp/b/list.json", list.to_string())
+            .unwrap();
+        let secret = json!([{ "destination": "/s", "source": "/root", "options": ["bind"] }]);
+        host.write_file("/tmp/b/secret.json", secret.to_string())
+            .unwrap();
+        host.check_sh("mkdir -p /tmp/b/data; echo mine > /tmp/b/data/file; chmod 700 /root")
+            .unwrap();
+        let script = "set -e; xebec run -d c </dev/null >/dev/null 2>&1; xebec mounts add c list.json; \
+            xebec exec c sh -c 'cat /data/file; echo > /data/new; touch /fresh/made && ls /fresh; \
+                cat /fresh/proc/1/cmdline' 2>&1; \
+            xebec mounts add c secret.json; xebec exec c ls /s 2>&1 || :; \
+            xebec mounts remove c list.json; xebec exec c sh -c 'ls -A /data /fresh'; \
+            xebec delete -f c; xebec list -q";
+        let ran = as_alice(&host, &bundle, script);
+        assert!(ran.success(), "{ran:?}");
+        for line in [
+            "mine",
+            "made",
+            "proc",
+            "sleep\u{0}1000\u{0}ls: can't open '/s': Permission denied",
+        ] {
+            assert!(
+                ran.stdout.lines().any(|it| it == line),
+                "{line} is missing in {ran:?}"
+            );
+        }
+        assert!(ran.stdout.contains("Read-only file system"), "{ran:?}");
+        assert!(ran.stdout.ends_with("/data:\n\n/fresh:\n"), "{ran:?}");
+    }
+}
+
+#[test]
 fn a_user_without_any_cgroup_runs_containers_without_limits() {
     let host = host();
     let mut bundle = rootless_bundle(&host, "/tmp/b", &["sh", "-c", "id -u; exit 5"]);

@@ -8,10 +8,10 @@ use rustix::fs::{Mode, OFlags, open};
 use rustix::process::umask;
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use super::channel::{self, ChildEnd, Message, Report};
+use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::child::become_root;
 use super::namespaces::ChildrenPointed;
-use super::parent::{died, hide_own_binary, reap};
+use super::parent::{Birth, Enter, Main, clone_by_vanguard, died, hide_own_binary, reap};
 use crate::error::{At as _, Error, Failure, Result, Step};
 use crate::plan::MountPlan;
 use crate::rootfs::{self, HostPart};
@@ -24,6 +24,8 @@ pub(crate) struct HotJob {
     pub(crate) init: OwnedFd,
     /// `CLONE_NEW*` bits of the namespaces to enter.
     pub(crate) namespaces: u64,
+    /// The caller has privileges outside of them.
+    pub(crate) privileged: bool,
     pub(crate) change: HotChange,
 }
 
@@ -40,28 +42,59 @@ pub(crate) enum HotChange {
 pub(crate) fn change_mounts(job: &mut HotJob) -> Result<()> {
     hide_own_binary()?;
     let (parent, child) = channel::pair()?;
-    let pidfd = {
-        let mut pointed = ChildrenPointed::default();
-        if job.namespaces & libc::CLONE_NEWPID as u64 != 0 {
-            pointed.pid(&job.init)?;
-        }
-        let request = CloneRequest {
-            flags: 0,
-            cgroup: None,
-        };
-        let (_, pidfd) = clone3(&request, || hot_main(job, &child)).map_err(Error::os("clone3"))?;
-        pidfd
-    };
-    drop(child);
+    let pidfd = launch(job, (&parent, child)).map_err(of_mounts)?;
     let message = parent.receive();
     let result = match message {
         Ok(Message::Ready) => Ok(()),
-        Ok(Message::Failed(failure)) => Err(Error::Mounts(failure)),
+        Ok(Message::Failed(failure)) => Err(of_mounts(Error::Init(failure))),
         Ok(_) => Err(died(Some(pidfd.as_fd()))),
         Err(error) => Err(error),
     };
     reap(pidfd.as_fd())?;
     result
+}
+
+fn launch(job: &mut HotJob, (parent, child): (&ParentEnd, ChildEnd)) -> Result<OwnedFd> {
+    if job.needs_vanguard() {
+        let birth = Birth {
+            cgroup: None,
+            mover: None,
+            reparent: false,
+        };
+        let steps = (enter as Enter<HotJob>, hot_main as Main<HotJob>);
+        return clone_by_vanguard(job, 0, birth, steps, (parent, child)).map(|it| it.pidfd);
+    }
+    let mut pointed = ChildrenPointed::default();
+    if job.namespaces & libc::CLONE_NEWPID as u64 != 0 {
+        pointed.pid(&job.init)?;
+    }
+    let request = CloneRequest {
+        flags: 0,
+        cgroup: None,
+    };
+    let (_, pidfd) = clone3(&request, || hot_main(job, &child)).map_err(Error::os("clone3"))?;
+    Ok(pidfd)
+}
+
+impl HotJob {
+    /// Whether the process has to be made from inside: who has no privileges outside cannot send
+    /// a child into a pid namespace.
+    fn needs_vanguard(&self) -> bool {
+        !self.privileged && self.namespaces & libc::CLONE_NEWUSER as u64 != 0
+    }
+}
+
+fn of_mounts(error: Error) -> Error {
+    match error {
+        Error::Init(failure) => Error::Mounts(failure),
+        other => other,
+    }
+}
+
+/// The part of a vanguard: into all namespaces, and its children into the pid namespace.
+fn enter(job: &HotJob) -> std::result::Result<(), Failure<'_>> {
+    let all = ThreadNameSpaceType::from_bits_retain(job.namespaces as u32);
+    move_into_thread_name_spaces(job.init.as_fd(), all).at(Step::JoinNamespace, b"")
 }
 
 fn hot_main(job: &mut HotJob, channel: &ChildEnd) -> i32 {
@@ -78,10 +111,12 @@ fn hot_main(job: &mut HotJob, channel: &ChildEnd) -> i32 {
 fn change(job: &mut HotJob) -> std::result::Result<(), Failure<'_>> {
     sys::default_dispositions();
     sys::unblock_all();
-    // As for `exec`: the pid namespace is the parent's affair.
-    let own = ThreadNameSpaceType::from_bits_retain(job.namespaces as u32)
-        - ThreadNameSpaceType::PROCESS_ID;
-    move_into_thread_name_spaces(job.init.as_fd(), own).at(Step::JoinNamespace, b"")?;
+    if !job.needs_vanguard() {
+        // As for `exec`: the pid namespace is the parent's affair.
+        let own = ThreadNameSpaceType::from_bits_retain(job.namespaces as u32)
+            - ThreadNameSpaceType::PROCESS_ID;
+        move_into_thread_name_spaces(job.init.as_fd(), own).at(Step::JoinNamespace, b"")?;
+    }
     if job.namespaces & libc::CLONE_NEWUSER as u64 != 0 {
         become_root(false)?;
     }

@@ -28,7 +28,7 @@ pub(crate) use enter::ExecJob;
 pub(crate) use finish::FinishJob;
 pub(crate) use hooks::{ChildHookIo, run_all_hooks, run_hooks};
 pub(crate) use hot::{HotChange, HotJob, change_mounts};
-pub(crate) use inside::open_trees_inside;
+pub(crate) use inside::{no_user_namespace, open_trees_inside};
 pub(crate) use joins::{OpenNamespace, check_maps, open_joins, shares_network};
 pub(crate) use labels::selinux_is_enabled;
 pub(crate) use namespaces::Joined;

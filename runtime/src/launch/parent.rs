@@ -146,13 +146,13 @@ fn request(flags: u64, reparent: bool, cgroup: Option<BorrowedFd<'_>>) -> CloneR
 }
 
 /// What a vanguard does in the place of the process that it makes.
-type Enter<J> = fn(&J) -> std::result::Result<(), Failure<'_>>;
+pub(super) type Enter<J> = fn(&J) -> std::result::Result<(), Failure<'_>>;
 /// What the process does then.
-type Main<J> = fn(&mut J, &ChildEnd) -> i32;
+pub(super) type Main<J> = fn(&mut J, &ChildEnd) -> i32;
 
 /// A process that goes ahead into namespaces which it can only enter, or only leave, for its
 /// children, and there makes the wanted process as its sibling.
-fn clone_by_vanguard<J>(
+pub(super) fn clone_by_vanguard<J>(
     job: &mut J,
     flags: u64,
     birth: Birth<'_>,

@@ -5,11 +5,12 @@
 
 use std::ffi::CStr;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Uid, chownat, fchmod, fchown, fstat,
-    mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat,
+    AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
+    chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat,
+    mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -21,25 +22,88 @@ const NAMES: usize = 2048;
 const PATH_MAX: usize = 4096;
 /// As much as one call sends.
 const CHUNK: usize = 0x7fff_f000;
+/// Longest list of extended attributes, and longest value of one (`XATTR_SIZE_MAX`).
+const ATTRIBUTES: usize = 65536;
+/// Where names of files with several links are kept while others of theirs may come.
+const LINKS: &CStr = c".xebec.hard-links";
 /// Until everything is in it, what is copied is nobody else's.
 const PRIVATE: Mode = Mode::from_raw_mode(0o700);
 
-/// Copies the entries of the directory `from` into `to`: contents, modes and owners. No symlink is
-/// followed, so that nobody who changes the directory meanwhile leads the copy elsewhere.
+/// Copies the entries of the directory `from` into `to`: contents, modes, owners, times, extended
+/// attributes, and which names are of one file. No symlink is followed, so that nobody who changes
+/// the directory meanwhile leads the copy elsewhere.
 pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let from = open_dir(from, c".")?;
     let to = open_dir(to, c".")?;
-    copy_entries(from.as_fd(), to.as_fd(), MAX_DEPTH)
+    let mut links = Links {
+        top: to.as_fd(),
+        dir: None,
+    };
+    copy_entries(from.as_fd(), to.as_fd(), &mut links, MAX_DEPTH)?;
+    links.remove()
 }
 
-fn copy_entries(from: BorrowedFd<'_>, to: BorrowedFd<'_>, depth: usize) -> Result<(), Errno> {
+/// A directory of the copy that has a further name of each file with several links: the child has
+/// no memory to remember them in.
+struct Links<'t> {
+    top: BorrowedFd<'t>,
+    dir: Option<OwnedFd>,
+}
+
+impl Links<'_> {
+    /// The directory, made at first use.
+    fn dir(&mut self) -> Result<BorrowedFd<'_>, Errno> {
+        let dir = match self.dir.take() {
+            Some(dir) => dir,
+            None => {
+                mkdirat(self.top, LINKS, PRIVATE)?;
+                open_dir(self.top, LINKS)?
+            }
+        };
+        let dir: &OwnedFd = self.dir.insert(dir);
+        Ok(dir.as_fd())
+    }
+
+    fn remove(self) -> Result<(), Errno> {
+        let Some(dir) = self.dir else {
+            return Ok(());
+        };
+        let mut space = [MaybeUninit::uninit(); NAMES];
+        let mut entries = RawDir::new(&dir, &mut space);
+        while let Some(entry) = entries.next() {
+            let entry = entry?;
+            let name = entry.file_name();
+            if name != c"." && name != c".." {
+                unlinkat(&dir, name, AtFlags::empty())?;
+            }
+        }
+        unlinkat(self.top, LINKS, AtFlags::REMOVEDIR)
+    }
+}
+
+/// The name of a file among [`Links`]: its device and inode in hexadecimal digits.
+fn link_name(stat: &Stat) -> [u8; 33] {
+    let mut name = [0; 33];
+    let number = u128::from(stat.st_dev) << 64 | u128::from(stat.st_ino);
+    for (place, digit) in name[..32].iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(number >> (4 * place) & 15) as usize];
+    }
+    name
+}
+
+fn copy_entries(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    links: &mut Links<'_>,
+    depth: usize,
+) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); NAMES];
     let mut entries = RawDir::new(from, &mut space);
     while let Some(entry) = entries.next() {
         let entry = entry?;
         let name = entry.file_name();
         if name != c"." && name != c".." {
-            copy_entry(from, to, name, depth)?;
+            copy_entry(from, to, name, links, depth)?;
         }
     }
     Ok(())
@@ -49,46 +113,45 @@ fn copy_entry(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     name: &CStr,
+    links: &mut Links<'_>,
     depth: usize,
 ) -> Result<(), Errno> {
     let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => copy_dir(from, to, name, depth),
-        FileType::RegularFile => copy_file(from, to, name),
-        FileType::Symlink => {
-            copy_link(from, to, name)?;
-            let (uid, gid) = owner(&stat);
-            chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
-        }
+        FileType::Directory => return copy_dir(from, to, name, links, depth),
+        FileType::RegularFile => return copy_file(from, to, name, links),
+        FileType::Symlink => copy_link(from, to, name)?,
         kind => {
-            mknodat(
-                to,
-                name,
-                kind,
-                Mode::from_raw_mode(stat.st_mode),
-                stat.st_rdev,
-            )?;
-            let (uid, gid) = owner(&stat);
-            chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            let mode = Mode::from_raw_mode(stat.st_mode);
+            mknodat(to, name, kind, mode, stat.st_rdev)?;
         }
     }
+    let (uid, gid) = owner(&stat);
+    chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    utimensat(to, name, &times(&stat), AtFlags::SYMLINK_NOFOLLOW)
 }
 
 fn copy_dir(
     from: BorrowedFd<'_>,
     to: BorrowedFd<'_>,
     name: &CStr,
+    links: &mut Links<'_>,
     depth: usize,
 ) -> Result<(), Errno> {
     let depth = depth.checked_sub(1).ok_or(Errno::LOOP)?;
     let from = open_dir(from, name)?;
     mkdirat(to, name, PRIVATE)?;
     let to = open_dir(to, name)?;
-    copy_entries(from.as_fd(), to.as_fd(), depth)?;
-    copy_attributes(&fstat(&from)?, to.as_fd())
+    copy_entries(from.as_fd(), to.as_fd(), links, depth)?;
+    copy_attributes(&fstat(&from)?, from.as_fd(), to.as_fd())
 }
 
-fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+fn copy_file(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+    links: &mut Links<'_>,
+) -> Result<(), Errno> {
     // Should it have become something else meanwhile, opening it must not block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let from = openat(from, name, flags | OFlags::CLOEXEC, Mode::empty())?;
@@ -96,10 +159,31 @@ fn copy_file(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<()
     if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
         return Err(Errno::AGAIN);
     }
+    if stat.st_nlink < 2 {
+        return copy_content(&stat, from.as_fd(), to, name);
+    }
+    let link = link_name(&stat);
+    let link = CStr::from_bytes_until_nul(&link).map_err(|_| Errno::INVAL)?;
+    let links = links.dir()?;
+    match linkat(links, link, to, name, AtFlags::empty()) {
+        Err(Errno::NOENT) => {
+            copy_content(&stat, from.as_fd(), to, name)?;
+            linkat(to, name, links, link, AtFlags::empty())
+        }
+        linked => linked,
+    }
+}
+
+fn copy_content(
+    stat: &Stat,
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    name: &CStr,
+) -> Result<(), Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
     let to = openat(to, name, flags | OFlags::CLOEXEC, PRIVATE)?;
-    while sendfile(&to, &from, None, CHUNK)? != 0 {}
-    copy_attributes(&stat, to.as_fd())
+    while sendfile(&to, from, None, CHUNK)? != 0 {}
+    copy_attributes(stat, from, to.as_fd())
 }
 
 fn copy_link(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
@@ -109,18 +193,58 @@ fn copy_link(from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr) -> Result<()
     symlinkat(target, to, name)
 }
 
-/// The owner first: changing it takes the set-id bits away.
-fn copy_attributes(stat: &Stat, to: BorrowedFd<'_>) -> Result<(), Errno> {
+/// The owner first: changing it takes set-id bits and capabilities away. The time last.
+fn copy_attributes(stat: &Stat, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let (uid, gid) = owner(stat);
     fchown(to, Some(uid), Some(gid))?;
-    fchmod(to, Mode::from_raw_mode(stat.st_mode))
+    // Too little room, for that there are some is all that counts.
+    if flistxattr(from, &mut [0; 1]) != Ok(0) {
+        copy_extended(from, to)?;
+    }
+    fchmod(to, Mode::from_raw_mode(stat.st_mode))?;
+    futimens(to, &times(stat))
+}
+
+/// Extended attributes: capabilities, access lists, and those of users. Its room is not to be part
+/// of every level of directories.
+#[inline(never)]
+fn copy_extended(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    let (mut names, mut value) = ([0; ATTRIBUTES], [0; ATTRIBUTES]);
+    let length = match flistxattr(from, &mut names[..]) {
+        // The file system has none.
+        Err(Errno::NOTSUP) => return Ok(()),
+        length => length?,
+    };
+    for name in names[..length].split_inclusive(|byte| *byte == 0) {
+        let name = CStr::from_bytes_with_nul(name).map_err(|_| Errno::INVAL)?;
+        let value = match fgetxattr(from, name, &mut value[..]) {
+            Ok(length) => &value[..length],
+            // It is gone, or means nobody of this user namespace.
+            Err(Errno::NODATA | Errno::OVERFLOW) => continue,
+            Err(errno) => return Err(errno),
+        };
+        match fsetxattr(to, name, value, XattrFlags::empty()) {
+            // A tmpfs does not take it, or not from this user namespace.
+            Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
+}
+
+fn times(stat: &Stat) -> Timestamps {
+    let time = |tv_sec: i64, tv_nsec| Timespec { tv_sec, tv_nsec };
+    Timestamps {
+        last_access: time(stat.st_atime as i64, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime as i64, stat.st_mtime_nsec as _),
+    }
 }
 
 fn owner(stat: &Stat) -> (Uid, Gid) {
     (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid))
 }
 
-fn open_dir(dir: BorrowedFd<'_>, name: &CStr) -> Result<std::os::fd::OwnedFd, Errno> {
+fn open_dir(dir: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(dir, name, flags, Mode::empty())
 }
@@ -155,5 +279,35 @@ mod tests {
         let link = fs::read_link(copy("a/link")).expect("a link");
         assert_eq!(link.to_str(), Some("/etc/passwd"));
         assert_eq!(fs::read_dir(to.path()).expect("read").count(), 102);
+    }
+
+    #[test]
+    fn names_of_one_file_and_times_stay() {
+        let (from, to) = (tempfile::tempdir(), tempfile::tempdir());
+        let (from, to) = (from.expect("directory"), to.expect("directory"));
+        let at = |path: &str| from.path().join(path);
+        fs::create_dir(at("sub")).expect("made");
+        fs::write(at("sub/one"), "1").expect("written");
+        fs::write(at("other"), "2").expect("written");
+        fs::hard_link(at("sub/one"), at("two")).expect("linked");
+        fs::hard_link(at("sub/one"), at("sub/three")).expect("linked");
+        fs::hard_link(at("other"), from.path().with_extension("outside")).expect("linked");
+        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(86_400, 7);
+        for path in ["sub/one", "sub"] {
+            let file = fs::File::open(at(path)).expect("opened");
+            file.set_modified(old).expect("set");
+        }
+        let fd = |dir: &tempfile::TempDir| fs::File::open(dir.path()).expect("opened");
+        copy_up(fd(&from).as_fd(), fd(&to).as_fd()).expect("copied");
+        fs::remove_file(from.path().with_extension("outside")).expect("removed");
+
+        let stat = |path: &str| fs::metadata(to.path().join(path)).expect("there");
+        let one = stat("sub/one").ino();
+        assert_eq!((stat("two").ino(), stat("sub/three").ino()), (one, one));
+        assert_eq!((stat("two").nlink(), stat("other").nlink()), (3, 1));
+        for path in ["two", "sub"] {
+            assert_eq!(stat(path).modified().expect("a time"), old);
+        }
+        assert_eq!(fs::read_dir(to.path()).expect("read").count(), 3);
     }
 }

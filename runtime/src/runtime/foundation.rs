@@ -6,8 +6,8 @@ use oci_spec::runtime::{Linux, Spec};
 use crate::caller::Caller;
 use crate::error::Result;
 use crate::launch::{
-    Joined, OpenNamespace, check_maps, open_joins, open_trees_inside, own_user_namespace,
-    shares_network, user_namespace,
+    Joined, OpenNamespace, check_maps, no_user_namespace, open_joins, open_trees_inside,
+    own_user_namespace, shares_network, user_namespace,
 };
 use crate::plan::{FieldError, IdMaps, LaunchPlan};
 use crate::rootfs::HostTrees;
@@ -77,7 +77,9 @@ impl Foundation {
             joined.enter_first(own_user_namespace(&maps)?);
         }
         let trees = match joined.user() {
-            Some(user) => open_trees_inside(user, &plan.rootfs)?,
+            Some(user) => {
+                open_trees_inside(user, || HostTrees::open(&plan.rootfs, no_user_namespace))?
+            }
             None => HostTrees::open(&plan.rootfs, user_namespace)?,
         };
         Ok((joined, trees))

@@ -3,15 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
+use rustix::fs::{Mode, OFlags, open};
 use serde::Deserialize;
 
 use super::Runtime;
 use super::lifecycle::init_of;
+use crate::caller::Caller;
 use crate::cgroup::CgroupPath;
 use crate::error::{Error, Result};
-use crate::launch::{HotChange, HotJob, change_mounts, user_namespace};
-use crate::plan::{FieldError, MountContext, plan_mounts, relative_target};
-use crate::rootfs::open_parts;
+use crate::launch::{
+    HotChange, HotJob, change_mounts, no_user_namespace, open_trees_inside, user_namespace,
+};
+use crate::plan::{FieldError, MountContext, MountPlan, plan_mounts, relative_target};
+use crate::rootfs::{HostPart, HostTrees, open_parts};
 use crate::spec::{Namespaces, load_bundle};
 use crate::state::{ContainerId, Record, StateDir};
 
@@ -49,8 +53,31 @@ pub(super) fn add(runtime: &Runtime, id: &ContainerId, file: &Path) -> Result<()
         joined_user: None,
     };
     let plans = plan_mounts(&mounts, &context).map_err(|e| refused(file, e))?;
-    let parts = open_parts(&plans, user_namespace)?;
+    let parts = if Caller::probe()?.privileged {
+        open_parts(&plans, user_namespace)?
+    } else {
+        open_inside(&record, &plans)?
+    };
     change(&record, HotChange::Add(plans, parts))
+}
+
+/// Opens what mounts take from the host as root of the container's user namespace, which a caller
+/// without privileges owns.
+fn open_inside(record: &Record, plans: &[MountPlan]) -> Result<Vec<HostPart>> {
+    let path = format!("/proc/{}/ns/user", record.pid);
+    let user = open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(Error::file("open namespace", &path))?;
+    // Checked after opening: nobody else can have got the pid before.
+    init_of(record)?.ok_or(Error::NotRunning)?;
+    let opened = open_trees_inside(&user, || {
+        Ok(HostTrees {
+            root: open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                .map_err(Error::file("open", "/"))?,
+            mounts: open_parts(plans, no_user_namespace)?,
+            devices: Vec::new(),
+        })
+    });
+    opened.map(|trees| trees.mounts)
 }
 
 pub(super) fn remove(runtime: &Runtime, id: &ContainerId, file: &Path) -> Result<()> {
@@ -73,6 +100,7 @@ fn change(record: &Record, change: HotChange) -> Result<()> {
     change_mounts(&mut HotJob {
         init,
         namespaces: record.namespaces,
+        privileged: Caller::probe()?.privileged,
         change,
     })
 }
