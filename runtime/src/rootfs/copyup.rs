@@ -233,10 +233,14 @@ fn copy_extended(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> 
 }
 
 fn times(stat: &Stat) -> Timestamps {
-    let time = |tv_sec: i64, tv_nsec| Timespec { tv_sec, tv_nsec };
+    // Nanoseconds are below 10^9, whatever their type.
+    let time = |tv_sec, nanoseconds| Timespec {
+        tv_sec,
+        tv_nsec: nanoseconds as _,
+    };
     Timestamps {
-        last_access: time(stat.st_atime as i64, stat.st_atime_nsec as _),
-        last_modification: time(stat.st_mtime as i64, stat.st_mtime_nsec as _),
+        last_access: time(stat.st_atime, stat.st_atime_nsec),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec),
     }
 }
 
