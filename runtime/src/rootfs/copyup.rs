@@ -53,12 +53,11 @@ struct Links<'t> {
 impl Links<'_> {
     /// The directory, made at first use.
     fn dir(&mut self) -> Result<BorrowedFd<'_>, Errno> {
-        let dir = match self.dir.take() {
-            Some(dir) => dir,
-            None => {
-                mkdirat(self.top, LINKS, PRIVATE)?;
-                open_dir(self.top, LINKS)?
-            }
+        let dir = if let Some(dir) = self.dir.take() {
+            dir
+        } else {
+            mkdirat(self.top, LINKS, PRIVATE)?;
+            open_dir(self.top, LINKS)?
         };
         let dir: &OwnedFd = self.dir.insert(dir);
         Ok(dir.as_fd())
@@ -208,6 +207,10 @@ fn copy_attributes(stat: &Stat, from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Res
 /// Extended attributes: capabilities, access lists, and those of users. Its room is not to be part
 /// of every level of directories.
 #[inline(never)]
+#[expect(
+    clippy::large_stack_arrays,
+    reason = "the child allocates nothing, and a value may be that long"
+)]
 fn copy_extended(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
     let (mut names, mut value) = ([0; ATTRIBUTES], [0; ATTRIBUTES]);
     let length = match flistxattr(from, &mut names[..]) {
