@@ -58,7 +58,11 @@ impl Link {
         let flags = SocketFlags::CLOEXEC;
         let (socket, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
             .map_err(|errno| failed()(errno.into()))?;
-        let child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        for name in super::stored::VARIABLES {
+            command.env_remove(name);
+        }
+        let child = command
             .arg0(super::NAME)
             .arg("keeper")
             .arg("--deadline")

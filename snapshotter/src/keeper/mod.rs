@@ -5,7 +5,7 @@
 //! descriptor; when the last one goes, **it lets everyone through and holes read as zeros**. So
 //! the descriptor is held twice, by the daemon and by this process, and each of them replaces the
 //! other: a daemon that finds its keeper dead starts a new one at once, and a daemon that starts
-//! takes the group over from the keeper.
+//! takes the group over from the keeper. Under systemd a third copy is in its store (`stored`).
 //!
 //! **It also takes the events from the queue.** An event that was read is lost to everyone but its
 //! reader, so the reader must be who does not die. The keeper hands each event to the daemon as a
@@ -19,6 +19,7 @@
 
 pub(crate) mod group;
 pub(crate) mod link;
+pub(crate) mod stored;
 pub(crate) mod wire;
 
 use std::collections::{BTreeMap, VecDeque};

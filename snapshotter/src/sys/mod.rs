@@ -9,4 +9,4 @@ mod process;
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
 pub(crate) use map::Map;
 pub(crate) use memory::give_back;
-pub(crate) use process::{ignore_termination, set_name};
+pub(crate) use process::{ignore_termination, inherited, set_name};

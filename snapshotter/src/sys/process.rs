@@ -2,6 +2,8 @@
 
 use std::ffi::CString;
 use std::io;
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// SIGTERM, SIGINT and SIGHUP no longer end this process.
 pub(crate) fn ignore_termination() -> io::Result<()> {
@@ -22,4 +24,23 @@ pub(crate) fn set_name(name: &str) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// The first descriptor that a service manager passes on.
+const FIRST: usize = 3;
+
+/// Takes over the descriptor number `position` of those that the service manager has passed on;
+/// once in the life of the process.
+pub(crate) fn inherited(position: usize) -> io::Result<OwnedFd> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Err(io::Error::other("taken before"));
+    }
+    let fd = libc::c_int::try_from(FIRST + position).map_err(io::Error::other)?;
+    // SAFETY: takes integers only; a number that is not open is an error.
+    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: it is open, the manager has made it for this process, and nobody else takes it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -40,17 +40,19 @@ impl Daemon {
     }
 
     pub(crate) async fn start_with(dir: TempDir, arguments: &[&str]) -> Self {
+        let mut command = command(dir.path());
+        command.args(arguments);
+        Self::start_by(dir, command).await
+    }
+
+    pub(crate) async fn start_by(dir: TempDir, mut command: Command) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
             .open(dir.path().join("log"))
             .unwrap();
         let started = Instant::now();
-        let child = command(dir.path())
-            .args(arguments)
-            .stderr(log)
-            .spawn()
-            .unwrap();
+        let child = command.stderr(log).spawn().unwrap();
         let mut daemon = Self {
             dir,
             child,

@@ -3,12 +3,16 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -183,7 +187,7 @@ async fn files_can_be_read_in_every_way() {
     let script = "import mmap,sys; f=open(sys.argv[1],'rb'); \
                   m=mmap.mmap(f.fileno(),0,prot=mmap.PROT_READ); \
                   m[400000]; sys.stdout.buffer.write(m[:])";
-    let mapped = std::process::Command::new("python3")
+    let mapped = Command::new("python3")
         .args(["-c", script, at(33).to_str().unwrap()])
         .output()
         .unwrap();
@@ -362,6 +366,74 @@ async fn after_the_death_of_both_the_successor_says_so_and_guards_again() {
     let again = client.mounts("c").await.unwrap();
     let again = Mounted::new(daemon.dir(), &again[0]);
     (0..FILES).for_each(|n| check(again.path(), n));
+}
+
+/// What systemd's store gets: the descriptor of the first message that has one.
+fn stored(manager: &std::os::unix::net::UnixDatagram) -> OwnedFd {
+    loop {
+        let (mut text, mut space) = ([0; 200], [MaybeUninit::uninit(); 64]);
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let mut parts = [std::io::IoSliceMut::new(&mut text)];
+        recvmsg(manager, &mut parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC).unwrap();
+        for message in ancillary.drain() {
+            if let RecvAncillaryMessage::ScmRights(mut fds) = message {
+                assert!(text.starts_with(b"FDSTORE=1\n"));
+                return fds.next().unwrap();
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_systemd_has_stored_outlives_both_and_no_hole_is_read() {
+    let image = image();
+    let dir = tempfile::tempdir().unwrap();
+    let notify = dir.path().join("notify");
+    let manager = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    let config = dir.path().join("config.toml");
+    fs::write(&config, "mount = \"kernel\"\n").unwrap();
+    let mut command = crate::daemon::command(dir.path());
+    command
+        .arg("--config")
+        .arg(&config)
+        .env("NOTIFY_SOCKET", &notify);
+    let daemon = Daemon::start_by(dir, command).await;
+    let group = stored(&manager);
+    let mut client = daemon.client().await;
+    let tree = container(&daemon, &mut client, &image, "c").await;
+    drop(client);
+    let keeper = keepers(daemon.dir())[0];
+    let dir = daemon.kill();
+    kill(keeper);
+    wait_until("the keeper is gone", || keepers(dir.path()).is_empty());
+    let root = tree.path().to_owned();
+    let reader = std::thread::spawn(move || check(&root, FILES - 2));
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(!reader.is_finished(), "the read waits for the successor");
+
+    // Descriptor 3 and three variables, as systemd passes it on.
+    let script = "exec 3<&0 < /dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$0\" \"$@\"";
+    let mut command = Command::new("/bin/sh");
+    command
+        .args([
+            "-c",
+            script,
+            env!("CARGO_BIN_EXE_xebec-snapshotter"),
+            "serve",
+        ])
+        .args(["--log", "debug", "--root"])
+        .arg(crate::daemon::root(dir.path()))
+        .arg("--address")
+        .arg(crate::daemon::socket(dir.path()))
+        .arg("--config")
+        .arg(&config)
+        .env("LISTEN_FDNAMES", "xebec-group")
+        .stdin(group);
+    let daemon = Daemon::start_by(dir, command).await;
+    reader.join().unwrap();
+    (0..FILES).for_each(|n| check(tree.path(), n));
+    assert!(!daemon.log().contains("Restart them"), "{}", daemon.log());
+    assert_eq!(keepers(daemon.dir()).len(), 1);
 }
 
 #[tokio::test]

@@ -27,6 +27,7 @@ use crate::fill::Filler;
 use crate::fill::pool::{Class, Pool};
 use crate::keeper::group::{Group, Verdict};
 use crate::keeper::link::Link;
+use crate::keeper::stored;
 use crate::keeper::wire::Event;
 
 /// Numbers that events of a dead keeper may have: it has no more descriptors.
@@ -59,9 +60,21 @@ impl Gate {
         if let Some((link, group)) = Link::to_keeper(&keeping.socket)? {
             return Self::new(root, keeping, link, group, false);
         }
+        if let Some(group) = stored::take() {
+            tracing::error!("the keeper was killed with the daemon; systemd has kept the watch");
+            return Self::with_new_keeper(root, keeping, group, false);
+        }
         let group = Group::new().map_err(Error::io("watch files below", root))?;
+        stored::put(&group);
+        Self::with_new_keeper(root, keeping, group, true)
+    }
+
+    fn with_new_keeper(root: &Path, keeping: Keeping, group: Group, is_new: bool) -> Result<Self> {
+        if !is_new {
+            deny_lost(&group);
+        }
         let link = Link::to_new_keeper(&group, &keeping)?;
-        Self::new(root, keeping, link, group, true)
+        Self::new(root, keeping, link, group, is_new)
     }
 
     /// Takes the watch over from the keeper; `None` if there is none.
@@ -128,7 +141,10 @@ impl Gate {
         self.closing.store(true, Ordering::SeqCst);
         let link = self.link();
         match self.group.watches_anything() {
-            Ok(false) => link.dismiss(),
+            Ok(false) => {
+                link.dismiss();
+                stored::remove();
+            }
             Ok(true) => {}
             Err(error) => tracing::warn!(%error, "the keeper stays"),
         }
@@ -294,31 +310,31 @@ impl Gate {
                 .unwrap_or_else(PoisonError::into_inner);
         }
         drop(open);
-        self.deny_lost();
+        deny_lost(&self.group);
         let link = Link::to_new_keeper(&self.group, &self.keeping)?;
         tracing::info!(keeper = link.keeper(), "there is a keeper again");
         *lock(&self.link) = Arc::new(link);
         Ok(())
     }
 
-    /// Denies what the keeper had taken from the queue and told nobody: a wrong number is no
-    /// error, so all are tried.
-    fn deny_lost(&self) {
-        let mut last = 0;
-        for id in 0..MOST_EVENTS {
-            match self.group.answer_known(id, Verdict::Deny) {
-                Ok(true) => {
-                    tracing::error!("a read got EIO, since the keeper died with it");
-                    last = id;
-                }
-                _ if id - last > GAP => return,
-                _ => {}
-            }
-        }
-    }
-
     fn link(&self) -> Arc<Link> {
         Arc::clone(&lock(&self.link))
+    }
+}
+
+/// Denies what a dead keeper had taken from the queue and told nobody: a wrong number is no error,
+/// so all are tried.
+fn deny_lost(group: &Group) {
+    let mut last = 0;
+    for id in 0..MOST_EVENTS {
+        match group.answer_known(id, Verdict::Deny) {
+            Ok(true) => {
+                tracing::error!("a read got EIO, since the keeper died with it");
+                last = id;
+            }
+            _ if id - last > GAP => return,
+            _ => {}
+        }
     }
 }
 
