@@ -14,7 +14,7 @@
 //! kernel, which knows an event by its number, whoever answers.
 //!
 //! Without a daemon reads wait for a successor, up to a deadline; from then on they get EIO, never
-//! zeros. The keeper has no other job: it knows no layer, allocates next to nothing and is not
+//! zeros. If nothing is watched by then, the keeper ends. It has no other job: it knows no layer, allocates next to nothing and is not
 //! chosen when memory runs out.
 
 pub(crate) mod group;
@@ -110,6 +110,13 @@ impl Keeper {
             }
             if self.is_expired() {
                 self.deny_all();
+                if self
+                    .group
+                    .watches_anything()
+                    .is_ok_and(|anything| !anything)
+                {
+                    return Ok(());
+                }
             }
             self.send();
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use crate::daemon::{Client, Daemon, START_LIMIT, command, ended, root, socket};
+use crate::daemon::{Client, Daemon, START_LIMIT, command, ended, root};
 use tonic::Code;
 use xebec_snapshotter::daemon::status::Report;
 
@@ -144,16 +144,16 @@ async fn the_service_manager_hears_when_the_daemon_is_ready() {
     manager
         .set_read_timeout(Some(Duration::from_secs(20)))
         .unwrap();
-    let mut child = command(dir.path())
-        .env("NOTIFY_SOCKET", &path)
-        .spawn()
-        .unwrap();
-    let mut buffer = [0; 64];
-    let length = manager.recv(&mut buffer).unwrap();
-    assert_eq!(&buffer[..length], b"READY=1");
-    assert!(std::os::unix::net::UnixStream::connect(socket(dir.path())).is_ok());
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let mut command = command(dir.path());
+    command.env("NOTIFY_SOCKET", &path);
+    let _daemon = Daemon::start_by(dir, command).await;
+    let said = || {
+        let mut buffer = [0; 64];
+        let length = manager.recv(&mut buffer).unwrap();
+        String::from_utf8(buffer[..length].to_vec()).unwrap()
+    };
+    assert_eq!(said(), "FDSTORE=1\nFDPOLL=0\nFDNAME=xebec-group");
+    assert_eq!(said(), "READY=1");
 }
 
 #[test]

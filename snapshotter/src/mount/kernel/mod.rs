@@ -99,14 +99,8 @@ impl Kernel {
         if !image::is_mounted(&path) {
             return Ok(None);
         }
-        if self.gate.is_new() {
+        if self.gate.is_new() && self.guard_again(chain)? {
             Gate::report_gap(&path);
-            for layer in chain {
-                let filler = self.layers.get(*layer)?;
-                for segment in 0..filler.blob().index().segments() {
-                    self.gate.guard(*layer, &filler, segment)?;
-                }
-            }
             return Ok(None);
         }
         self.gate.remember(chain);
@@ -114,6 +108,19 @@ impl Kernel {
             path,
             _fillers: Vec::new(),
         }))
+    }
+
+    /// Guards the segments of a chain; whether any of them has holes.
+    fn guard_again(&self, chain: &[LayerId]) -> Result<bool> {
+        let mut has_holes = false;
+        for layer in chain {
+            let filler = self.layers.get(*layer)?;
+            for segment in 0..filler.blob().index().segments() {
+                self.gate.guard(*layer, &filler, segment)?;
+                has_holes |= !filler.blob().is_segment_complete(segment);
+            }
+        }
+        Ok(has_holes)
     }
 
     /// Lets the kernel read complete segments without asking, and makes images durable.
