@@ -159,3 +159,104 @@ fn a_forged_checksum_means_an_ordinary_pull_that_says_why() {
         .unwrap();
     assert!(ran.success() && ran.stdout.starts_with("root:"), "{ran:?}");
 }
+
+/// Converts a corpus image by our own tool; its reference.
+fn push_by_ourselves(host: &NativeHost, name: &str) -> String {
+    let image = format!("{}/{name}:ours", Service::REGISTRY);
+    let from = format!("oci:/srv/corpus/{name}");
+    let convert = [
+        "xebec-snapshotter",
+        "image",
+        "convert",
+        "--to",
+        "zstd-chunked",
+    ];
+    host.check(&[&convert[..], &[&from, &image]].concat())
+        .expect("conversion");
+    image
+}
+
+#[test]
+fn what_we_convert_is_reproducible_keeps_its_diff_ids_and_is_read_lazily_by_ourselves() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = push_by_ourselves(&host, "redis");
+    let raw = |image: &str| {
+        let script = format!("skopeo inspect --raw --tls-verify=false docker://{image}");
+        host.check_sh(&script).unwrap()
+    };
+    let manifest = raw(&image);
+    assert!(manifest.contains("io.github.containers.zstd-chunked.tarsplit-position"));
+    push_by_ourselves(&host, "redis");
+    assert_eq!(raw(&image), manifest, "the same input gives the same image");
+    let diff_ids = |image: &str| {
+        let script = format!("skopeo inspect --config --tls-verify=false {image}");
+        host.check_sh(&format!("{script} | jq -c .rootfs.diff_ids"))
+            .unwrap()
+    };
+    assert_eq!(
+        diff_ids(&format!("docker://{image}")),
+        diff_ids("oci:/srv/corpus/redis")
+    );
+
+    // What is in the format already is taken as it is.
+    let again = format!("{}/redis:again", Service::REGISTRY);
+    let convert = [
+        "xebec-snapshotter",
+        "image",
+        "convert",
+        "--to",
+        "zstd-chunked",
+    ];
+    host.check(&[&convert[..], &[&image, &again]].concat())
+        .unwrap();
+    assert_eq!(raw(&again), manifest);
+
+    ctr.pull(&image, "xebec").unwrap();
+    assert_eq!(lazy_layers(&host), 2, "{}", host.log(Service::Snapshotter));
+    let theirs = describe_by_overlayfs(ctr, &image);
+    let ours = ctr
+        .run(Stack::XEBEC, &image, "ours", &["sh", "-c", DESCRIBE])
+        .unwrap();
+    assert_same(&ours.stdout, &theirs);
+}
+
+#[test]
+fn podman_pulls_what_we_convert_in_parts_and_gives_back_the_same_layers() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let image = push_by_ourselves(&host, "redis");
+    host.check_sh(
+        "mkdir -p /etc/containers && cat > /etc/containers/storage.conf <<'END'
+[storage]
+driver = \"overlay\"
+runroot = \"/run/containers/storage\"
+graphroot = \"/var/lib/containers/storage\"
+[storage.options]
+pull_options = {enable_partial_images = \"true\", use_hard_links = \"false\", ostree_repos = \"\"}
+END",
+    )
+    .unwrap();
+    let pulled = host
+        .check_sh(&format!(
+            "podman --log-level debug pull --tls-verify=false {image} 2>&1"
+        ))
+        .unwrap();
+    assert_eq!(
+        pulled.matches("Retrieved partial blob").count(),
+        2,
+        "podman pulled whole layers: {pulled}"
+    );
+    // The layers that podman gives back are those of the source, to the byte: it had to put the
+    // archives together from files and tar-split.
+    let script = format!(
+        "podman save -q --format oci-dir -o /tmp/saved {image} &&
+         skopeo copy -q --dest-decompress oci:/tmp/saved dir:/tmp/plain && cd /tmp/plain &&
+         jq -r '.layers[].digest' manifest.json | while read -r digest; do
+             sha256sum ${{digest#sha256:}} | cut -d' ' -f1; done"
+    );
+    let saved = host.check_sh(&script).unwrap();
+    let source = "skopeo inspect --config oci:/srv/corpus/redis | jq -r '.rootfs.diff_ids[]'";
+    let source = host.check_sh(source).unwrap().replace("sha256:", "");
+    assert_eq!(source.lines().count(), 2);
+    assert_eq!(saved, source);
+}

@@ -42,6 +42,19 @@ enum Target {
     Estargz,
     /// the same layers, each with an index by which it can be read lazily
     Index,
+    /// zstd layers with a table of contents, as podman, buildah and skopeo write them; layers keep
+    /// their diff IDs
+    ZstdChunked,
+}
+
+impl From<Target> for Format {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::Estargz => Self::Layers(convert::Target::Estargz),
+            Target::ZstdChunked => Self::Layers(convert::Target::ZstdChunked),
+            Target::Index => Self::Index,
+        }
+    }
 }
 
 /// Format of what is printed.
@@ -84,14 +97,13 @@ struct ConvertArgs {
     /// Convert the image for this platform (OS/ARCH[/VARIANT]) only; otherwise all of an index
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
-    /// Largest piece of a file that is fetched at once, in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = convert::DEFAULT_CHUNK_SIZE,
-          value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
-    chunk_size: u64,
-    /// Compression level
-    #[arg(long, value_name = "0-9", default_value_t = convert::DEFAULT_LEVEL,
-          value_parser = clap::value_parser!(u32).range(0..=9))]
-    level: u32,
+    /// Largest piece of a file that is fetched at once, in bytes [default: estargz 4194304,
+    /// zstd-chunked 524288]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
+    chunk_size: Option<u64>,
+    /// Compression level: estargz 0 to 9 [default: 6], zstd-chunked 1 to 22 [default: 3]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(0..=22))]
+    level: Option<u32>,
     /// File that lists, one a line, the paths a container reads first
     #[arg(long, value_name = "FILE")]
     prioritize: Option<PathBuf>,
@@ -131,10 +143,6 @@ pub(super) fn run(args: Args) -> Result<()> {
 }
 
 fn run_convert(args: ConvertArgs) -> Result<()> {
-    let format = match args.to {
-        Target::Estargz => Format::Estargz,
-        Target::Index => Format::Index,
-    };
     let prioritized = match &args.prioritize {
         Some(path) => {
             convert::parse_list(&std::fs::read_to_string(path).map_err(Error::io("read", path))?)
@@ -145,7 +153,7 @@ fn run_convert(args: ConvertArgs) -> Result<()> {
     let options = Options {
         source: args.source,
         destination: args.destination,
-        format,
+        format: args.to.into(),
         platform: args.platform,
         chunk_size: args.chunk_size,
         level: args.level,
@@ -176,7 +184,7 @@ fn describe(inspection: &Inspection) -> String {
     let layers = inspection.layers.iter().map(|layer| {
         let format = match layer.format {
             LayerFormat::Estargz => "eStargz (lazy)",
-            LayerFormat::ZstdChunked => "zstd:chunked",
+            LayerFormat::ZstdChunked => "zstd:chunked (lazy)",
             LayerFormat::Gzip => "gzip",
             LayerFormat::Zstd => "zstd",
             LayerFormat::Tar => "tar",

@@ -18,49 +18,27 @@ use crate::digest::{Digest, Hasher, HashingWriter};
 use crate::error::{Error, Result};
 use crate::formats::estargz::footer;
 use crate::formats::estargz::toc::{
-    EntryType, LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, Toc, TocEntry,
+    EntryType, LANDMARK_CONTENT, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_DIGEST_ANNOTATION,
+    TOC_NAME, Toc, TocEntry, UNCOMPRESSED_SIZE_ANNOTATION,
 };
 
 use super::entry::toc_entry;
+use super::layer::Written;
 use super::member::{Member, Piece, Plan, Pool, compress};
 use super::order::order;
-use super::spool::Spool;
+use super::spool::{Spool, keep};
 use super::tar::{BLOCK, TarEntry, encode_regular, padding};
+use super::target::Style;
 
 /// Header bytes between two files that may collect before they get a member of their own.
 const MAX_HEADERS: u64 = 1 << 20;
 /// Level of the TOC's compression: it is read at every start, and small.
 const TOC_LEVEL: u32 = 9;
 
-/// How a layer is written.
-#[derive(Debug, Clone)]
-pub(super) struct Style {
-    /// Largest chunk in bytes.
-    pub(super) chunk_size: u64,
-    /// Paths that come first, in their order.
-    pub(super) prioritized: Vec<String>,
-}
-
-/// A written blob.
-#[derive(Debug)]
-pub(super) struct Written {
-    /// The blob, in a nameless file.
-    pub(super) file: File,
-    /// Digest of the blob.
-    pub(super) digest: Digest,
-    /// Length of the blob in bytes.
-    pub(super) size: u64,
-    /// Digest of the archive that it decompresses to.
-    pub(super) diff_id: Digest,
-    /// Length of that archive in bytes.
-    pub(super) uncompressed_size: u64,
-    /// Digest of the TOC's JSON.
-    pub(super) toc_digest: Digest,
-}
-
 /// Writes the spooled layer into a nameless file in `dir`.
 pub(super) fn write(spool: Spool, style: &Style, pool: &Pool, dir: &Path) -> Result<Written> {
     let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
+    let entries = keep(spool.entries);
     let archive = Arc::new(spool.file);
     let mut assembly = Assembly {
         blob: HashingWriter::new(BufWriter::with_capacity(1 << 20, file)),
@@ -68,13 +46,14 @@ pub(super) fn write(spool: Spool, style: &Style, pool: &Pool, dir: &Path) -> Res
         uncompressed_size: 0,
         toc: Toc {
             version: 1,
-            entries: Vec::with_capacity(spool.entries.len() + 1),
+            entries: Vec::with_capacity(entries.len() + 1),
+            ..Toc::default()
         },
         file_hash: None,
         dir: dir.to_owned(),
     };
     let mut pending = VecDeque::with_capacity(pool.window());
-    Planner::new(&spool.entries, style).run(|step| {
+    Planner::new(&entries, style).run(|step| {
         if pending.len() == pool.window() {
             assembly.finish_first(&mut pending)?;
         }
@@ -327,13 +306,21 @@ impl Assembly {
         let file = writer
             .into_inner()
             .map_err(|error| Error::io("write temporary file in", &self.dir)(error.into_error()))?;
+        let toc_digest = Digest::of(&json);
+        let annotations = vec![
+            (TOC_DIGEST_ANNOTATION, toc_digest.to_string()),
+            (
+                UNCOMPRESSED_SIZE_ANNOTATION,
+                self.uncompressed_size.to_string(),
+            ),
+        ];
         Ok(Written {
             file,
             digest,
             size,
             diff_id: self.diff.finish(),
-            uncompressed_size: self.uncompressed_size,
-            toc_digest: Digest::of(&json),
+            toc_digest,
+            annotations,
         })
     }
 }
@@ -346,8 +333,10 @@ mod tests {
 
     use flate2::read::{GzDecoder, MultiGzDecoder};
 
+    use super::super::member::Packing;
     use super::super::spool::spool;
     use super::super::tar::Reader;
+    use super::super::target::Target;
     use super::*;
 
     /// A pseudo-random tree, the same for the same seed.
@@ -402,11 +391,13 @@ mod tests {
         let dir = std::env::temp_dir();
         let prioritized = prioritized.iter().map(ToString::to_string).collect();
         let style = Style {
+            target: Target::Estargz,
             chunk_size,
+            level: 6,
             prioritized,
         };
         let spool = spool(archive, &dir, "layer").unwrap();
-        let written = write(spool, &style, &Pool::new(3, 6), &dir).unwrap();
+        let written = write(spool, &style, &Pool::new(3, Packing::Gzip(6)), &dir).unwrap();
         let mut blob = vec![0; written.size as usize];
         written.file.read_exact_at(&mut blob, 0).unwrap();
         (written, blob)
@@ -458,7 +449,11 @@ mod tests {
             let plain = unzip(&blob);
             assert_eq!(Digest::of(&blob), written.digest);
             assert_eq!(Digest::of(&plain), written.diff_id);
-            assert_eq!(plain.len() as u64, written.uncompressed_size);
+            let length = plain.len().to_string();
+            assert_eq!(
+                written.annotations[1],
+                (UNCOMPRESSED_SIZE_ANNOTATION, length)
+            );
             let mut found = contents(&plain);
             assert!(found.remove(TOC_NAME).is_some());
             assert_eq!(

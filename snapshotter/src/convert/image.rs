@@ -16,25 +16,23 @@ use crate::fetch::manifest::{
 use crate::fetch::{FetchedManifest, Platform, Registry};
 
 use super::beside::put_artifact;
-use super::estargz::Style;
 use super::layer::{DoneLayer, LayerReport, Workshop};
 use super::member::Pool;
 use super::place::{Place, Store};
 use super::progress::Observer;
+use super::target::{Style, Target};
 
 /// Layers under way at once. Their downloads overlap; their compression shares one pool.
 const LAYERS_AT_ONCE: usize = 4;
-/// Default of the largest chunk, the one all writers of the format use.
-pub const DEFAULT_CHUNK_SIZE: u64 = 4 << 20;
-/// Default level: above it time grows much faster than size shrinks.
-pub const DEFAULT_LEVEL: u32 = 6;
+/// Media types of configurations.
+const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 
 /// What layers become.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// eStargz.
-    #[default]
-    Estargz,
+    /// Layers of another format.
+    Layers(Target),
     /// What they are, with an index beside them.
     Index,
 }
@@ -50,13 +48,13 @@ pub struct Options {
     pub format: Format,
     /// Only the image for this platform; else all of them.
     pub platform: Option<Platform>,
-    /// Largest chunk in bytes.
-    pub chunk_size: u64,
-    /// Compression level, 0 to 9.
-    pub level: u32,
+    /// Largest chunk in bytes; the format's default when not given.
+    pub chunk_size: Option<u64>,
+    /// Compression level; the format's default when not given.
+    pub level: Option<u32>,
     /// Paths to put first, in their order, without leading slash.
     pub prioritized: Vec<String>,
-    /// Rewrite layers even if they are eStargz already.
+    /// Rewrite layers even if they are in the format already.
     pub rewrite: bool,
     /// Directory for temporary files, which have no name in it.
     pub temp_dir: PathBuf,
@@ -99,16 +97,29 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
         registry,
         place: &options.destination,
     };
+    let target = match options.format {
+        Format::Layers(target) => target,
+        // Nothing is written again.
+        Format::Index => Target::Estargz,
+    };
+    let style = Style {
+        target,
+        chunk_size: options
+            .chunk_size
+            .unwrap_or_else(|| target.default_chunk_size()),
+        level: options.level.unwrap_or_else(|| target.default_level()),
+        prioritized: options.prioritized.clone(),
+    };
+    style.check()?;
     let top = source.manifest()?;
     // Asks for anything at all: wrong credentials must not show after minutes of work.
     destination.has_blob(&top.digest)?;
-    let plan = plan(&source, &top, options.platform.as_ref(), observer)?;
+    let mut plan = plan(&source, &top, options.platform.as_ref(), observer)?;
+    if style.needs_oci() {
+        plan.make_oci();
+    }
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let pool = Pool::new(threads, options.level);
-    let style = Style {
-        chunk_size: options.chunk_size,
-        prioritized: options.prioritized.clone(),
-    };
+    let pool = Pool::new(threads, style.packing());
     let workshop = Workshop {
         source,
         destination,
@@ -171,6 +182,22 @@ struct Plan {
     /// The index to be rewritten, when the destination gets one.
     index: Option<(Index, String)>,
     images: Vec<Image>,
+}
+
+impl Plan {
+    /// Gives manifests and configurations OCI's media types in the place of docker's.
+    fn make_oci(&mut self) {
+        if let Some((index, media_type)) = &mut self.index {
+            index.media_type = Some(OCI_INDEX.to_owned());
+            OCI_INDEX.clone_into(media_type);
+        }
+        for image in &mut self.images {
+            image.manifest.media_type = Some(OCI_MANIFEST.to_owned());
+            if image.manifest.config.media_type == DOCKER_CONFIG {
+                OCI_CONFIG.clone_into(&mut image.manifest.config.media_type);
+            }
+        }
+    }
 }
 
 fn plan(
@@ -333,7 +360,7 @@ fn convert_layers(
                     && let Some((layer, diff_id)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
                 {
                     let outcome = match format {
-                        Format::Estargz => workshop.convert(layer, *diff_id),
+                        Format::Layers(_) => workshop.convert(layer, *diff_id),
                         Format::Index => workshop.index(layer, *diff_id),
                     };
                     let mut done = done.lock().expect("no panic while a result is kept");

@@ -1,28 +1,26 @@
 //! One layer on its way: reused as it is, or converted and stored.
 
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
 use serde::Serialize;
 
 use crate::digest::Digest;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::fetch::manifest::Descriptor;
-use crate::formats::estargz::toc::{TOC_DIGEST_ANNOTATION, UNCOMPRESSED_SIZE_ANNOTATION};
+use crate::formats::estargz::toc::TOC_DIGEST_ANNOTATION;
 
-use super::estargz::{self, Style};
 use super::member::Pool;
 use super::place::Store;
 use super::progress::Observer;
-use super::reuse;
 use super::spool::spool;
+use super::target::{Style, Target};
 
-/// Media type of a gzip layer in OCI images.
-const OCI_GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-/// Media type of a gzip layer in docker images.
-const DOCKER_GZIP: &str = "application/vnd.docker.image.rootfs.diff.tar.gzip";
 /// Annotations of other formats and tools, which no longer hold once a layer is rewritten.
-const FOREIGN_ANNOTATIONS: [&str; 5] = [
+const FOREIGN_ANNOTATIONS: [&str; 7] = [
+    TOC_DIGEST_ANNOTATION,
+    "io.containers.estargz.",
     "io.containers.zstd-chunked.",
     "io.github.containers.zstd-chunked.",
     "containerd.io/snapshot/nydus-",
@@ -47,6 +45,23 @@ pub struct LayerReport {
     pub reused: bool,
 }
 
+/// A written blob, whatever its format.
+#[derive(Debug)]
+pub(super) struct Written {
+    /// The blob, in a nameless file.
+    pub(super) file: File,
+    /// Digest of the blob.
+    pub(super) digest: Digest,
+    /// Length of the blob in bytes.
+    pub(super) size: u64,
+    /// Digest of the archive that it decompresses to.
+    pub(super) diff_id: Digest,
+    /// Digest of the TOC, as the format's annotation states it.
+    pub(super) toc_digest: Digest,
+    /// The format's annotations.
+    pub(super) annotations: Vec<(&'static str, String)>,
+}
+
 /// A layer in its destination.
 #[derive(Clone)]
 pub(super) struct DoneLayer {
@@ -62,7 +77,7 @@ pub(super) struct Workshop<'a> {
     pub(super) source: Store<'a>,
     pub(super) destination: Store<'a>,
     pub(super) style: &'a Style,
-    /// Layers that are eStargz already are rewritten too.
+    /// Layers that are in the format already are rewritten too.
     pub(super) rewrite: bool,
     pub(super) pool: &'a Pool,
     pub(super) dir: &'a Path,
@@ -72,10 +87,10 @@ pub(super) struct Workshop<'a> {
 impl Workshop<'_> {
     /// Converts `layer`, whose archive has digest `diff_id`, and stores it.
     pub(super) fn convert(&self, layer: &Descriptor, diff_id: Digest) -> Result<DoneLayer> {
-        let media_type = gzip_type(layer)?;
+        let media_type = self.style.media_type(layer)?;
         let done = match self.reuse(layer, diff_id)? {
             Some(done) => done,
-            None => self.rewrite(layer, media_type)?,
+            None => self.rewrite(layer, diff_id, media_type)?,
         };
         self.observer.finished(&layer.digest, &done.report);
         Ok(done)
@@ -85,17 +100,17 @@ impl Workshop<'_> {
         if self.rewrite {
             return Ok(None);
         }
-        let what = layer.digest.to_string();
         let ranges = self.source.ranges(layer)?;
-        let Some(toc_digest) = reuse::toc_digest(ranges.as_ref(), &what)? else {
+        let Some(toc_digest) = self.style.toc_digest(ranges.as_ref(), layer)? else {
             return Ok(None);
         };
         self.destination.copy_from(&self.source, layer, self.dir)?;
         self.observer.read(&layer.digest, layer.size);
         let mut descriptor = layer.clone();
-        descriptor
-            .annotations
-            .insert(TOC_DIGEST_ANNOTATION.to_owned(), toc_digest.to_string());
+        if self.style.target == Target::Estargz {
+            let annotation = (TOC_DIGEST_ANNOTATION.to_owned(), toc_digest.to_string());
+            descriptor.annotations.extend([annotation]);
+        }
         let report = report(layer, &descriptor, toc_digest, true);
         Ok(Some(DoneLayer {
             descriptor,
@@ -105,26 +120,27 @@ impl Workshop<'_> {
         }))
     }
 
-    fn rewrite(&self, layer: &Descriptor, media_type: &str) -> Result<DoneLayer> {
+    fn rewrite(&self, layer: &Descriptor, diff_id: Digest, media_type: &str) -> Result<DoneLayer> {
         let blob = Counted {
             inner: self.source.read(layer)?,
             layer,
             observer: self.observer,
         };
         let spool = spool(blob, self.dir, &layer.digest.to_string())?;
-        let written = estargz::write(spool, self.style, self.pool, self.dir)?;
+        let written = self.style.write(spool, self.pool, self.dir)?;
+        if self.style.target == Target::ZstdChunked {
+            // The archive is what it was, unless the image is not what it says.
+            let what = format!("archive of layer {}", layer.digest);
+            diff_id.expect(written.diff_id, &what)?;
+        }
         let mut annotations = layer.annotations.clone();
         annotations.retain(|key, _| {
             !FOREIGN_ANNOTATIONS
                 .iter()
                 .any(|prefix| key.starts_with(prefix))
         });
-        annotations.insert(
-            TOC_DIGEST_ANNOTATION.to_owned(),
-            written.toc_digest.to_string(),
-        );
-        let size = written.uncompressed_size.to_string();
-        annotations.insert(UNCOMPRESSED_SIZE_ANNOTATION.to_owned(), size);
+        let own = written.annotations.into_iter();
+        annotations.extend(own.map(|(name, value)| (name.to_owned(), value)));
         let descriptor = Descriptor {
             media_type: media_type.to_owned(),
             digest: written.digest,
@@ -159,21 +175,6 @@ pub(super) fn report(
     }
 }
 
-/// The media type of `layer` once it is gzip, in the family that it is of.
-fn gzip_type(layer: &Descriptor) -> Result<&'static str> {
-    let known = |prefix: &str| layer.media_type.starts_with(prefix);
-    if known("application/vnd.oci.image.layer.v1.tar") {
-        Ok(OCI_GZIP)
-    } else if known("application/vnd.docker.image.rootfs.diff.tar") {
-        Ok(DOCKER_GZIP)
-    } else {
-        Err(Error::Malformed {
-            what: format!("layer {}", layer.digest),
-            reason: format!("media type {:?} cannot be converted", layer.media_type),
-        })
-    }
-}
-
 /// Tells the observer what has been read.
 pub(super) struct Counted<'a, R> {
     pub(super) inner: R,
@@ -186,43 +187,5 @@ impl<R: Read> Read for Counted<'_, R> {
         let count = self.inner.read(buffer)?;
         self.observer.read(&self.layer.digest, count as u64);
         Ok(count)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_stay_in_their_family_and_others_are_refused() {
-        let of = |media_type: &str| Descriptor {
-            media_type: media_type.into(),
-            digest: Digest::of(b""),
-            size: 0,
-            annotations: [].into(),
-            platform: None,
-            other: [].into(),
-        };
-        for (from, to) in [
-            ("application/vnd.oci.image.layer.v1.tar", OCI_GZIP),
-            ("application/vnd.oci.image.layer.v1.tar+zstd", OCI_GZIP),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar.gzip",
-                DOCKER_GZIP,
-            ),
-            (
-                "application/vnd.docker.image.rootfs.diff.tar.zstd",
-                DOCKER_GZIP,
-            ),
-        ] {
-            assert_eq!(gzip_type(&of(from)).unwrap(), to);
-        }
-        let error = gzip_type(&of("application/vnd.in-toto+json"))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("in-toto") && error.contains("sha256:"),
-            "{error}"
-        );
     }
 }

@@ -1,6 +1,7 @@
-//! gzip members (RFC 1952), compressed on a pool of threads.
+//! gzip members (RFC 1952) and zstd frames (RFC 8878), compressed on a pool of threads.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -40,6 +41,39 @@ impl Piece {
     }
 }
 
+/// How members are packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    /// A gzip member each, of this level (0 to 9).
+    Gzip(u32),
+    /// A zstd frame each, of this level (1 to 22).
+    Zstd(i32),
+}
+
+/// A thread's compressor; its state is used again and again.
+enum Packer {
+    Gzip(Compress),
+    Zstd(zstd::bulk::Compressor<'static>),
+}
+
+impl Packer {
+    fn new(packing: Packing) -> io::Result<Self> {
+        Ok(match packing {
+            Packing::Gzip(level) => Self::Gzip(Compress::new(Compression::new(level), false)),
+            Packing::Zstd(level) => Self::Zstd(zstd::bulk::Compressor::new(level)?),
+        })
+    }
+
+    fn pack(&mut self, plain: &[u8]) -> Result<Vec<u8>> {
+        match self {
+            Self::Gzip(deflate) => compress(plain, deflate),
+            Self::Zstd(zstd) => zstd
+                .compress(plain)
+                .map_err(|error| Error::Internal(format!("zstd: {error}"))),
+        }
+    }
+}
+
 /// A member to be made.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Plan {
@@ -53,7 +87,7 @@ pub(super) struct Plan {
 pub(super) struct Member {
     /// What it decompresses to.
     pub(super) plain: Vec<u8>,
-    /// The member.
+    /// The member or frame.
     pub(super) compressed: Vec<u8>,
     /// Digest of the chunk at its start.
     pub(super) chunk_digest: Digest,
@@ -72,14 +106,14 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads that compress with `level` (0 to 9).
-    pub(super) fn new(threads: usize, level: u32) -> Self {
+    /// Starts `threads` threads that compress.
+    pub(super) fn new(threads: usize, packing: Packing) -> Self {
         let (sender, receiver) = channel();
         let receiver = Arc::new(Mutex::new(receiver));
         let threads = (0..threads.max(1))
             .map(|_| {
                 let receiver = Arc::clone(&receiver);
-                std::thread::spawn(move || work(&receiver, level))
+                std::thread::spawn(move || work(&receiver, packing))
             })
             .collect();
         Self {
@@ -119,23 +153,26 @@ impl Drop for Pool {
     }
 }
 
-fn work(jobs: &Mutex<Receiver<Job>>, level: u32) {
-    let mut deflate = Compress::new(Compression::new(level), false);
+fn work(jobs: &Mutex<Receiver<Job>>, packing: Packing) {
+    let mut packer = Packer::new(packing);
     loop {
         let next = jobs.lock().expect("no panic while a job is taken").recv();
         let Ok(job) = next else {
             return;
         };
-        let member = make(&job.plan, &job.spool, &mut deflate);
+        let member = match &mut packer {
+            Ok(packer) => make(&job.plan, &job.spool, packer),
+            Err(error) => Err(Error::Internal(format!("zstd: {error}"))),
+        };
         // The layer this was for may have failed meanwhile.
         let _ = job.reply.send(member);
     }
 }
 
-fn make(plan: &Plan, spool: &File, deflate: &mut Compress) -> Result<Member> {
+fn make(plan: &Plan, spool: &File, packer: &mut Packer) -> Result<Member> {
     let plain = gather(plan, spool)?;
     let chunk_digest = Digest::of(&plain[..plan.chunk as usize]);
-    let compressed = compress(&plain, deflate)?;
+    let compressed = packer.pack(&plain)?;
     Ok(Member {
         plain,
         compressed,
@@ -223,7 +260,7 @@ mod tests {
     fn the_pool_gathers_pieces_and_hashes_the_chunk_at_their_start() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
-        let pool = Pool::new(2, 6);
+        let pool = Pool::new(2, Packing::Gzip(6));
         let pieces = vec![
             Piece::Spooled { at: 2, length: 3 },
             Piece::Bytes(b"xyz".to_vec()),
@@ -237,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_spool_file_that_is_too_short_is_an_error() {
-        let pool = Pool::new(1, 6);
+        let pool = Pool::new(1, Packing::Gzip(6));
         let pieces = vec![Piece::Spooled { at: 0, length: 1 }];
         let plan = Plan { pieces, chunk: 0 };
         let receiver = pool.submit(plan, &Arc::new(tempfile::tempfile().unwrap()));

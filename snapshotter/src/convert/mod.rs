@@ -1,9 +1,10 @@
 //! Image tools: converting images into lazily readable formats.
 //!
 //! [`convert`] takes an image from one [`Place`] to another. A layer goes through it twice: `spool`
-//! decompresses it into a nameless file and lists its entries, `estargz` writes them again in the
-//! order that `order` gives, with every chunk a gzip member of its own, made by the threads of
-//! `member`. The same input gives the same digests.
+//! decompresses it into a nameless file and lists its entries; `estargz` writes them again in the
+//! order that `order` gives, with every chunk a gzip member of its own, or `zstdchunked` as they
+//! are, with every chunk a zstd frame, and a `tarsplit`. Members and frames are made by the threads
+//! of `member`; `target` knows the formats. The same input gives the same digests.
 
 mod beside;
 mod entry;
@@ -19,14 +20,15 @@ mod progress;
 mod reuse;
 mod spool;
 pub(crate) mod tar;
+mod target;
+mod tarsplit;
+mod zstdchunked;
 
-pub use image::{
-    DEFAULT_CHUNK_SIZE, DEFAULT_LEVEL, Format, ImageReport, Options, Report, convert,
-    default_temp_dir,
-};
+pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
 pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
 pub use layer::LayerReport;
 pub use layout::Layout;
 pub use order::parse_list;
 pub use place::Place;
 pub use progress::Observer;
+pub use target::Target;

@@ -87,7 +87,7 @@ pub fn parse_list(text: &str) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tar::reader::Time;
+    use super::super::tar::reader::{Raw, Time};
     use super::*;
 
     fn entry(name: &str, kind: EntryType, link: &str) -> TarEntry {
@@ -106,6 +106,7 @@ mod tests {
             xattrs: [].into(),
             header_at: 0,
             data_at: 0,
+            raw: Raw::default(),
             size: 0,
         }
     }

@@ -1,4 +1,5 @@
-//! Layers that are eStargz already: found by their footer, not by what a manifest claims.
+//! Layers that are in the format already: eStargz is found by its footer, not by what a manifest
+//! claims, zstd:chunked by a TOC that is where the manifest says and has the digest that it says.
 
 use std::io::Read;
 
@@ -7,9 +8,11 @@ use flate2::read::GzDecoder;
 use crate::digest::Digest;
 use crate::error::Result;
 use crate::fetch::BlobSource;
+use crate::fetch::manifest::Descriptor;
 use crate::formats::Flaw;
 use crate::formats::estargz::footer::{self, FOOTER_LEN};
 use crate::formats::estargz::toc::TOC_NAME;
+use crate::formats::zstdchunked::{CONTAINERS, Position};
 
 use super::tar::{ReadError, Reader};
 
@@ -40,6 +43,22 @@ pub(super) fn toc_digest(blob: &dyn BlobSource, what: &str) -> Result<Option<Dig
             Ok(None)
         }
     }
+}
+
+/// Digest of the packed TOC, or none when `layer` is not zstd:chunked in today's dialect.
+pub(super) fn zstd_chunked(blob: &dyn BlobSource, layer: &Descriptor) -> Result<Option<Digest>> {
+    let annotation = |name| layer.annotations.get(name);
+    let (Some(position), Some(checksum)) = (
+        annotation(CONTAINERS.position),
+        annotation(CONTAINERS.checksum),
+    ) else {
+        return Ok(None);
+    };
+    let Ok(position) = Position::parse(position, blob.size()) else {
+        return Ok(None);
+    };
+    let actual = Digest::of(&blob.read_range(position.offset, position.packed)?);
+    Ok((actual.to_string() == *checksum).then_some(actual))
 }
 
 fn json_digest(member: &[u8]) -> std::result::Result<Digest, ReadError> {

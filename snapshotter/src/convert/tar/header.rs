@@ -114,6 +114,15 @@ impl Header<'_> {
         }
     }
 
+    /// Access and change time as GNU tar keeps them in the header itself; none when they are unset.
+    pub(super) fn gnu_times(&self) -> [Option<i64>; 2] {
+        let is_gnu = &self.0[257..265] == b"ustar  \0";
+        [345, 357].map(|at| {
+            let is_set = is_gnu && self.0[at] != 0;
+            is_set.then(|| self.number(at, 12)).flatten()
+        })
+    }
+
     fn is_posix(&self) -> bool {
         &self.0[257..263] == b"ustar\0"
     }

@@ -42,8 +42,22 @@ pub(crate) struct TarEntry {
     pub(crate) header_at: u64,
     /// Offset in the archive of the content.
     pub(crate) data_at: u64,
+    /// What the header says to the letter.
+    pub(crate) raw: Raw,
     /// Length of the content; 0 for all but regular files.
     pub(crate) size: u64,
+}
+
+/// An entry's header as other tar readers show it, where [`TarEntry`] has cleaned it up.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Raw {
+    pub(crate) name: String,
+    pub(crate) link: String,
+    pub(crate) mode: u64,
+    pub(crate) access_time: Option<Time>,
+    pub(crate) change_time: Option<Time>,
+    /// Records for all entries to come apply to it.
+    pub(crate) has_globals: bool,
 }
 
 /// Why reading stopped.
@@ -68,6 +82,7 @@ pub(crate) struct Reader<R> {
     headers_only: bool,
     /// Gets every header block.
     tap: Option<Tap>,
+    has_globals: bool,
 }
 
 /// Takes bytes as they are read.
@@ -79,6 +94,7 @@ struct Extended {
     records: Records,
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
+    has_globals: bool,
 }
 
 impl<R: Read> Reader<R> {
@@ -88,6 +104,7 @@ impl<R: Read> Reader<R> {
             at: 0,
             pending: 0,
             global: Records::new(),
+            has_globals: false,
             headers_only: false,
             tap: None,
         }
@@ -114,6 +131,7 @@ impl<R: Read> Reader<R> {
         self.skip_pending()?;
         let header_at = self.at;
         let mut extended = Extended {
+            has_globals: self.has_globals,
             records: self.global.clone(),
             ..Extended::default()
         };
@@ -187,6 +205,7 @@ impl<R: Read> Reader<R> {
         let malformed = || bad("malformed PAX records");
         match kind {
             Kind::PaxGlobal => {
+                (self.has_globals, extended.has_globals) = (true, true);
                 pax::parse_into(&mut self.global, &data).ok_or_else(malformed)?;
                 extended.records.extend(self.global.clone());
             }
@@ -242,14 +261,24 @@ impl<R: Read> Reader<R> {
         let user_name = text("uname", header.user_name())?;
         let group_name = text("gname", header.group_name())?;
         let link = text("", &link)?;
+        let [access_time, change_time] = other_times(header, records);
         // Everything but a regular file has no content, whatever its size field says; a link's says
         // what it links to.
         let size = if kind == EntryType::Reg { size } else { 0 };
         if size > i64::MAX as u64 {
             return Err(bad("bad size"));
         }
+        let raw = Raw {
+            name: String::from_utf8(raw).map_err(|_| bad("name is not UTF-8"))?,
+            link: link.clone(),
+            mode,
+            access_time,
+            change_time,
+            has_globals: extended.has_globals,
+        };
         Ok(TarEntry {
-            name: clean(&String::from_utf8(raw).map_err(|_| bad("name is not UTF-8"))?)?,
+            name: clean(&raw.name)?,
+            raw,
             kind,
             link: if kind == EntryType::Hardlink {
                 clean(&link)?
@@ -316,6 +345,16 @@ impl<R: Read> Reader<R> {
         self.at += data.len() as u64;
         Ok(())
     }
+}
+
+/// Access and change time, where the entry has them.
+fn other_times(header: &Header<'_>, records: &Records) -> [Option<Time>; 2] {
+    let [access, change] = header.gnu_times();
+    [("atime", access), ("ctime", change)].map(|(key, in_header)| {
+        let recorded = records.get(key).and_then(|value| pax::parse_time(value));
+        let time = recorded.or_else(|| in_header.map(|seconds| (seconds, 0)));
+        time.map(|(seconds, nanos)| Time { seconds, nanos })
+    })
 }
 
 fn truncated(at: u64) -> Flaw {

@@ -32,6 +32,13 @@ pub struct Toc {
     pub version: u32,
     /// One entry per tar entry, and one per further chunk of a file, in the blob's order.
     pub entries: Vec<TocEntry>,
+    /// Digest of the packed tar-split; only in zstd:chunked.
+    #[serde(
+        default,
+        rename = "tarSplitDigest",
+        skip_serializing_if = "String::is_empty"
+    )]
+    pub tar_split_digest: String,
 }
 
 /// Kind of an entry.
@@ -72,6 +79,12 @@ pub struct TocEntry {
     /// Modification time, RFC 3339.
     #[serde(rename = "modtime", skip_serializing_if = "String::is_empty")]
     pub mod_time: String,
+    /// Access time; only in zstd:chunked, for tools only.
+    #[serde(rename = "accesstime", skip_serializing_if = "String::is_empty")]
+    pub access_time: String,
+    /// Change time; only in zstd:chunked, for tools only.
+    #[serde(rename = "changetime", skip_serializing_if = "String::is_empty")]
+    pub change_time: String,
     /// Target of a symbolic or hard link.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub link_name: String,
@@ -269,6 +282,7 @@ mod tests {
         let toc = Toc {
             version: 1,
             entries: vec![entry.clone()],
+            ..Toc::default()
         };
         let json = serde_json::to_string(&toc).unwrap();
         assert!(json.contains(r#""innerOffset":5"#), "{json}");
