@@ -37,7 +37,7 @@ pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;
 pub use mapped::OwnerMap;
 pub use own_binary::protect_own_binary;
-pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio, check_preserved};
+pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio, reserve_preserved};
 pub use runtime::{Runtime, RuntimeOptions, parse_resources, read_process};
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};

@@ -1,11 +1,14 @@
 //! What a caller hands in and gets back: requests own their descriptors.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::path::PathBuf;
 
 use oci_spec::runtime::Process;
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::lstat;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, errno_words};
 use crate::state::ContainerId;
 
 /// Standard streams of a new process.
@@ -142,18 +145,34 @@ impl ExecRequest {
     }
 }
 
-/// Checks that as many descriptors from 3 on are open as are to be preserved. Only for a caller
-/// that has opened none of its own yet: one of those in their range would stay open inside.
-pub fn check_preserved(count: u32) -> Result<()> {
-    let is_open = |fd: u32| rustix::fs::lstat(format!("/proc/self/fd/{fd}")).is_ok();
-    match (3..3 + u64::from(count)).find(|fd| !u32::try_from(*fd).is_ok_and(is_open)) {
-        None => Ok(()),
-        Some(missing) => Err(Error::InvalidArgument(format!(
-            "please check that preserved-fd {} (of {count}) is present: \
-             descriptor {missing} is not open",
-            missing - 2
-        ))),
+/// Keeps descriptors from 3 on free of this process's own, for as many as are to be preserved:
+/// the numbers that nobody has opened are taken by an event counter, which the program does not
+/// get. Only for a caller that has opened none of its own yet; one of those would stay open while
+/// paths of the image are followed.
+///
+/// # Errors
+/// This process may not have so many descriptors.
+pub fn reserve_preserved(count: u32) -> Result<()> {
+    if count == 0 {
+        return Ok(());
     }
+    let failed = |errno| {
+        let reason = errno_words(Errno::raw_os_error(errno));
+        Error::InvalidArgument(format!("cannot preserve {count} descriptors: {reason}"))
+    };
+    let nothing = eventfd(0, EventfdFlags::CLOEXEC).map_err(failed)?;
+    for number in 3..3 + u64::from(count) {
+        let number = i32::try_from(number).map_err(|_| failed(Errno::MFILE))?;
+        if lstat(format!("/proc/self/fd/{number}")).is_err() {
+            // Kept until the program is executed.
+            fcntl_dupfd_cloexec(&nothing, number)
+                .map(IntoRawFd::into_raw_fd)
+                .map_err(failed)?;
+        }
+    }
+    // It may have one of these numbers itself.
+    let _ = nothing.into_raw_fd();
+    Ok(())
 }
 
 /// A process that the runtime has started.

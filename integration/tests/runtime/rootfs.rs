@@ -397,3 +397,37 @@ fn a_copied_up_file_keeps_its_capabilities_its_other_names_and_its_times() {
     assert!(original.contains("one 3 86400"), "{original}");
     assert_eq!(copy, original.replace(" 3 86400", " 2 86400"));
 }
+
+#[test]
+fn devices_in_a_user_namespace_are_the_hosts_by_their_numbers_and_fifos_its_own() {
+    let host = host();
+    let mut trial = Trial::new(&host);
+    host.check_sh("chown -hR 100000:100000 /tmp/trial/rootfs")
+        .unwrap();
+    let show = "cd /dev; for d in other sub/pipe; do busybox stat -c '%n %a %t:%T %u %F' $d; done; \
+                head -c 1 other | wc -c";
+    let mut run = |devices: Value| {
+        let config = trial.mounts(
+            &show
+                .replace("head", "busybox head")
+                .replace("wc", "busybox wc"),
+            &[],
+        );
+        map_users(config);
+        config["linux"]["devices"] = devices;
+        trial.run("xebec")
+    };
+    let ran = run(json!([
+        { "path": "/dev/other", "type": "c", "major": 1, "minor": 5 },
+        { "path": "/dev/sub/pipe", "type": "p", "fileMode": 416, "uid": 3, "gid": 4 },
+    ]));
+    let shown = "other 666 1:5 65534 character special file\nsub/pipe 640 0:0 3 fifo\n1\n";
+    assert_eq!(ran.stdout, shown, "{ran:?}");
+    let nowhere = run(json!([{ "path": "/dev/other", "type": "c", "major": 241, "minor": 77 }]));
+    assert!(
+        nowhere
+            .stderr
+            .contains("bind device /dev/other: no such file or directory"),
+        "{nowhere:?}"
+    );
+}

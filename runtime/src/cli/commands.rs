@@ -101,11 +101,11 @@ impl Command {
         }
     }
 
-    /// Descriptors to be passed on must be there before this process opens any of its own.
-    pub(super) fn check_preserved(&self) -> Result<()> {
-        xebec_runtime::check_preserved(match self {
-            Self::Create(command) => command.creation.preserve_fds,
-            Self::Run(command) => command.creation.preserve_fds,
+    /// Descriptors to be passed on are set apart before this process opens any of its own.
+    pub(super) fn reserve_preserved(&self) -> Result<()> {
+        xebec_runtime::reserve_preserved(match self {
+            Self::Create(command) => command.creation.preserved(),
+            Self::Run(command) => command.creation.preserved(),
             Self::Exec(command) => command.preserve_fds,
             _ => 0,
         })

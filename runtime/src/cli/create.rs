@@ -35,7 +35,7 @@ pub(super) struct Creation {
     no_new_keyring: bool,
     /// Pass N further descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
-    pub(super) preserve_fds: u32,
+    preserve_fds: u32,
     /// Name of the container
     pub(super) id: String,
 }
@@ -45,7 +45,15 @@ impl Creation {
         self.console_socket.is_some()
     }
 
+    /// How many descriptors from 3 on are the container's: those of a service manager and more.
+    pub(super) fn preserved(&self) -> u32 {
+        Activation::of_this_process()
+            .count
+            .saturating_add(self.preserve_fds)
+    }
+
     pub(super) fn into_request(self) -> Result<CreateRequest> {
+        let preserved = self.preserved();
         let mut request = CreateRequest::new(self.id.parse()?, self.bundle);
         // The usual name means the one in the bundle, any other starts here: as in crun.
         request.config = self.config.filter(|file| file != Path::new("config.json"));
@@ -56,9 +64,8 @@ impl Creation {
         request.pidfd_socket = self.pidfd_socket;
         request.no_pivot = self.no_pivot;
         request.no_new_keyring = self.no_new_keyring;
-        let activation = Activation::of_this_process();
-        request.preserve_fds = activation.count + self.preserve_fds;
-        request.extra_env = activation.env;
+        request.preserve_fds = preserved;
+        request.extra_env = Activation::of_this_process().env;
         request.notify = manager_socket().is_some();
         Ok(request)
     }

@@ -95,7 +95,7 @@ pub(crate) fn main() -> u8 {
         Err(error) => return usage::answer(&error),
     };
     let failure = command.failure();
-    if let Err(e) = command.check_preserved() {
+    if let Err(e) = command.reserve_preserved() {
         return fail(&Log::to_stderr(), &e, failure);
     }
     let log = match globals.open_log() {

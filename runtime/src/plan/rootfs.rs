@@ -47,6 +47,13 @@ pub(crate) struct DevicePlan {
     pub(crate) gid: u32,
 }
 
+impl DevicePlan {
+    /// Whether only who has privileges on the host may make such a node.
+    pub(crate) fn needs_privilege(&self) -> bool {
+        self.kind != FileType::Fifo
+    }
+}
+
 /// One kernel parameter.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct SysctlPlan {

@@ -40,9 +40,15 @@ pub(crate) fn fill_dev<'p>(
         opened = open_target(root, c"dev", Want::Directory, true).at(Step::Device, b"/dev")?;
         opened.as_fd()
     };
-    for (index, device) in plan.devices.iter().enumerate() {
+    let mut bound = bound.iter();
+    for device in &plan.devices {
         let (base, path) = place_of(device, root, dev);
-        let made = match bound.get(index) {
+        let node = if device.needs_privilege() {
+            bound.next()
+        } else {
+            None
+        };
+        let made = match node {
             Some(tree) => bind_node(device, base, path, Some(tree)),
             None => match make_node(device, base, path) {
                 Err(errno) if refuses_nodes(errno) => bind_node(device, base, path, None),

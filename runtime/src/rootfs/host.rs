@@ -7,8 +7,8 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstat, fstatvfs, open, readlinkat,
-    statat,
+    AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags, fstat, fstatvfs, major, minor, open,
+    readlinkat, statat,
 };
 use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
@@ -19,8 +19,8 @@ use super::refusals::{is_whole_proc, refuses_mount_api};
 use super::resolve::open_inside;
 use crate::error::{At as _, Error, Result, Step, errno_words};
 use crate::plan::{
-    BindPlan, FilesystemPlan, IdMaps, IdmapSource, MountIdmap, MountPlan, MountSource, RootfsPlan,
-    SourceSymlink,
+    BindPlan, DevicePlan, FilesystemPlan, IdMaps, IdmapSource, MountIdmap, MountPlan, MountSource,
+    RootfsPlan, SourceSymlink,
 };
 use crate::sys::{MountAttr, mount_set_attr};
 
@@ -72,11 +72,11 @@ impl HostTrees {
         let root = open_root(&plan.path)?;
         let mut devices = Vec::new();
         if plan.bind_devices && plan.own_dev {
-            for device in &plan.devices {
+            for device in plan.devices.iter().filter(|it| it.needs_privilege()) {
                 let path = device.host.to_string_lossy();
-                let (tree, _) = clone_or_know(&device.host, false, true)
-                    .map_err(|errno| Error::os(format!("bind device {path}"))(errno))?;
-                devices.push(tree);
+                let node = open_node(device);
+                devices
+                    .push(node.map_err(|errno| Error::os(format!("bind device {path}"))(errno))?);
             }
         }
         Ok(Self {
@@ -101,6 +101,35 @@ fn open_root(path: &CStr) -> Result<OwnedFd> {
         }
     }
     Ok(root)
+}
+
+/// The host's node at the path of a device; the container may call it otherwise than the host does.
+fn open_node(device: &DevicePlan) -> std::result::Result<OwnedFd, Errno> {
+    match clone_or_know(&device.host, false, true) {
+        Err(Errno::NOENT) => {
+            let path = path_of_number(device).ok_or(Errno::NOENT)?;
+            let (node, _) = clone_or_know(&path, false, true)?;
+            let found = fstat(&node)?;
+            let fits = FileType::from_raw_mode(found.st_mode) == device.kind
+                && found.st_rdev == device.number;
+            if fits { Ok(node) } else { Err(Errno::NOENT) }
+        }
+        node => node.map(|(node, _)| node),
+    }
+}
+
+/// Where the host has the node of a device, as the kernel names it.
+fn path_of_number(device: &DevicePlan) -> Option<CString> {
+    let kind = match device.kind {
+        FileType::BlockDevice => "block",
+        _ => "char",
+    };
+    let (major, minor) = (major(device.number), minor(device.number));
+    let event = std::fs::read_to_string(format!("/sys/dev/{kind}/{major}:{minor}/uevent")).ok()?;
+    let name = event
+        .lines()
+        .find_map(|line| line.strip_prefix("DEVNAME="))?;
+    CString::new(format!("/dev/{name}")).ok()
 }
 
 /// Opens what each mount takes from the host.
