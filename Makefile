@@ -5,6 +5,7 @@ TARGET  := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
 PROGRAMS := xebec containerd-shim-xebec-v2 xebec-snapshotter
 HOST    := $(CARGO) run --quiet --release -p integration --
+SECONDS ?= 60
 CACHE   ?= $(or $(XEBEC_CACHE),/var/cache/xebec)
 MAN     := $(PREFIX)/share/man/man1
 BASH    := $(PREFIX)/share/bash-completion/completions
@@ -15,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench lint install uninstall clean
+.PHONY: help build demo test bench fuzz lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -34,6 +35,10 @@ test: ## unit, native-host and VM tests by cargo-nextest
 bench: ## all benchmarks, interleaved with the peers; also target/bench.json and .svg
 	$(HOST) setup
 	$(HOST) bench all --json target/bench.json --plot target/bench.svg
+
+fuzz: ## mutated input for every parser of the snapshotter, SECONDS=60 each
+	XEBEC_FUZZ_SECONDS=$(SECONDS) XEBEC_FUZZ_SEED=$$(date +%s) \
+	    $(CARGO) test -p xebec-snapshotter --test fuzz -- --nocapture
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check
