@@ -51,6 +51,21 @@ add /tmp/3.blob /tmp/3.tar $layer+gzip
 skopeo copy -q --dest-tls-verify=false dir:/tmp/image docker://$1/odd:v1
 "#;
 
+/// Makes the image `forged`: it has busybox's configuration, and with it busybox's chain ID, but
+/// another layer.
+const MAKE_FORGED: &str = r#"
+set -e
+skopeo copy -q --src-tls-verify=false docker://$1/busybox:v1 dir:/tmp/forged
+mkdir -p /tmp/other/bin; echo forged > /tmp/other/bin/sh
+cd /tmp/forged
+tar -C /tmp/other -czf layer .
+digest=$(sha256sum layer | cut -d' ' -f1); mv layer $digest
+jq ".layers = [{mediaType: \"application/vnd.oci.image.layer.v1.tar+gzip\",
+    digest: \"sha256:$digest\", size: $(stat -c %s $digest)}]" manifest.json > m
+mv m manifest.json
+skopeo copy -q --dest-tls-verify=false dir:/tmp/forged docker://$1/forged:v1
+"#;
+
 /// Everything there is to know of a tree: metadata, capabilities, device numbers, contents.
 const DESCRIBE: &str = r#"
 cd "$1"
@@ -245,4 +260,21 @@ fn an_image_with_an_index_beside_it_starts_from_a_part_of_its_own_layers() {
     ctr.pull(&image, "overlayfs").unwrap();
     let theirs = describe(&host, OVERLAYFS, &image, "theirs");
     assert_same(&ours, &theirs, 4000);
+}
+
+#[test]
+fn an_image_cannot_give_its_layer_the_name_of_another_images() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let image = host.push("busybox").unwrap();
+    host.check(&["bash", "-c", MAKE_FORGED, "forged", Service::REGISTRY])
+        .unwrap();
+    let forged = format!("{}/forged:v1", Service::REGISTRY);
+    let error = ctr.pull(&forged, "xebec").unwrap_err().to_string();
+    assert!(error.contains("diff"), "{error}");
+    let log = host.log(Service::Snapshotter);
+    assert!(log.contains("gives the layer another diff ID"), "{log}");
+    ctr.pull(&image, "xebec").unwrap();
+    let output = ctr.run(Stack::XEBEC, &image, "honest", &["echo", "honest"]);
+    assert_eq!(output.unwrap().stdout.trim(), "honest");
 }

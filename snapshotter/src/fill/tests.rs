@@ -91,6 +91,7 @@ fn bench(sample: Sample) -> Bench {
     let origin = Origin {
         image: "h.example/a:v1".to_owned(),
         size: source.size(),
+        diff_id: None,
     };
     let blob = Arc::new(store.create(&index, &origin).unwrap());
     source.asked.lock().unwrap().clear();
@@ -263,6 +264,7 @@ fn chunks_of_two_blobs_are_each_read_from_their_own() {
     let origin = Origin {
         image: "h.example/a:v1".to_owned(),
         size: index.blob_size(),
+        diff_id: None,
     };
     let store = Store::open(root.path()).unwrap();
     let blob = Arc::new(store.create(&index, &origin).unwrap());

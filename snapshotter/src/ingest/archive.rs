@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use super::Contents;
+use super::pipe::Inlet;
 use super::spans::Spans;
 use crate::convert::tar::{ReadError, Reader, TarEntry};
 use crate::digest::Digest;
@@ -70,12 +71,12 @@ pub(super) fn list_headers(headers: impl Read, builder: LayerBuilder) -> Result<
     Ok(listed)
 }
 
-/// Reads the archive to the stream's end.
+/// Reads the archive to the stream's end; gives the digest of all of it too.
 pub(super) fn list(
-    mut reader: Reader<impl Read>,
+    mut reader: Reader<Inlet>,
     builder: LayerBuilder,
     contents: &mut dyn Contents,
-) -> Result<Listed, Refusal> {
+) -> Result<(Listed, Digest), Refusal> {
     let mut listed = Listed::new(builder);
     let mut buffer = vec![0; PIECE as usize];
     while let Some(entry) = reader.next_entry()? {
@@ -94,9 +95,9 @@ pub(super) fn list(
         }
     }
     // Whatever follows the archive's end mark belongs to the blob too.
-    io::copy(&mut reader.into_inner(), &mut io::sink())
-        .map_err(|error| Flaw::new(error.to_string()))?;
-    Ok(listed)
+    let mut rest = reader.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(|error| Flaw::new(error.to_string()))?;
+    Ok((listed, rest.digest()))
 }
 
 impl Listed {

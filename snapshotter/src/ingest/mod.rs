@@ -45,16 +45,27 @@ impl Contents for Discard {
 /// Takes the blob's bytes, piece by piece.
 pub type Sink<'a> = &'a mut dyn FnMut(&[u8]) -> Result<()>;
 
-/// Reads the layer `layer` of `size` bytes, which `feed` delivers in order, and gives its index.
+/// A layer that was read whole.
+#[derive(Debug)]
+pub struct Ingested {
+    /// Its files and where their bytes are.
+    pub index: LayerIndex,
+    /// Digest of the archive as it was before it was packed, by which image configurations and
+    /// chain IDs name the layer.
+    pub diff_id: Digest,
+}
+
+/// Reads the layer `layer` of `size` bytes, which `feed` delivers in order.
 /// Nothing is verified before this has returned: then all of `contents` is.
 pub fn ingest(
     layer: Digest,
     size: u64,
     feed: impl FnOnce(Sink<'_>) -> Result<()>,
     contents: &mut dyn Contents,
-) -> Result<LayerIndex> {
-    let (listed, spans) = read(layer, size, feed, contents, None)?;
-    listed.index(spans).map_err(|flaw| flaw.of(layer))
+) -> Result<Ingested> {
+    let (listed, diff_id, spans) = read(layer, size, feed, contents, None)?;
+    let index = listed.index(spans).map_err(|flaw| flaw.of(layer))?;
+    Ok(Ingested { index, diff_id })
 }
 
 /// Reads a layer in the same way, and gives what other nodes need to read it lazily: see
@@ -66,7 +77,7 @@ pub fn describe(
 ) -> Result<Vec<u8>> {
     let headers = portable::Headers::new()?;
     let tap = headers.tap();
-    let (listed, spans) = read(layer, size, feed, &mut Discard, Some(tap))?;
+    let (listed, _, spans) = read(layer, size, feed, &mut Discard, Some(tap))?;
     let portable = portable::pack(layer, size, &spans, headers)?;
     // What cannot be read again must not be given away.
     listed.index(spans).map_err(|flaw| flaw.of(layer))?;
@@ -79,7 +90,7 @@ fn read(
     feed: impl FnOnce(Sink<'_>) -> Result<()>,
     contents: &mut dyn Contents,
     tap: Option<Tap>,
-) -> Result<(Listed, Spans)> {
+) -> Result<(Listed, Digest, Spans)> {
     let (mut outlet, inlet) = pipe::pipe();
     let builder = LayerBuilder::new(layer, layer, size);
     let reader = match tap {
@@ -115,8 +126,8 @@ fn read(
         Err(Failure::Feed(error)) => return Err(error),
     };
     layer.expect(digest, &format!("layer {layer}"))?;
-    let listed = listed.map_err(|error| error.of(layer))?;
-    Ok((listed, spans))
+    let (listed, diff_id) = listed.map_err(|error| error.of(layer))?;
+    Ok((listed, diff_id, spans))
 }
 
 /// Why the first thread stopped.

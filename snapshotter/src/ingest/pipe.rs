@@ -4,6 +4,7 @@ use std::io::{self, Read};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use super::unpack::Fault;
+use crate::digest::{Digest, Hasher};
 
 /// Bytes of a buffer: small enough to stay in the processor's cache between the threads.
 const BUFFER: usize = 256 << 10;
@@ -32,6 +33,7 @@ pub(super) struct Inlet {
     at: usize,
     full: Receiver<Filled>,
     empty: Sender<Vec<u8>>,
+    hasher: Hasher,
 }
 
 pub(super) fn pipe() -> (Outlet, Inlet) {
@@ -54,6 +56,7 @@ pub(super) fn pipe() -> (Outlet, Inlet) {
         at: 0,
         full: filled,
         empty: returned,
+        hasher: Hasher::new(),
     };
     (outlet, inlet)
 }
@@ -113,6 +116,13 @@ impl Outlet {
     }
 }
 
+impl Inlet {
+    /// The digest of all that has been received.
+    pub(super) fn digest(self) -> Digest {
+        self.hasher.finish()
+    }
+}
+
 impl Read for Inlet {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while self.at == self.filled {
@@ -121,6 +131,7 @@ impl Read for Inlet {
             };
             let used = std::mem::replace(&mut self.buffer, next);
             (self.at, self.filled) = (0, filled);
+            self.hasher.update(&self.buffer[..filled]);
             if !used.is_empty() {
                 // The writer may have ended; it then needs no buffers.
                 let _ = self.empty.send(used);

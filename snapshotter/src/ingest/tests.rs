@@ -1,7 +1,7 @@
 //! Layers of every packing, honest and hostile, through the whole of it.
 
 use std::collections::HashMap;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::sync::Arc;
 
 use super::*;
@@ -74,6 +74,20 @@ fn sample() -> Sample {
     }
 }
 
+/// What a blob was before it was packed, by other decoders than those on trial.
+fn unpacked(blob: &[u8]) -> Vec<u8> {
+    let mut out = Vec::new();
+    match blob {
+        [0x1f, 0x8b, ..] => {
+            let mut decoder = flate2::read::MultiGzDecoder::new(blob);
+            decoder.read_to_end(&mut out).unwrap();
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => out = zstd::decode_all(blob).unwrap(),
+        _ => out.extend_from_slice(blob),
+    }
+    out
+}
+
 fn gzip(data: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
     encoder.write_all(data).unwrap();
@@ -88,8 +102,9 @@ fn run(blob: &[u8], step: usize) -> Result<(LayerIndex, Memory)> {
 fn run_as(blob: &[u8], step: usize, digest: Digest) -> Result<(LayerIndex, Memory)> {
     let mut memory = Memory::default();
     let feed = |sink: Sink<'_>| blob.chunks(step).try_for_each(sink);
-    let index = ingest(digest, blob.len() as u64, feed, &mut memory)?;
-    Ok((index, memory))
+    let ingested = ingest(digest, blob.len() as u64, feed, &mut memory)?;
+    assert_eq!(ingested.diff_id, Digest::of(&unpacked(blob)));
+    Ok((ingested.index, memory))
 }
 
 #[test]
@@ -141,6 +156,7 @@ fn read_lazily(
     let origin = Origin {
         image: "registry.example/app:v1".to_owned(),
         size: blob.len() as u64,
+        diff_id: None,
     };
     let stored = store.create(index, &origin).unwrap();
     let mut file = tempfile::tempfile().unwrap();
@@ -170,10 +186,11 @@ fn a_streamed_layer_is_in_the_store_whole_or_not_at_all() {
     let stream = |digest: Digest, blob: &[u8]| {
         let mut stage = store.stage(&digest)?;
         let feed = |sink: Sink<'_>| blob.chunks(1 << 16).try_for_each(sink);
-        let index = ingest(digest, blob.len() as u64, feed, &mut stage)?;
+        let index = ingest(digest, blob.len() as u64, feed, &mut stage)?.index;
         let origin = Origin {
             image: "registry.example/app:v1".to_owned(),
             size: blob.len() as u64,
+            diff_id: None,
         };
         stage.publish(&index, &origin)
     };

@@ -309,6 +309,12 @@ impl Lazy {
         unmounted
     }
 
+    /// Digest of a layer's archive as it was before it was packed; known of those that were
+    /// streamed, not of those that are read lazily.
+    pub fn diff_id(&self, layer: LayerId) -> Result<Option<Digest>> {
+        self.layers.diff_id(layer)
+    }
+
     /// Bytes on disk and number of inodes of a layer.
     pub fn usage(&self, layer: LayerId) -> Result<(u64, u64)> {
         self.layers.usage(layer)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::stream::Streams;
 use super::{Blobs, LayerId, LayerSource, LazyConfig, Plain};
+use crate::digest::Digest;
 use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, ImageRef};
@@ -87,7 +88,12 @@ impl Layers {
                 .and_then(LayerBuilder::finish)
                 .map_err(|flaw| flaw.of(id))?;
             let image = source.image.to_string();
-            self.store.create(&empty, &Origin { image, size: 0 })?;
+            let origin = Origin {
+                image,
+                size: 0,
+                diff_id: None,
+            };
+            self.store.create(&empty, &origin)?;
         }
         self.get(id)
     }
@@ -151,9 +157,8 @@ impl Layers {
         if known.image == image {
             return Ok(());
         }
-        let size = known.size;
         self.store
-            .set_origin(&source.layer, &Origin { image, size })
+            .set_origin(&source.layer, &Origin { image, ..known })
     }
 
     fn add_new(
@@ -215,6 +220,7 @@ impl Layers {
         let origin = Origin {
             image: source.image.to_string(),
             size: blob.size(),
+            diff_id: None,
         };
         let stored = self.store.create(&index, &origin)?;
         // The blob at hand knows where it was redirected to, a new handle does not.
@@ -275,6 +281,11 @@ impl Layers {
     /// The path of a file that is kept beside a layer's and removed with them.
     pub(super) fn beside(&self, id: LayerId, name: &str) -> PathBuf {
         self.store.beside(id.digest(), name)
+    }
+
+    /// The layer's diff ID, if all of it was read when it came into the store.
+    pub(super) fn diff_id(&self, id: LayerId) -> Result<Option<Digest>> {
+        Ok(self.store.origin(id.digest())?.diff_id)
     }
 
     /// Bytes on disk and number of inodes.

@@ -16,7 +16,7 @@ use crate::fetch::BlobSource;
 use crate::fetch::manifest::Descriptor;
 use crate::fill::{Filler, vouched};
 use crate::formats::nydus;
-use crate::ingest::{self, download};
+use crate::ingest::{self, Ingested, download};
 use crate::store::Origin;
 use crate::sys;
 
@@ -133,8 +133,9 @@ impl Layers {
         let begun = Instant::now();
         let mut stage = self.store.stage(&source.layer)?;
         let feed = |sink: ingest::Sink<'_>| download::download(&*blob, sink);
-        let index = match ingest::ingest(source.layer, blob.size(), feed, &mut stage) {
-            Ok(index) => index,
+        let ingested = ingest::ingest(source.layer, blob.size(), feed, &mut stage);
+        let Ingested { index, diff_id } = match ingested {
+            Ok(ingested) => ingested,
             Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
                 tracing::warn!(image = %source.image, %error, "containerd is to pull this layer");
                 return Ok(None);
@@ -144,6 +145,7 @@ impl Layers {
         let origin = Origin {
             image: source.image.to_string(),
             size: blob.size(),
+            diff_id: Some(diff_id),
         };
         let stored = stage.publish(&index, &origin)?;
         sys::give_back();

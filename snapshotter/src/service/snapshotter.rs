@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::chain;
 use super::labels::{self, Request};
 use super::locks::KeyedLocks;
 use super::lowers::{HeldTree, Lowers};
@@ -342,6 +343,19 @@ impl Snapshotter {
                 return Ok(None);
             }
         };
+        if let Some(diff_id) = lazy.diff_id(layer)? {
+            let actual = chain::id(&parents, &diff_id);
+            if actual != target {
+                if must_be_lazy {
+                    return refused("has another diff ID than its configuration says");
+                }
+                tracing::warn!(
+                    image = %source.image, layer = %source.layer, %diff_id, %actual, target,
+                    "not lazy: the configuration gives the layer another diff ID"
+                );
+                return Ok(None);
+            }
+        }
         let mut labels = labels.clone();
         labels.insert(labels::REMOTE.to_owned(), "xebec".to_owned());
         // The wanted name may belong to the same layer on another parent (one that another

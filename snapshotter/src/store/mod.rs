@@ -52,6 +52,9 @@ pub struct Origin {
     pub image: String,
     /// Length of the blob in bytes.
     pub size: u64,
+    /// Digest of the layer's archive, unpacked, if all of it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diff_id: Option<Digest>,
 }
 
 /// All lazy layers of a node.

@@ -56,6 +56,7 @@ impl Place {
         let origin = Origin {
             image: "h.example/app:v1".to_owned(),
             size: 1000,
+            diff_id: None,
         };
         let blob = store.create(&self.index, &origin).unwrap();
         assert_eq!(store.origin(&self.layer()).unwrap(), origin);
@@ -223,6 +224,7 @@ fn another_image_may_become_the_origin() {
     let other = Origin {
         image: "h.example/other:v2".to_owned(),
         size: 1000,
+        diff_id: None,
     };
     store.set_origin(&place.layer(), &other).unwrap();
     assert_eq!(store.origin(&place.layer()).unwrap(), other);
