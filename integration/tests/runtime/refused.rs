@@ -5,6 +5,7 @@ use integration::bundle::Bundle;
 use integration::hosts::NativeHost;
 use serde_json::{Value, json};
 
+use super::mounts::map_users;
 use super::users::{self, outer_bundle};
 use super::{host, ok};
 
@@ -23,9 +24,11 @@ const MOUNT_API: [&str; 8] = [
 const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
 
-/// Shows every mount but for its numbers and propagation, then that the mounts do what they are for.
-const SHOW: &str = "busybox awk '{ sep = index($0, \" - \"); print $4, $5, $6, substr($0, sep) }' \
-    /proc/self/mountinfo | busybox sort; ls -l /skel /data; busybox stat -c %a /skel /sealed /dev/shm; \
+/// Shows every mount but for its numbers and propagation.
+const MOUNTED: &str = "busybox awk '{ sep = index($0, \" - \"); print $4, $5, $6, substr($0, sep) }' \
+    /proc/self/mountinfo | busybox sort";
+/// Shows that mounts do what they are for.
+const USED: &str = "ls -l /skel /data; busybox stat -c %a /skel /sealed /dev/shm; \
     cat /etc/conf /skel/deep/file /proc/sys/net/ipv4/ip_forward; echo > /dev/null && echo null; \
     echo > /data/new; echo > /proc/sys/vm/swappiness; echo > /new; cat /proc/keys; ls /proc/acpi; \
     echo > /sealed/new; echo > /again/new; : > /skel/new; ls /skel /sealed /again";
@@ -35,7 +38,7 @@ fn inner(host: &NativeHost, root: &str) -> Value {
     let mut bundle = users::bundle(
         host,
         "/tmp/inner",
-        &["sh", "-c", &format!("exec 2>&1; {SHOW}")],
+        &["sh", "-c", &format!("exec 2>&1; {MOUNTED}; {USED}")],
     );
     host.check_sh(
         "cd /tmp/inner; mkdir -p rootfs/skel/deep rootfs/again data/sub; chmod 1750 rootfs/skel; \
@@ -108,5 +111,42 @@ fn without_the_mount_api_the_older_call_makes_the_same_container() {
             let filtered = run(&host, &outer(&host, &inner, Some((names, errno))));
             assert_eq!(filtered, free, "{names:?} {errno}");
         }
+    }
+}
+
+#[test]
+fn a_terminal_and_a_user_namespace_need_no_mount_api() {
+    let host = host();
+    let calls = "open_tree,?open_tree_attr,move_mount,fsopen,fspick,mount_setattr";
+    let refused =
+        format!("strace -f -o /tmp/trace -e trace={calls} -e inject={calls}:error=ENOSYS");
+    let show =
+        format!("tty; busybox stat -c '%n %a %t:%T' /dev/console /dev/zero; id -u; {MOUNTED}");
+    let mut bundle = users::bundle(&host, "/tmp/b", &["sh", "-c", &show]);
+    bundle.config["process"]["terminal"] = json!(true);
+    let plain = bundle.config.clone();
+    let run = |prefix: &str| {
+        let command = format!("{prefix} xebec run --bundle /tmp/b c");
+        host.check_sh(&format!(
+            "script --quiet --return --command '{command}' /dev/null </dev/null"
+        ))
+        .unwrap()
+        .replace('\r', "")
+    };
+    for mapped in [false, true] {
+        bundle.config = plain.clone();
+        if mapped {
+            host.check_sh("chown -hR 100000:100000 /tmp/b/rootfs")
+                .unwrap();
+            map_users(&mut bundle.config);
+        }
+        bundle.write().unwrap();
+        let (allowed, without) = (run(""), run(&refused));
+        assert!(
+            allowed.contains("/dev/pts/0\n/dev/console 620 "),
+            "{allowed}"
+        );
+        assert_eq!(without, allowed, "user namespace: {mapped}");
+        host.check_sh("grep -c INJECTED /tmp/trace").unwrap();
     }
 }
