@@ -129,8 +129,29 @@ pub struct RegistrySection {
     pub plain_http: Vec<String>,
     /// Directory of the docker-style `config.json` with credentials.
     pub docker_config: Option<PathBuf>,
+    /// Follow redirects of public registries to private addresses, too.
+    pub allow_private_redirects: bool,
+    /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
+    pub proxy: Vec<ProxyRule>,
     /// Seconds for which a host may fail before what needs it fails at once, until it answers.
     pub patience: u64,
+}
+
+/// An entry of `[[registry.proxy]]`. When the proxy does not answer, things go on without it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxyRule {
+    /// URL of the proxy, which is spoken to as an HTTP proxy.
+    pub url: String,
+    /// Hosts (`name:port`, or `*` for all) that are reached by way of it.
+    pub hosts: Vec<String>,
+    /// Blobs alone go by way of it.
+    #[serde(default = "yes")]
+    pub blobs_only: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 impl Default for RegistrySection {
@@ -140,6 +161,8 @@ impl Default for RegistrySection {
             ca: None,
             plain_http: Vec::new(),
             docker_config: None,
+            allow_private_redirects: false,
+            proxy: Vec::new(),
             patience: 5,
         }
     }

@@ -13,7 +13,7 @@ use reqwest::{Client, Response, Url};
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use super::clients::Clients;
+use super::clients::{Clients, Route};
 use super::credentials::{self, Credential};
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy, is_loopback};
@@ -23,7 +23,7 @@ const MARGIN: Duration = Duration::from_secs(10);
 /// What the specification says when the server names no lifetime.
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
 /// Tokens are a few KiB; anything larger is not one.
-const TOKEN_LIMIT: u64 = 1 << 20;
+const TOKEN_LIMIT: usize = 1 << 20;
 
 /// What a request is about, as credentials are looked up for it.
 #[derive(Clone, Copy)]
@@ -194,7 +194,8 @@ impl Question<'_> {
         } else {
             TlsPolicy::default()
         };
-        let client = clients.get(&realm, &policy)?;
+        let guard = clients.guard(&endpoint.base, &realm).await?;
+        let client = clients.get(&realm, &policy, guard, Route::of(&realm))?;
         let response = match credential {
             Some(Credential::IdentityToken(token)) => self.exchange(&client, realm, token).await?,
             Some(Credential::Password { user, password }) => {
@@ -273,7 +274,7 @@ impl Question<'_> {
     }
 }
 
-async fn read_answer(response: Response, with_credential: bool) -> Result<Held, Failure> {
+async fn read_answer(mut response: Response, with_credential: bool) -> Result<Held, Failure> {
     let status = response.status();
     if matches!(status.as_u16(), 400 | 401 | 403) {
         let reason = if with_credential {
@@ -294,16 +295,16 @@ async fn read_answer(response: Response, with_credential: bool) -> Result<Held, 
             retry_after: None,
         });
     }
-    if response
-        .content_length()
-        .is_some_and(|length| length > TOKEN_LIMIT)
-    {
-        return Err(Failure::Protocol(
-            "the token server's answer is too large".into(),
-        ));
-    }
     let received = Instant::now();
-    let answer: TokenAnswer = serde_json::from_slice(&response.bytes().await?)
+    let mut body = Vec::new();
+    while let Some(piece) = response.chunk().await? {
+        if body.len() + piece.len() > TOKEN_LIMIT {
+            let reason = "the token server's answer is too large";
+            return Err(Failure::Protocol(reason.into()));
+        }
+        body.extend_from_slice(&piece);
+    }
+    let answer: TokenAnswer = serde_json::from_slice(&body)
         .map_err(|error| Failure::Protocol(format!("token server: {error}")))?;
     let token = answer
         .token

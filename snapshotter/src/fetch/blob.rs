@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, Url};
 
@@ -151,7 +151,7 @@ impl Blob {
         let read =
             |_, endpoint| Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts));
         self.session
-            .attempt_within(limit, &self.image, Capability::Pull, &action, read)
+            .attempt_within(limit, &self.image, Capability::Blob, &action, read)
             .await
     }
 
@@ -172,7 +172,7 @@ impl Blob {
                 |client: &reqwest::Client| client.get(target.clone()).headers(headers.clone());
             let response = self
                 .session
-                .send_foreign(&target, self.session.config.stall_timeout, make)
+                .send_foreign(&endpoint, &target, self.session.config.stall_timeout, make)
                 .await?;
             if !response.status().is_client_error() && !response.status().is_redirection() {
                 return self.receive(response, offset, len, &parts).await;
@@ -202,15 +202,29 @@ impl Blob {
         if !status.is_success() && status.as_u16() != 416 {
             return Err(self.session.refusal(response).await);
         }
-        let header = response
-            .headers()
-            .get(CONTENT_RANGE)
-            .and_then(|value| value.to_str().ok());
-        range::check(status.as_u16(), header, offset, len, self.size)?;
-        let mut got = 0;
+        let is_whole = status.as_u16() == 200;
+        if is_whole {
+            range::check_whole(response.content_length(), offset, len, self.size)?;
+        } else {
+            let header = response
+                .headers()
+                .get(CONTENT_RANGE)
+                .and_then(|value| value.to_str().ok());
+            range::check(status.as_u16(), header, offset, len, self.size)?;
+        }
+        let (mut skip, mut got) = (if is_whole { offset } else { 0 }, 0);
         let mut pieces = self.session.pieces(response);
-        while let Some(chunk) = pieces.next().await? {
+        while let Some(mut chunk) = pieces.next().await? {
+            let skipped = chunk.len().min(usize::try_from(skip).unwrap_or(usize::MAX));
+            skip -= skipped as u64;
+            chunk.advance(skipped);
             got += chunk.len() as u64;
+            if is_whole && got >= len {
+                // The rest is not downloaded: the connection is closed.
+                chunk.truncate(chunk.len() - (got - len) as usize);
+                parts.push(chunk);
+                return Ok(());
+            }
             if got > len {
                 return Err(Failure::Protocol(format!(
                     "more than the {len} bytes asked for"

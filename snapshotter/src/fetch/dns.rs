@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
+use super::clients::is_public;
 use hickory_resolver::TokioResolver;
 use hickory_resolver::config::LookupIpStrategy;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -26,16 +27,20 @@ type Made = (SystemTime, Arc<TokioResolver>);
 #[derive(Clone, Default)]
 pub(super) struct HostsThenDns {
     resolver: Arc<Mutex<Option<Made>>>,
+    /// Gives no other than public addresses, whatever a name was looked up as before.
+    public_only: bool,
 }
 
 impl Resolve for HostsThenDns {
     fn resolve(&self, name: Name) -> Resolving {
         let this = self.clone();
         Box::pin(async move {
-            let mut addresses = in_hosts_file(name.as_str());
-            if addresses.is_empty() {
-                let resolver = this.resolver()?;
-                addresses.extend(resolver.lookup_ip(name.as_str()).await?.iter());
+            let mut addresses = this.look_up(name.as_str()).await?;
+            if this.public_only && !is_proxy(name.as_str()) {
+                addresses.retain(|address| is_public(*address));
+                if addresses.is_empty() {
+                    return Err("it has none but private addresses".into());
+                }
             }
             let addresses = addresses
                 .into_iter()
@@ -46,6 +51,24 @@ impl Resolve for HostsThenDns {
 }
 
 impl HostsThenDns {
+    /// The same for connections that must not lead to a private network.
+    pub(super) fn public_only(&self) -> Self {
+        Self {
+            public_only: true,
+            ..self.clone()
+        }
+    }
+
+    /// Every address of a name.
+    pub(super) async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, BoxError> {
+        let mut addresses = in_hosts_file(name);
+        if addresses.is_empty() {
+            let resolver = self.resolver()?;
+            addresses.extend(resolver.lookup_ip(name).await?.iter());
+        }
+        Ok(addresses)
+    }
+
     fn resolver(&self) -> Result<Arc<TokioResolver>, BoxError> {
         let changed = fs::metadata(RESOLV_CONF)
             .and_then(|metadata| metadata.modified())
@@ -65,6 +88,19 @@ impl HostsThenDns {
         *current = Some((changed, Arc::clone(&resolver)));
         Ok(resolver)
     }
+}
+
+/// Whether the environment names `name` as a proxy, which may well be private.
+fn is_proxy(name: &str) -> bool {
+    ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"]
+        .into_iter()
+        .flat_map(|variable| [variable.to_owned(), variable.to_ascii_lowercase()])
+        .filter_map(|variable| std::env::var(variable).ok())
+        .any(|proxy| {
+            let rest = proxy.split("://").last().unwrap_or_default();
+            let host = rest.rsplit('@').next().unwrap_or_default();
+            host.split([':', '/']).next() == Some(name)
+        })
 }
 
 /// Addresses of `name` in the hosts file; `localhost` needs no entry.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::config::ProxyRule;
 use crate::digest::Digest;
 use crate::discover::Manifests;
 use crate::error::Error;
@@ -126,15 +127,46 @@ fn a_range_is_asked_for_and_delivered() {
 }
 
 #[test]
-fn a_server_that_ignores_range_is_refused_at_once() {
+fn a_server_that_ignores_range_is_made_use_of_but_not_for_ever() {
     let (data, requests) = read(vec![answer("200 OK", "", "0123456789")]);
-    let error = data.unwrap_err().to_string();
-    assert!(error.contains("ignores range"), "{error}");
-    assert!(
-        error.contains(&Digest::of(b"0123456789").to_string()),
-        "{error}"
-    );
+    assert_eq!(data.unwrap(), b"2345");
     assert_eq!(requests.len(), 1);
+    let (data, _) = read(vec![answer("200 OK", "", "012345678")]);
+    let error = data.unwrap_err().to_string();
+    assert!(error.contains("9 bytes"), "{error}");
+
+    let far = Server::new(vec![
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n".to_owned(),
+    ]);
+    let registry = far.registry();
+    let blob = registry.blob(&far.image(), &Digest::of(b"x"), 1 << 30);
+    let error = blob.read_range(1 << 29, 4).unwrap_err().to_string();
+    assert!(error.contains("ignores range"), "{error}");
+    assert!(error.contains(&Digest::of(b"x").to_string()), "{error}");
+    assert_eq!(far.requests().len(), 1, "not asked again");
+}
+
+#[test]
+fn blobs_come_by_way_of_a_proxy_and_without_it_when_it_is_down() {
+    let proxy = Server::new(vec![partial()]);
+    let server = Server::new(vec![partial()]);
+    for (address, through) in [(proxy.host.clone(), true), ("127.0.0.1:9".into(), false)] {
+        let registry = Registry::new(RegistryConfig {
+            proxies: vec![ProxyRule {
+                url: format!("http://{address}"),
+                hosts: vec![server.host.clone()],
+                blobs_only: true,
+            }],
+            ..server.config(Path::new("/nonexistent"))
+        })
+        .unwrap();
+        let blob = server.blob(&registry);
+        assert_eq!(blob.read_range(2, 4).unwrap(), b"2345");
+        assert_eq!(server.requests().is_empty(), through);
+    }
+    let asked = proxy.requests();
+    let absolute = format!("get http://{}/v2/app/blobs/", server.host);
+    assert!(asked[0].starts_with(&absolute), "{asked:?}");
 }
 
 #[test]

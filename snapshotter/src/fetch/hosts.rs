@@ -10,6 +10,9 @@ use std::path::{Path, PathBuf};
 use reqwest::Url;
 use serde::Deserialize;
 
+use crate::config::ProxyRule;
+
+use super::clients::Route;
 use super::failure::Failure;
 
 /// One place that answers for a registry.
@@ -29,6 +32,10 @@ pub(super) struct Endpoint {
     pub(super) tls: TlsPolicy,
     /// Sent with every request.
     pub(super) headers: Vec<(String, String)>,
+    /// The HTTP proxy by way of which it is reached, if it is not the environment's.
+    pub(super) proxy: Option<Url>,
+    /// It is asked for nothing but blobs.
+    pub(super) blobs_only: bool,
 }
 
 /// TLS settings of one endpoint; equal policies share one HTTP client.
@@ -46,7 +53,10 @@ pub(super) struct TlsPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Capability {
     Resolve,
+    /// Manifests by digest, sizes of blobs.
     Pull,
+    /// The bytes of blobs.
+    Blob,
     Push,
 }
 
@@ -63,25 +73,74 @@ impl Endpoint {
             is_mirror: false,
             tls: TlsPolicy::default(),
             headers: Vec::new(),
+            proxy: None,
+            blobs_only: false,
         })
     }
 
     /// Whether it may be used for `capability`.
     pub(super) fn can(&self, capability: Capability) -> bool {
         match capability {
-            Capability::Resolve => self.resolve,
-            Capability::Pull => self.pull,
-            Capability::Push => self.push,
+            Capability::Resolve => self.resolve && !self.blobs_only,
+            Capability::Pull => self.pull && !self.blobs_only,
+            Capability::Blob => self.pull,
+            Capability::Push => self.push && !self.blobs_only,
         }
     }
 
     /// Host and port, as errors name it.
     pub(super) fn host(&self) -> String {
-        let host = self.base.host_str().unwrap_or_default();
-        self.base
-            .port()
-            .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
+        host_and_port(&self.base)
     }
+}
+
+impl Endpoint {
+    /// Host, port and proxy: what is in order or out of order by itself.
+    pub(super) fn label(&self) -> String {
+        match &self.proxy {
+            None => self.host(),
+            Some(proxy) => format!("{} by {}", self.host(), host_and_port(proxy)),
+        }
+    }
+
+    /// How `url` is reached when this endpoint asks for it or leads to it.
+    pub(super) fn route(&self, url: &Url) -> Route {
+        match &self.proxy {
+            None => Route::of(url),
+            Some(proxy) => Route::Proxy(proxy.to_string()),
+        }
+    }
+}
+
+/// Adds to the endpoints that a proxy is configured for the way by that proxy: it is tried first,
+/// and when it is out of order things go on without it.
+pub(super) fn with_proxies(
+    endpoints: Vec<Endpoint>,
+    rules: &[ProxyRule],
+) -> Result<Vec<Endpoint>, Failure> {
+    let mut all = Vec::new();
+    for endpoint in endpoints {
+        let host = endpoint.host();
+        let matches = |rule: &&ProxyRule| rule.hosts.iter().any(|one| one == "*" || *one == host);
+        if let Some(rule) = rules.iter().find(matches) {
+            let proxy = Url::parse(&rule.url).map_err(|error| {
+                Failure::Configuration(format!("registry.proxy {}: {error}", rule.url))
+            })?;
+            all.push(Endpoint {
+                proxy: Some(proxy),
+                blobs_only: rule.blobs_only,
+                ..endpoint.clone()
+            });
+        }
+        all.push(endpoint);
+    }
+    Ok(all)
+}
+
+fn host_and_port(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    url.port()
+        .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
 /// Whether `host` (with or without port) is this machine.
@@ -237,6 +296,8 @@ impl HostSection {
                 client: self.client.map(|client| client.files(dir)).transpose()?,
             },
             headers,
+            proxy: None,
+            blobs_only: false,
         })
     }
 }
@@ -391,6 +452,30 @@ mod tests {
         assert_eq!(base("other"), "https://two/v2/");
         let empty = tempfile::tempdir().unwrap();
         assert_eq!(from_directory(empty.path(), "h").unwrap(), None);
+    }
+
+    #[test]
+    fn a_proxy_is_tried_before_the_way_without_it_and_only_for_what_it_is_for() {
+        let rule = |host: &str, blobs_only| ProxyRule {
+            url: "http://127.0.0.1:4001".to_owned(),
+            hosts: vec![host.to_owned()],
+            blobs_only,
+        };
+        let endpoints = || vec![Endpoint::new("https", "h:5000").unwrap()];
+        let through = with_proxies(endpoints(), &[rule("h:5000", true)]).unwrap();
+        assert_eq!(through.len(), 2);
+        assert_eq!(through[0].label(), "h:5000 by 127.0.0.1:4001");
+        assert!(through[0].can(Capability::Blob) && !through[0].can(Capability::Pull));
+        assert_eq!(through[1], endpoints()[0]);
+        let everything = with_proxies(endpoints(), &[rule("*", false)]).unwrap();
+        assert!(everything[0].can(Capability::Resolve));
+        assert_eq!(
+            with_proxies(endpoints(), &[rule("i", true)]).unwrap().len(),
+            1
+        );
+        let mut bad = rule("*", true);
+        bad.url = "no url".to_owned();
+        assert!(with_proxies(endpoints(), &[bad]).is_err());
     }
 
     #[test]

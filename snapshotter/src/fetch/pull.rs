@@ -230,7 +230,7 @@ impl Transfer {
         self.session
             .attempt(
                 &self.image,
-                Capability::Pull,
+                Capability::Blob,
                 &action,
                 |session, endpoint| {
                     open_from(

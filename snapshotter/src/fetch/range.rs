@@ -2,6 +2,10 @@
 
 use super::failure::Failure;
 
+/// How far into a blob something may end for a server that ignores ranges: all that comes before it
+/// is downloaded and thrown away.
+const MAX_SKIPPED: u64 = 16 << 20;
+
 /// Value of the `Range` header for `len` bytes at `offset`; `len` is at least 1.
 pub(super) fn request(offset: u64, len: u64) -> String {
     format!("bytes={offset}-{}", offset + len - 1)
@@ -46,6 +50,31 @@ pub(super) fn check(
         )),
         _ => Ok(()),
     }
+}
+
+/// Checks the `Content-Length` of an answer with the whole blob to a request for `len` bytes at
+/// `offset` of its `size`; what comes before them is to be skipped, and what follows not read.
+pub(super) fn check_whole(
+    content_length: Option<u64>,
+    offset: u64,
+    len: u64,
+    size: u64,
+) -> Result<(), Failure> {
+    if let Some(length) = content_length
+        && length != size
+    {
+        return Err(Failure::Protocol(format!(
+            "the server's blob has {length} bytes, the manifest says {size}"
+        )));
+    }
+    if offset > 0 && offset + len > MAX_SKIPPED {
+        return Err(Failure::Protocol(format!(
+            "the server ignores range requests (status 200, not 206), and byte {} of the blob is \
+             too far behind its beginning",
+            offset + len
+        )));
+    }
+    Ok(())
 }
 
 /// First byte, last byte and, unless it is `*`, total of `bytes FIRST-LAST/TOTAL`.
@@ -94,6 +123,16 @@ mod tests {
             let checked = check(status, header, 10, 10, 100);
             assert_eq!(checked.is_ok(), good, "{status} {header:?}: {checked:?}");
         }
+    }
+
+    #[test]
+    fn a_whole_blob_is_taken_for_a_range_unless_too_much_is_to_be_skipped() {
+        let check = |length, offset| check_whole(length, offset, 10, MAX_SKIPPED * 2);
+        assert!(check(None, MAX_SKIPPED - 10).is_ok());
+        assert!(check(Some(MAX_SKIPPED * 2), 0).is_ok());
+        assert!(check(Some(MAX_SKIPPED), 0).is_err(), "another blob");
+        assert!(check(None, MAX_SKIPPED - 9).is_err());
+        assert!(check_whole(None, 0, MAX_SKIPPED * 2, MAX_SKIPPED * 2).is_ok());
     }
 
     #[test]

@@ -10,12 +10,12 @@ use reqwest::Url;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::config::RegistrySection;
+use crate::config::{ProxyRule, RegistrySection};
 use crate::error::{Error, Result};
 
 use super::auth::{Authorizer, Subject};
 use super::breaker::{self, Breakers, HostHealth};
-use super::clients::Clients;
+use super::clients::{Clients, Guard, Route};
 use super::credentials;
 use super::failure::Failure;
 use super::hosts::{self, Capability, Endpoint, TlsPolicy};
@@ -40,6 +40,10 @@ pub struct RegistryConfig {
     pub skip_verify: Vec<String>,
     /// Directory of docker's `config.json`; `$DOCKER_CONFIG` or `~/.docker` when not given.
     pub docker_config: Option<PathBuf>,
+    /// Follow redirects of public registries to private addresses, too.
+    pub allow_private_redirects: bool,
+    /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
+    pub proxies: Vec<ProxyRule>,
     /// Limit for making one connection.
     pub connect_timeout: Duration,
     /// Longest silence of a server within one attempt.
@@ -58,6 +62,8 @@ impl Default for RegistryConfig {
             plain_http: Vec::new(),
             skip_verify: Vec::new(),
             docker_config: None,
+            allow_private_redirects: false,
+            proxies: Vec::new(),
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
             patience: Duration::from_secs(5),
@@ -73,6 +79,8 @@ impl From<&RegistrySection> for RegistryConfig {
             ca: section.ca.clone(),
             plain_http: section.plain_http.clone(),
             docker_config: section.docker_config.clone(),
+            allow_private_redirects: section.allow_private_redirects,
+            proxies: section.proxy.clone(),
             patience: Duration::from_secs(section.patience),
             ..Self::default()
         }
@@ -99,7 +107,7 @@ impl Registry {
             .map_err(|error| Error::Internal(format!("start fetch threads: {error}")))?;
         let session = Arc::new(Session {
             handle: runtime.handle().clone(),
-            clients: Clients::new(config.connect_timeout, config.ca.clone()),
+            clients: Clients::new(&config),
             authorizer: Authorizer::new(credentials::config_dir(config.docker_config.as_deref())),
             endpoints: Mutex::default(),
             breakers: Breakers::new(config.patience),
@@ -232,7 +240,7 @@ impl Session {
                 offered = true;
                 match self.try_at(endpoint, &operation).await {
                     Ok(value) => return Ok(value),
-                    Err(failure) => *last = (endpoint.host(), failure),
+                    Err(failure) => *last = (endpoint.label(), failure),
                 }
             }
             if !offered {
@@ -265,14 +273,14 @@ impl Session {
     {
         let pass = self
             .breakers
-            .admit(endpoint.host())
+            .admit(endpoint.label())
             .map_err(|wait| Failure::Shunned {
                 wait,
                 last: String::new(),
             })?;
         match operation(Arc::clone(self), Arc::clone(endpoint)).await {
             Err(failure) if failure.is_outage() => {
-                tracing::debug!(host = endpoint.host(), %failure, "registry request failed");
+                tracing::debug!(host = endpoint.label(), %failure, "registry request failed");
                 Err(match pass.failed() {
                     Some(wait) => Failure::Shunned {
                         wait,
@@ -294,6 +302,7 @@ impl Session {
             return Ok(Arc::clone(known));
         }
         let (found, certain) = self.find_endpoints(host).await?;
+        let found = hosts::with_proxies(found, &self.config.proxies)?;
         let found: Arc<[_]> = found.into_iter().map(Arc::new).collect();
         if certain {
             self.known().insert(host.to_owned(), Arc::clone(&found));
@@ -340,7 +349,10 @@ impl Session {
 
     /// Whether a server wants TLS, judged by its answer to a plain request; none when it is down.
     async fn speaks_tls(&self, base: &Url) -> Option<bool> {
-        let client = self.clients.get(base, &TlsPolicy::default()).ok()?;
+        let client = self
+            .clients
+            .get(base, &TlsPolicy::default(), Guard::Off, Route::of(base))
+            .ok()?;
         match tokio::time::timeout(self.config.stall_timeout, client.get(base.clone()).send()).await
         {
             Ok(Ok(response)) => Some(response.status().as_u16() == 400),

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::auth::Subject;
+use super::clients::Guard;
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy};
 use super::pace::Pace;
@@ -39,7 +40,7 @@ impl Session {
                     .headers(headers.clone())
             };
             let response = if foreign {
-                self.send_foreign(&url, self.config.stall_timeout, make)
+                self.send_foreign(endpoint, &url, self.config.stall_timeout, make)
                     .await?
             } else {
                 self.send_authorized(endpoint, subject, make).await?
@@ -73,7 +74,10 @@ impl Session {
         patience: Duration,
         make: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Response, Failure> {
-        let client = self.clients.get(&endpoint.base, &endpoint.tls)?;
+        let route = endpoint.route(&endpoint.base);
+        let client = self
+            .clients
+            .get(&endpoint.base, &endpoint.tls, Guard::Off, route)?;
         let prepare = |authorization| {
             let mut request = make(&client);
             for (name, value) in &endpoint.headers {
@@ -114,14 +118,17 @@ impl Session {
         Ok(response)
     }
 
-    /// Sends to a host that a redirect named: it gets no credentials.
+    /// Sends to a host that a redirect of `endpoint` named: it gets no credentials.
     pub(super) async fn send_foreign(
         &self,
+        endpoint: &Endpoint,
         url: &Url,
         patience: Duration,
         make: impl Fn(&Client) -> RequestBuilder,
     ) -> Result<Response, Failure> {
-        let client = self.clients.get(url, &TlsPolicy::default())?;
+        let guard = self.clients.guard(&endpoint.base, url).await?;
+        let route = endpoint.route(url);
+        let client = self.clients.get(url, &TlsPolicy::default(), guard, route)?;
         send(make(&client), patience).await
     }
 
