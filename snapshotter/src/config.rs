@@ -26,6 +26,8 @@ pub struct Config {
     pub log: String,
     /// How lazy layers are read.
     pub lazy: LazySection,
+    /// What others may know of the daemon's work.
+    pub metrics: MetricsSection,
     /// Registries, as [`crate::fetch`] understands them.
     pub registry: RegistrySection,
 }
@@ -117,6 +119,14 @@ impl From<&LazySection> for LazyConfig {
     }
 }
 
+/// The `[metrics]` table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct MetricsSection {
+    /// Address and port at which Prometheus finds `/metrics`; none without it.
+    pub address: Option<String>,
+}
+
 /// The `[registry]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -177,6 +187,7 @@ impl Default for Config {
             async_remove: true,
             log: "info".into(),
             lazy: LazySection::default(),
+            metrics: MetricsSection::default(),
             registry: RegistrySection::default(),
         }
     }

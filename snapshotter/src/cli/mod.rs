@@ -3,6 +3,7 @@
 mod generate;
 mod image;
 mod keeper;
+mod prefetch;
 mod profile;
 mod serve;
 mod status;
@@ -27,6 +28,8 @@ enum Command {
     Serve(serve::Args),
     /// Convert images into lazily readable ones
     Image(Box<image::Args>),
+    /// Fetch the rest of an image that was pulled lazily
+    Prefetch(prefetch::Args),
     /// Exchange what nodes have recorded of the starts of containers
     Profile(profile::Args),
     /// Show snapshots, lazy layers and mounts of the running daemon
@@ -57,6 +60,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Serve(args) => serve::run(args),
         Command::Image(args) => image::run(*args),
+        Command::Prefetch(args) => prefetch::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Keeper(args) => keeper::run(&args),

@@ -4,10 +4,9 @@ use std::fs;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
+use super::prefetch::layers;
 use crate::config::Config;
-use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::manifest::Document;
 use crate::fetch::{ImageRef, Platform, Registry, RegistryConfig};
 use crate::profile::{MAX_LEN, Profile, Profiles};
 
@@ -95,27 +94,6 @@ fn export(args: &ExportArgs) -> Result<()> {
             .write_all(&json)
             .map_err(Error::io("write", Path::new("standard output"))),
     }
-}
-
-/// The digests of an image's layers, bottom first.
-fn layers(registry: &Registry, image: &ImageRef, platform: &Platform) -> Result<Vec<Digest>> {
-    let what = format!("image {image}");
-    let manifest = match registry.manifest(image)?.document(&what)? {
-        Document::Manifest(manifest) => manifest,
-        Document::Index(index) => {
-            let chosen = image.at_digest(index.select(platform, &what)?.digest);
-            match registry.manifest(&chosen)?.document(&what)? {
-                Document::Manifest(manifest) => manifest,
-                Document::Index(_) => {
-                    return Err(Error::Malformed {
-                        what,
-                        reason: "an index within an index".to_owned(),
-                    });
-                }
-            }
-        }
-    };
-    Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
 }
 
 fn import(args: &ImportArgs) -> Result<()> {

@@ -1,14 +1,16 @@
 //! `xebec-snapshotter status`.
 
 use std::fmt::Write as _;
-use std::io::Read;
+use std::io::{Read, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::config::Config;
 use crate::daemon::status::{Report, socket_path};
 use crate::error::{Error, Result};
+use crate::fetch::{BreakerState, HostHealth};
 use crate::service::LayerState;
 
 /// The daemon answers from memory and its database; longer means that it hangs.
@@ -36,14 +38,7 @@ enum Format {
 pub(super) fn run(args: &Args) -> Result<()> {
     let config = Config::load(args.config.as_deref())?;
     let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
-    let mut stream = UnixStream::connect(&socket).map_err(Error::io("connect to", &socket))?;
-    stream
-        .set_read_timeout(Some(PATIENCE))
-        .map_err(Error::io("read", &socket))?;
-    let mut text = String::new();
-    stream
-        .read_to_string(&mut text)
-        .map_err(Error::io("read", &socket))?;
+    let text = ask(&socket, "", Some(PATIENCE))?;
     let report: Report = serde_json::from_str(&text).map_err(|error| Error::Malformed {
         what: format!("answer of {}", socket.display()),
         reason: error.to_string(),
@@ -55,6 +50,20 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Sends a request to the daemon (an empty one asks for its status) and waits for the answer.
+pub(super) fn ask(socket: &Path, request: &str, patience: Option<Duration>) -> Result<String> {
+    let mut stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
+    let mut exchange = || {
+        stream.set_read_timeout(patience)?;
+        stream.write_all(request.as_bytes())?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok::<_, std::io::Error>(text)
+    };
+    exchange().map_err(Error::io("talk to", socket))
+}
+
 fn render(report: &Report) -> String {
     let mut out = String::new();
     let Report {
@@ -64,6 +73,7 @@ fn render(report: &Report) -> String {
         snapshots,
         layers,
         mounts,
+        registries,
         ..
     } = report;
     let lazy = snapshots
@@ -115,6 +125,20 @@ fn render(report: &Report) -> String {
             let _ = writeln!(out, "    {user}");
         }
     }
+    let _ = writeln!(out, "\nregistries: {}", registries.len());
+    for HostHealth {
+        host,
+        state,
+        failures,
+    } in registries
+    {
+        let state = match state {
+            BreakerState::Closed => "answers",
+            BreakerState::HalfOpen => "is probed",
+            BreakerState::Open => "does not answer",
+        };
+        let _ = writeln!(out, "  {host}  {state}, {failures} failures in a row");
+    }
     out
 }
 
@@ -156,6 +180,11 @@ mod tests {
             mounts: vec![MountLine {
                 path: "/r/m".into(),
                 used_by: vec!["default/1/c".into()],
+            }],
+            registries: vec![HostHealth {
+                host: "h:5000".into(),
+                state: BreakerState::Open,
+                failures: 4,
             }],
         };
         let text = render(&report);

@@ -3,6 +3,7 @@
 mod engine;
 mod lock;
 mod logging;
+mod metrics;
 mod notify;
 mod socket;
 pub mod status;
@@ -19,6 +20,7 @@ use xebec_proto::snapshots::snapshots_server::SnapshotsServer;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::mount::Lazy;
 use crate::service::{MAX_PREPARING, Service, Snapshotter};
 use socket::Socket;
 
@@ -57,7 +59,16 @@ pub fn run(config: &Config) -> Result<()> {
         .enable_all()
         .build()
         .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
-    let outcome = runtime.block_on(serve(config, Arc::clone(&snapshotter)));
+    let outcome = runtime.block_on(async {
+        let serving = serve(config, lazy.clone(), Arc::clone(&snapshotter));
+        match config.metrics.address.clone() {
+            None => serving.await,
+            Some(address) => tokio::select! {
+                outcome = serving => outcome,
+                Err(error) = metrics::serve(address, lazy.clone()) => Err(error),
+            },
+        }
+    });
     runtime.shutdown_timeout(GRACE);
     // Before the snapshotter goes: what can stay mounted for a successor must.
     if let Some(lazy) = lazy {
@@ -80,7 +91,11 @@ fn raise_file_limit() {
     }
 }
 
-async fn serve(config: &Config, snapshotter: Arc<Snapshotter>) -> Result<()> {
+async fn serve(
+    config: &Config,
+    lazy: Option<Arc<Lazy>>,
+    snapshotter: Arc<Snapshotter>,
+) -> Result<()> {
     let containerd = Socket::bind(&config.address)?;
     let status = Socket::bind(&status::socket_path(&config.address))?;
     let (end, mut ended) = watch::channel(());
@@ -96,7 +111,7 @@ async fn serve(config: &Config, snapshotter: Arc<Snapshotter>) -> Result<()> {
             let _ = ended.changed().await;
         },
     ));
-    let reporter = status::Reporter::new(config, Arc::clone(&snapshotter));
+    let reporter = status::Reporter::new(config, lazy, Arc::clone(&snapshotter));
     let listener = status.listener()?;
     let answering = tokio::spawn(async move {
         tokio::select! {

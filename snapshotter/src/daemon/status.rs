@@ -6,16 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::Config;
+use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::HostHealth;
+use crate::mount::Lazy;
 use crate::service::{LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
 
 /// A client that does not read is dropped after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest request that is read: the layers of one image.
+const MAX_REQUEST: u64 = 64 << 10;
 
 /// The whole report.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +40,8 @@ pub struct Report {
     pub layers: Vec<LayerLine>,
     /// Every mounted lazy tree.
     pub mounts: Vec<MountLine>,
+    /// Every registry host that was asked for something.
+    pub registries: Vec<HostHealth>,
 }
 
 /// One snapshot.
@@ -68,6 +76,37 @@ pub struct MountLine {
     pub used_by: Vec<String>,
 }
 
+/// What may be asked besides the status, which is asked for by nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Request {
+    /// Layers that are to be fetched whole.
+    pub fill: Vec<Digest>,
+}
+
+/// How it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What went wrong; absent if nothing did.
+    pub error: Option<String>,
+}
+
+/// Fetches layers side by side.
+fn fill(lazy: &Lazy, layers: &[Digest]) -> Result<(), String> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = layers
+            .iter()
+            .map(|layer| scope.spawn(|| lazy.fill((*layer).into())))
+            .collect();
+        threads
+            .into_iter()
+            .try_for_each(|thread| match thread.join() {
+                Ok(filled) => filled.map_err(|error| error.to_string()),
+                Err(_) => Err("a thread has died".to_owned()),
+            })
+    })
+}
+
 /// The status socket beside the socket of containerd.
 pub fn socket_path(address: &Path) -> PathBuf {
     address.with_extension("status")
@@ -76,25 +115,33 @@ pub fn socket_path(address: &Path) -> PathBuf {
 /// Answers connections on the status socket.
 pub(super) struct Reporter {
     snapshotter: Arc<Snapshotter>,
+    lazy: Option<Arc<Lazy>>,
     root: PathBuf,
     since: Timestamp,
 }
 
 impl Reporter {
-    pub(super) fn new(config: &Config, snapshotter: Arc<Snapshotter>) -> Self {
+    pub(super) fn new(
+        config: &Config,
+        lazy: Option<Arc<Lazy>>,
+        snapshotter: Arc<Snapshotter>,
+    ) -> Self {
         Self {
             snapshotter,
+            lazy,
             root: config.root.clone(),
             since: Timestamp::now(),
         }
     }
 
-    /// Accepts for ever, one client at a time.
+    /// Accepts for ever.
     pub(super) async fn serve(self, listener: UnixListener) {
         let reporter = Arc::new(self);
         loop {
             match listener.accept().await {
-                Ok((client, _)) => reporter.clone().answer(client).await,
+                Ok((client, _)) => {
+                    tokio::spawn(Arc::clone(&reporter).answer(client));
+                }
                 Err(error) => {
                     tracing::warn!(%error, "accept on the status socket");
                     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -104,7 +151,20 @@ impl Reporter {
     }
 
     async fn answer(self: Arc<Self>, mut client: UnixStream) {
-        let report = tokio::task::spawn_blocking(move || self.report()).await;
+        let mut request = String::new();
+        let mut bounded = (&mut client).take(MAX_REQUEST);
+        let read = bounded.read_to_string(&mut request);
+        if !matches!(tokio::time::timeout(PATIENCE, read).await, Ok(Ok(_))) {
+            return tracing::debug!("a status client says nothing");
+        }
+        let answer = move || {
+            if request.trim().is_empty() {
+                self.report()
+            } else {
+                self.obey(&request)
+            }
+        };
+        let report = tokio::task::spawn_blocking(answer).await;
         let text = match report {
             Ok(Ok(text)) => text,
             Ok(Err(error)) => return tracing::error!(%error, "report the status"),
@@ -114,6 +174,17 @@ impl Reporter {
         if let Ok(Err(error)) = write {
             tracing::debug!(%error, "status client went away");
         }
+    }
+
+    fn obey(&self, request: &str) -> Result<String> {
+        let obeyed = match (serde_json::from_str::<Request>(request), &self.lazy) {
+            (Err(error), _) => Err(format!("the request is not understood: {error}")),
+            (Ok(_), None) => Err("lazy mounts are switched off".to_owned()),
+            (Ok(request), Some(lazy)) => fill(lazy, &request.fill),
+        };
+        let error = obeyed.err();
+        serde_json::to_string(&Answer { error })
+            .map_err(|error| Error::Internal(format!("encode the answer: {error}")))
     }
 
     fn report(&self) -> Result<String> {
@@ -151,6 +222,7 @@ impl Reporter {
                 .into_iter()
                 .map(|(path, used_by)| MountLine { path, used_by })
                 .collect(),
+            registries: self.lazy.as_deref().map(Lazy::health).unwrap_or_default(),
         };
         serde_json::to_string(&report)
             .map_err(|error| Error::Internal(format!("encode the status: {error}")))

@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::mount::Blobs;
 
+use super::breaker::HostHealth;
 use super::failure::Failure;
 use super::hosts::{Capability, Endpoint};
 use super::range;
@@ -66,6 +67,10 @@ impl Blobs for Registry {
             known => known,
         };
         Ok(Registry::blob(self, image, layer, size))
+    }
+
+    fn health(&self) -> Vec<HostHealth> {
+        Registry::health(self)
     }
 }
 

@@ -329,7 +329,7 @@ impl Upload {
                 .send_patiently(endpoint, subject(&self.image, &scope), patience, make)
                 .await
         } else {
-            session.send_foreign(&endpoint, &url, patience, make).await
+            session.send_foreign(endpoint, &url, patience, make).await
         }
     }
 }

@@ -10,6 +10,7 @@
 //! often than anyone can read), and leaves nothing behind: the next read tries again.
 
 mod ahead;
+pub mod counters;
 mod flight;
 mod inflate;
 mod open;
@@ -22,14 +23,15 @@ pub(crate) mod unpack;
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 pub use open::{LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
 
 use self::ahead::Ahead;
+use self::counters::{Counters, Counts};
 use self::flight::{Claim, Flights, Landing};
 pub use self::plan::Plan;
-use self::pool::{CLASSES, Class, Pool};
+use self::pool::{Class, Pool};
 use self::quiet::Quiet;
 use self::touch::Watchers;
 use crate::digest::Digest;
@@ -56,8 +58,7 @@ pub struct Filler {
     pool: Arc<Pool>,
     flights: Arc<Flights>,
     ahead: Ahead,
-    /// Packed bytes, by what they were fetched for.
-    fetched: [AtomicU64; CLASSES.len()],
+    counters: Counters,
     failures: Quiet,
     watchers: Watchers,
 }
@@ -81,7 +82,7 @@ impl Filler {
             sources,
             pool,
             flights: Arc::default(),
-            fetched: Default::default(),
+            counters: Counters::default(),
             failures: Quiet::default(),
             watchers: Watchers::default(),
         })
@@ -94,12 +95,17 @@ impl Filler {
 
     /// Packed bytes fetched since this daemon started.
     pub fn fetched(&self) -> u64 {
-        CLASSES.iter().map(|&class| self.fetched_for(class)).sum()
+        self.counts().fetched.iter().sum()
     }
 
-    /// Packed bytes fetched for one purpose since this daemon started.
-    pub fn fetched_for(&self, class: Class) -> u64 {
-        self.fetched[class as usize].load(Ordering::Relaxed)
+    /// What happened to this layer since it was opened.
+    pub fn counts(&self) -> Counts {
+        self.counters.show()
+    }
+
+    /// Counts a read that a back end has seen: was all of it local?
+    pub fn count_read(&self, is_local: bool) {
+        self.counters.read(is_local);
     }
 
     /// From now on tells `recording` of what is read; this is layer number `layer` of its chain.
@@ -247,6 +253,7 @@ impl Filler {
         let first = self.index().unit(run[0].unit());
         let start = first.offset;
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
+        let begun = Instant::now();
         let mut packed = Vec::with_capacity(len as usize);
         let mut run = run.into_iter().peekable();
         let mut take = |part: &[u8]| {
@@ -265,8 +272,10 @@ impl Filler {
                 first.blob
             ))),
         };
-        self.fetched[class as usize].fetch_add(packed.len() as u64, Ordering::Relaxed);
+        counters::times(class).add(begun.elapsed());
+        self.counters.fetched(class, packed.len() as u64);
         if let Err(error) = read {
+            self.counters.failed();
             if let Some(unlogged) = self.failures.speak() {
                 tracing::error!(
                     layer = %self.layer(), offset = start, len, %error, unlogged,
@@ -286,6 +295,9 @@ impl Filler {
         let from = (unit.offset - start) as usize;
         let stored = self.store(claim.unit(), &packed[from..from + unit.len as usize]);
         claim.land(stored.map_err(|error| {
+            if !matches!(error, Error::Io { .. }) {
+                self.counters.spoilt();
+            }
             tracing::error!(
                 layer = %self.layer(), offset = unit.offset, %error,
                 "fetched bytes are not usable; reads of them get EIO"

@@ -30,6 +30,19 @@ pub enum Class {
     Background,
 }
 
+impl Class {
+    /// A name for metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Ahead => "ahead",
+            Self::Profile => "profile",
+            Self::Prefetch => "prefetch",
+            Self::Background => "background",
+        }
+    }
+}
+
 /// All classes, the most urgent first.
 pub const CLASSES: [Class; 5] = [
     Class::Read,

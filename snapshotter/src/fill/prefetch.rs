@@ -1,9 +1,11 @@
 //! Fetching before anyone asks: what a landmark marks, and the rest of a layer.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
+use super::flight::Claim;
 use super::pool::Class;
-use super::{Filler, MAX_RUN};
+use super::{Filler, MAX_RUN, Shared};
+use crate::error::Error;
 use crate::index::LayerIndex;
 
 /// Packed bytes of one request: large enough to use the line, small enough that a reader who
@@ -19,6 +21,31 @@ impl Filler {
     /// Queues everything that is absent, to be fetched when nothing else is going on.
     pub fn fill_in_background(self: &Arc<Self>) {
         self.queue(Class::Background, 0..self.index().units(), u64::MAX);
+    }
+
+    /// Makes everything local, beside what readers want; blocks until it is. The first failure ends
+    /// it. Units are claimed only when their turn comes: no reader waits for the queue.
+    pub fn fill(self: &Arc<Self>) -> Shared<()> {
+        let (sender, outcomes) = mpsc::channel();
+        for piece in pieces(self.index(), 0..self.index().units(), u64::MAX) {
+            let (filler, sender) = (Arc::clone(self), sender.clone());
+            self.pool.run(Class::Prefetch, move || {
+                let (mine, mut landings) = filler.claim(piece.into_iter());
+                landings.extend(mine.iter().map(Claim::landing));
+                filler.fetch(mine, Class::Prefetch);
+                let outcome = landings.iter().try_for_each(|landing| landing.wait());
+                // Nobody listens any more after the first failure.
+                let _ = sender.send(outcome);
+            });
+        }
+        drop(sender);
+        outcomes.iter().collect::<Shared<()>>()?;
+        // A pool that was closed has dropped some.
+        if (0..self.index().units()).all(|unit| self.is_unit_local(unit)) {
+            return Ok(());
+        }
+        let error = Error::Internal("the daemon is ending".to_owned());
+        Err(Arc::new(error))
     }
 
     fn queue(self: &Arc<Self>, class: Class, wanted: impl Iterator<Item = u32>, limit: u64) {

@@ -1,7 +1,7 @@
 //! Cold reads against a source in memory.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::digest::Algorithm;
@@ -414,7 +414,7 @@ fn what_a_profile_holds_is_fetched_before_anyone_asks_and_nothing_else() {
         let is_local = fresh.filler.is_local(&fresh.file(n), 0, 20_000);
         assert_eq!(is_local, order.contains(&n), "file {n}");
     }
-    let bytes = fresh.filler.fetched_for(Class::Profile);
+    let bytes = fresh.filler.counts().fetched_for(Class::Profile);
     assert!(
         bytes == fresh.filler.fetched() && bytes < 130_000,
         "{bytes}"

@@ -14,9 +14,10 @@ use super::fuse::TreeFs;
 use super::kernel::{self, Gate, Kernel};
 use super::layers::Layers;
 use super::session;
-use super::{BackEnd, Blobs, LayerId, LayerSource, LazyConfig, MountPoint};
+use super::{BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::fetch::HostHealth;
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, Plan};
 use crate::index::Tree;
@@ -335,6 +336,21 @@ impl Lazy {
     /// Packed bytes fetched of a layer since it was opened last.
     pub fn fetched(&self, layer: LayerId) -> Result<u64> {
         Ok(self.layers.get(layer)?.fetched())
+    }
+
+    /// What happened to the layers that are in use.
+    pub fn insight(&self) -> Vec<LayerInsight> {
+        self.layers.insight()
+    }
+
+    /// How the registries answer that were asked so far.
+    pub fn health(&self) -> Vec<HostHealth> {
+        self.layers.health()
+    }
+
+    /// Makes the whole of a layer local, as far as it is not; blocks until it is.
+    pub fn fill(&self, layer: LayerId) -> Result<(), Arc<Error>> {
+        self.layers.get(layer)?.fill()
     }
 
     /// Deletes a layer's data; refused while it is mounted.

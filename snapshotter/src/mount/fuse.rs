@@ -312,7 +312,9 @@ impl Filesystem for TreeFs {
         };
         let len = u64::from(size).min(file.size.saturating_sub(offset));
         filler.touch(&file, offset, len);
-        if filler.is_local(&file, offset, len) {
+        let is_local = filler.is_local(&file, offset, len);
+        filler.count_read(is_local);
+        if is_local {
             return BUFFER.with_borrow_mut(|buffer| {
                 buffer.resize(buffer.len().max(len as usize), 0);
                 let bytes = &mut buffer[..len as usize];

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::stream::Streams;
-use super::{Blobs, LayerId, LayerSource, LazyConfig, Plain};
+use super::{Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, Plain};
 use crate::digest::Digest;
 use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
-use crate::fetch::{BlobSource, ImageRef};
+use crate::fetch::{BlobSource, HostHealth, ImageRef};
+use crate::fill::counters::Counts;
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
 use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
@@ -286,6 +287,31 @@ impl Layers {
     /// The layer's diff ID, if all of it was read when it came into the store.
     pub(super) fn diff_id(&self, id: LayerId) -> Result<Option<Digest>> {
         Ok(self.store.origin(id.digest())?.diff_id)
+    }
+
+    /// What happened to the layers that are in use, by digest.
+    pub(super) fn insight(&self) -> Vec<LayerInsight> {
+        let open: Vec<_> = lock(&self.open)
+            .iter()
+            .map(|(id, filler)| (*id, filler.counts()))
+            .collect();
+        let describe = |(id, counts): (LayerId, Counts)| LayerInsight {
+            layer: id.to_string(),
+            // One that was removed just now has no origin any more.
+            image: self
+                .store
+                .origin(id.digest())
+                .map_or_else(|_| String::new(), |origin| origin.image),
+            counts,
+        };
+        let mut insight: Vec<_> = open.into_iter().map(describe).collect();
+        insight.sort_by(|one, other| one.layer.cmp(&other.layer));
+        insight
+    }
+
+    /// How the registries answer.
+    pub(super) fn health(&self) -> Vec<HostHealth> {
+        self.blobs.health()
     }
 
     /// Bytes on disk and number of inodes.

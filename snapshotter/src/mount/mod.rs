@@ -30,13 +30,19 @@ use crate::digest::Digest;
 use crate::discover::Manifests;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::Descriptor;
-use crate::fetch::{BlobSource, ImageRef};
+use crate::fetch::{BlobSource, HostHealth, ImageRef};
+use crate::fill::counters::Counts;
 use crate::formats::nydus;
 
 /// Gives access to the blobs of registries; the engine never opens a connection itself.
 pub trait Blobs: Manifests {
     /// A handle on the blob `layer` of `size` bytes in the repository of `image`; no network yet.
     fn blob(&self, image: &ImageRef, layer: &Digest, size: u64) -> Result<Arc<dyn BlobSource>>;
+
+    /// How the registries answer that were asked so far.
+    fn health(&self) -> Vec<HostHealth> {
+        Vec::new()
+    }
 }
 
 /// Names a lazy layer for as long as it is in the store: the digest of its compressed blob.
@@ -137,6 +143,17 @@ pub enum BackEnd {
     Fuse,
     /// The kernel's EROFS on files that are filled when they are read; see [`probe`].
     Kernel,
+}
+
+/// What happened to a layer that is in use, since it was opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerInsight {
+    /// Digest of its blob.
+    pub layer: String,
+    /// The image that it was asked for last with.
+    pub image: String,
+    /// Counted since.
+    pub counts: Counts,
 }
 
 /// Settings of the engine.

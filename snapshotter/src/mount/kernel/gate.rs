@@ -280,7 +280,9 @@ impl Gate {
         if event.count > 0 {
             filler.touch_range(segment, offset, len);
         }
-        if filler.is_range_local(segment, offset, len) {
+        let is_local = filler.is_range_local(segment, offset, len);
+        filler.count_read(is_local);
+        if is_local {
             return answer.give(Verdict::Allow);
         }
         pool.run(Class::Read, move || {
