@@ -139,12 +139,24 @@ pub struct RegistrySection {
     pub plain_http: Vec<String>,
     /// Directory of the docker-style `config.json` with credentials.
     pub docker_config: Option<PathBuf>,
+    /// kubelet's credential provider plugins, asked for what docker's configuration lacks.
+    pub credential_provider: Option<CredentialProviderSection>,
     /// Follow redirects of public registries to private addresses, too.
     pub allow_private_redirects: bool,
     /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
     pub proxy: Vec<ProxyRule>,
     /// Seconds for which a host may fail before what needs it fails at once, until it answers.
     pub patience: u64,
+}
+
+/// The `[registry.credential_provider]` table: kubelet's two flags.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CredentialProviderSection {
+    /// Its `CredentialProviderConfig` file (`--image-credential-provider-config`).
+    pub config: PathBuf,
+    /// Directory of the plugins (`--image-credential-provider-bin-dir`).
+    pub bin_dir: PathBuf,
 }
 
 /// An entry of `[[registry.proxy]]`. When the proxy does not answer, things go on without it.
@@ -171,6 +183,7 @@ impl Default for RegistrySection {
             ca: None,
             plain_http: Vec::new(),
             docker_config: None,
+            credential_provider: None,
             allow_private_redirects: false,
             proxy: Vec::new(),
             patience: 5,

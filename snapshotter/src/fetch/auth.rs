@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -17,6 +17,7 @@ use super::clients::{Clients, Route};
 use super::credentials::{self, Credential};
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy, is_loopback};
+use super::kubelet::Plugins;
 
 /// A token is not used in its last seconds: the request must still arrive.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -39,6 +40,7 @@ pub(super) struct Subject<'a> {
 /// `Authorization` headers by endpoint and scope, as long as they are valid.
 pub(super) struct Authorizer {
     config_dir: Option<PathBuf>,
+    plugins: Option<Arc<Plugins>>,
     held: Mutex<HashMap<(String, String), Held>>,
 }
 
@@ -48,9 +50,10 @@ struct Held {
 }
 
 impl Authorizer {
-    pub(super) fn new(config_dir: Option<PathBuf>) -> Self {
+    pub(super) fn new(config_dir: Option<PathBuf>, plugins: Option<Plugins>) -> Self {
         Self {
             config_dir,
+            plugins: plugins.map(Arc::new),
             held: Mutex::default(),
         }
     }
@@ -136,17 +139,38 @@ impl Authorizer {
         endpoint: &Endpoint,
         subject: Subject<'_>,
     ) -> Result<Option<Credential>, Failure> {
-        let dir = self.config_dir.clone();
-        let host = if endpoint.is_mirror {
-            endpoint.host()
-        } else {
-            subject.host.to_owned()
-        };
+        let (dir, plugins) = (self.config_dir.clone(), self.plugins.clone());
+        let host = credential_host(endpoint, subject);
         let repository = subject.repository.to_owned();
-        // A credential helper is a process that may take its time.
-        tokio::task::spawn_blocking(move || credentials::find(dir.as_deref(), &host, &repository))
-            .await
-            .map_err(|error| Failure::Configuration(format!("credential lookup: {error}")))?
+        // A helper or plugin is a process that may take its time.
+        tokio::task::spawn_blocking(move || {
+            match (
+                credentials::find(dir.as_deref(), &host, &repository)?,
+                plugins,
+            ) {
+                (None, Some(plugins)) => plugins.find(&format!("{host}/{repository}")),
+                (found, _) => Ok(found),
+            }
+        })
+        .await
+        .map_err(|error| Failure::Configuration(format!("credential lookup: {error}")))?
+    }
+
+    /// Forgets a credential that was refused, so that it is asked for anew the next time.
+    pub(super) fn distrust(&self, endpoint: &Endpoint, subject: Subject<'_>) {
+        if let Some(plugins) = &self.plugins {
+            let host = credential_host(endpoint, subject);
+            plugins.forget(&format!("{host}/{}", subject.repository));
+        }
+    }
+}
+
+/// The host whose credentials are used.
+fn credential_host(endpoint: &Endpoint, subject: Subject<'_>) -> String {
+    if endpoint.is_mirror {
+        endpoint.host()
+    } else {
+        subject.host.to_owned()
     }
 }
 
@@ -351,7 +375,7 @@ mod tests {
 
     #[test]
     fn an_expired_header_is_not_used() {
-        let authorizer = Authorizer::new(None);
+        let authorizer = Authorizer::new(None, None);
         let endpoint = Endpoint::new("https", "h").unwrap();
         let subject = Subject {
             host: "h",

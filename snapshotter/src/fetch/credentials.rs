@@ -210,7 +210,7 @@ fn ask_helper(name: &str, key: &str) -> Result<Option<Credential>, Failure> {
 }
 
 /// Exit state and output of `child`, which is killed when it takes too long.
-fn wait_bounded(mut child: Child) -> std::io::Result<(bool, String)> {
+pub(super) fn wait_bounded(mut child: Child) -> std::io::Result<(bool, String)> {
     let mut stdout = child.stdout.take();
     let (sender, receiver) = mpsc::channel();
     let reader = thread::spawn(move || {

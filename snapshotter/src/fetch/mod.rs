@@ -16,6 +16,7 @@ mod failure;
 #[cfg(test)]
 mod hostile;
 mod hosts;
+mod kubelet;
 pub mod manifest;
 #[cfg(test)]
 mod outage;

@@ -10,7 +10,7 @@ use reqwest::Url;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use crate::config::{ProxyRule, RegistrySection};
+use crate::config::{CredentialProviderSection, ProxyRule, RegistrySection};
 use crate::error::{Error, Result};
 
 use super::auth::{Authorizer, Subject};
@@ -19,6 +19,7 @@ use super::clients::{Clients, Guard, Route};
 use super::credentials;
 use super::failure::Failure;
 use super::hosts::{self, Capability, Endpoint, TlsPolicy};
+use super::kubelet::Plugins;
 use super::reference::ImageRef;
 
 /// First pause between two attempts; it doubles up to the last.
@@ -40,6 +41,8 @@ pub struct RegistryConfig {
     pub skip_verify: Vec<String>,
     /// Directory of docker's `config.json`; `$DOCKER_CONFIG` or `~/.docker` when not given.
     pub docker_config: Option<PathBuf>,
+    /// kubelet's credential provider plugins, asked for what docker's configuration lacks.
+    pub credential_provider: Option<CredentialProviderSection>,
     /// Follow redirects of public registries to private addresses, too.
     pub allow_private_redirects: bool,
     /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
@@ -62,6 +65,7 @@ impl Default for RegistryConfig {
             plain_http: Vec::new(),
             skip_verify: Vec::new(),
             docker_config: None,
+            credential_provider: None,
             allow_private_redirects: false,
             proxies: Vec::new(),
             connect_timeout: Duration::from_secs(5),
@@ -79,6 +83,7 @@ impl From<&RegistrySection> for RegistryConfig {
             ca: section.ca.clone(),
             plain_http: section.plain_http.clone(),
             docker_config: section.docker_config.clone(),
+            credential_provider: section.credential_provider.clone(),
             allow_private_redirects: section.allow_private_redirects,
             proxies: section.proxy.clone(),
             patience: Duration::from_secs(section.patience),
@@ -108,7 +113,10 @@ impl Registry {
         let session = Arc::new(Session {
             handle: runtime.handle().clone(),
             clients: Clients::new(&config),
-            authorizer: Authorizer::new(credentials::config_dir(config.docker_config.as_deref())),
+            authorizer: Authorizer::new(
+                credentials::config_dir(config.docker_config.as_deref()),
+                config.credential_provider.clone().map(Plugins::new),
+            ),
             endpoints: Mutex::default(),
             breakers: Breakers::new(config.patience),
             config,

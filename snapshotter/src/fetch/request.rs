@@ -108,6 +108,7 @@ impl Session {
             .map_err(|_| Failure::Unreachable("the token server does not answer".into()))??;
         let response = send(prepare(Some(authorization)), patience).await?;
         if response.status().as_u16() == 401 {
+            self.authorizer.distrust(endpoint, subject);
             return Err(match self.refusal(response).await {
                 Failure::Unauthorized(reason) => {
                     Failure::Unauthorized(format!("the credentials are refused ({reason})"))
