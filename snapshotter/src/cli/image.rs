@@ -45,6 +45,8 @@ enum Target {
     /// zstd layers with a table of contents, as podman, buildah and skopeo write them; layers keep
     /// their diff IDs
     ZstdChunked,
+    /// Nydus (RAFS v6): data blobs and a bootstrap; only lazy snapshotters can pull them
+    Nydus,
 }
 
 impl From<Target> for Format {
@@ -53,6 +55,7 @@ impl From<Target> for Format {
             Target::Estargz => Self::Layers(convert::Target::Estargz),
             Target::ZstdChunked => Self::Layers(convert::Target::ZstdChunked),
             Target::Index => Self::Index,
+            Target::Nydus => Self::Nydus,
         }
     }
 }
@@ -98,10 +101,11 @@ struct ConvertArgs {
     #[arg(long, value_name = "PLATFORM")]
     platform: Option<Platform>,
     /// Largest piece of a file that is fetched at once, in bytes [default: estargz 4194304,
-    /// zstd-chunked 524288]
+    /// zstd-chunked 524288, nydus 1048576]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
     chunk_size: Option<u64>,
-    /// Compression level: estargz 0 to 9 [default: 6], zstd-chunked 1 to 22 [default: 3]
+    /// Compression level: estargz 0 to 9 [default: 6], zstd-chunked and nydus
+    /// 1 to 22 [default: 3]
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(0..=22))]
     level: Option<u32>,
     /// File that lists, one a line, the paths a container reads first

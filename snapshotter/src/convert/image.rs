@@ -18,12 +18,13 @@ use crate::fetch::{FetchedManifest, Platform, Registry};
 use super::beside::put_artifact;
 use super::layer::{DoneLayer, LayerReport, Workshop};
 use super::member::Pool;
+use super::nydus;
 use super::place::{Place, Store};
 use super::progress::Observer;
 use super::target::{Style, Target};
 
 /// Layers under way at once. Their downloads overlap; their compression shares one pool.
-const LAYERS_AT_ONCE: usize = 4;
+pub(super) const LAYERS_AT_ONCE: usize = 4;
 /// Media types of configurations.
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
@@ -35,6 +36,8 @@ pub enum Format {
     Layers(Target),
     /// What they are, with an index beside them.
     Index,
+    /// Data blobs and a bootstrap of Nydus.
+    Nydus,
 }
 
 /// What to convert, and how.
@@ -101,6 +104,7 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
         Format::Layers(target) => target,
         // Nothing is written again.
         Format::Index => Target::Estargz,
+        Format::Nydus => return nydus::convert(registry, options, observer),
     };
     let style = Style {
         target,
@@ -170,18 +174,18 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
 }
 
 /// One image of the source.
-struct Image {
-    descriptor: Descriptor,
-    manifest: Manifest,
-    config: Value,
+pub(super) struct Image {
+    pub(super) descriptor: Descriptor,
+    pub(super) manifest: Manifest,
+    pub(super) config: Value,
     diff_ids: Vec<Digest>,
 }
 
 /// What will be converted.
-struct Plan {
+pub(super) struct Plan {
     /// The index to be rewritten, when the destination gets one.
-    index: Option<(Index, String)>,
-    images: Vec<Image>,
+    pub(super) index: Option<(Index, String)>,
+    pub(super) images: Vec<Image>,
 }
 
 impl Plan {
@@ -200,7 +204,7 @@ impl Plan {
     }
 }
 
-fn plan(
+pub(super) fn plan(
     source: &Store<'_>,
     top: &FetchedManifest,
     platform: Option<&Platform>,
@@ -360,8 +364,8 @@ fn convert_layers(
                     && let Some((layer, diff_id)) = jobs.get(next.fetch_add(1, Ordering::Relaxed))
                 {
                     let outcome = match format {
-                        Format::Layers(_) => workshop.convert(layer, *diff_id),
                         Format::Index => workshop.index(layer, *diff_id),
+                        Format::Layers(_) | Format::Nydus => workshop.convert(layer, *diff_id),
                     };
                     let mut done = done.lock().expect("no panic while a result is kept");
                     match outcome {
@@ -437,7 +441,7 @@ fn store_image(
     Ok((descriptor, bytes))
 }
 
-fn new_index(
+pub(super) fn new_index(
     (mut index, media_type): (Index, String),
     manifests: Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<(Descriptor, Vec<u8>)> {
@@ -457,7 +461,7 @@ fn new_index(
     Ok((describe(media_type, &bytes, blank), bytes))
 }
 
-fn describe(media_type: String, bytes: &[u8], like: Descriptor) -> Descriptor {
+pub(super) fn describe(media_type: String, bytes: &[u8], like: Descriptor) -> Descriptor {
     Descriptor {
         media_type,
         digest: Digest::of(bytes),

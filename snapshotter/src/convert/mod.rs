@@ -14,6 +14,7 @@ mod inspect;
 mod layer;
 mod layout;
 mod member;
+mod nydus;
 mod order;
 mod place;
 mod progress;

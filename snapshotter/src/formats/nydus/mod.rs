@@ -21,6 +21,8 @@ pub use self::layer::{MAX_PACKED_LAYER, unpack_bootstrap};
 
 use std::collections::BTreeMap;
 
+pub(crate) use self::v6::layout;
+
 use self::assemble::Assembler;
 use super::Flaw;
 use crate::digest::Digest;

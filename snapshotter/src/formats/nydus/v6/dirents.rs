@@ -4,7 +4,7 @@ use super::super::view::View;
 use crate::formats::Flaw;
 
 /// Length of an entry's record; the name lies behind all records of its block.
-const RECORD: u64 = 12;
+pub(crate) const RECORD: u64 = 12;
 
 /// Calls `each` with the inode's number and the name of every entry of a block, `.` and `..` left
 /// out.

@@ -13,11 +13,11 @@ const CHUNK_BASED: u16 = 4;
 /// Chunks are given as 8-byte indexes.
 const CHUNK_INDEXES: u32 = 0x20;
 /// Unit of an inode's number.
-const SLOT: u64 = 32;
+pub(crate) const SLOT: u64 = 32;
 /// Length of the head of an inode's extended attributes.
-const XATTR_HEAD: u64 = 12;
+pub(crate) const XATTR_HEAD: u64 = 12;
 /// Prefixes of attribute names, by their number.
-const XATTR_PREFIXES: [(u8, &str); 5] = [
+pub(crate) const XATTR_PREFIXES: [(u8, &str); 5] = [
     (1, "user."),
     (2, "system.posix_acl_access"),
     (3, "system.posix_acl_default"),

@@ -11,6 +11,16 @@ mod superblock;
 
 use std::collections::{HashMap, HashSet};
 
+/// What a writer of the format needs to know.
+pub(crate) mod layout {
+    pub(crate) use super::dirents::RECORD as DIRENT_LEN;
+    pub(crate) use super::inode::{SLOT, XATTR_HEAD, XATTR_PREFIXES};
+    pub(crate) use super::superblock::{
+        BLOB_LEN, COMPAT_RAFS_V6, DEVICE_LEN, DEVICES_OFFSET, FLAG_BLAKE3, FLAG_EXPLICIT_OWNER,
+        FLAG_SHA256, FLAG_XATTRS, FLAG_ZSTD, INCOMPAT, MAGIC, SUPER_LEN, SUPER_OFFSET,
+    };
+}
+
 use self::inode::{RawInode, Source};
 use self::superblock::{MAGIC, SUPER_OFFSET, Superblock};
 use super::assemble::{Assembler, What, is_socket};

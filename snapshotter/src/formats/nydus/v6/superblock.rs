@@ -10,20 +10,30 @@ pub(crate) const SUPER_OFFSET: u64 = 1024;
 /// First field of the superblock.
 pub(crate) const MAGIC: u32 = 0xE0F5_E1E2;
 /// Compatible feature: RAFS v6's extension follows the superblock.
-const COMPAT_RAFS_V6: u32 = 0x4000_0000;
+pub(crate) const COMPAT_RAFS_V6: u32 = 0x4000_0000;
 /// Incompatible features that RAFS v6 uses: chunk-based files and a table of devices.
-const INCOMPAT: u32 = 0x4 | 0x8;
+pub(crate) const INCOMPAT: u32 = 0x4 | 0x8;
 /// Length of the superblock, and offset of the extension in it.
-const SUPER_LEN: u64 = 128;
+pub(crate) const SUPER_LEN: u64 = 128;
 /// Length of RAFS' extension.
-const EXTENSION_LEN: u64 = 256;
+pub(crate) const EXTENSION_LEN: u64 = 256;
+/// Where device slots begin.
+pub(crate) const DEVICES_OFFSET: u64 = SUPER_OFFSET + SUPER_LEN + EXTENSION_LEN;
+/// Length of a device slot, and unit of their offset in the superblock.
+pub(crate) const DEVICE_LEN: u64 = 128;
 /// Length of an entry of the blob table.
-const BLOB_LEN: u64 = 256;
+pub(crate) const BLOB_LEN: u64 = 256;
 
 /// Extension flag: chunk digests are BLAKE3.
-const FLAG_BLAKE3: u64 = 0x4;
+pub(crate) const FLAG_BLAKE3: u64 = 0x4;
 /// Extension flag: chunk digests are SHA-256.
-const FLAG_SHA256: u64 = 0x8;
+pub(crate) const FLAG_SHA256: u64 = 0x8;
+/// Extension flag: inodes have owners of their own.
+pub(crate) const FLAG_EXPLICIT_OWNER: u64 = 0x10;
+/// Extension flag: some inode has extended attributes.
+pub(crate) const FLAG_XATTRS: u64 = 0x20;
+/// Extension flag: chunks are packed by zstd.
+pub(crate) const FLAG_ZSTD: u64 = 0x80;
 /// Extension flag: the blobs are plain tar archives.
 const FLAG_TARFS: u64 = 0x200;
 /// Extension flag: chunks are encrypted.

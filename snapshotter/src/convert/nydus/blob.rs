@@ -1,0 +1,317 @@
+//! A layer's contents as a data blob: packed chunks, the table of compression contexts, and a tar
+//! header behind each of both.
+//!
+//! Chunks are packed by several threads, a batch at a time, and written in the layer's order, so
+//! that the same layer gives the same blob on every machine. A chunk that the layer has twice is
+//! stored once.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::convert::spool::Spool;
+use crate::convert::tar::{BLOCK, TarEntry, encode_regular};
+use crate::digest::{Algorithm, Digest, HashingWriter};
+use crate::error::{Error, Result};
+use crate::formats::estargz::toc::EntryType;
+
+/// How chunks are digested: the default of Nydus' own tools.
+pub(super) const ALGORITHM: Algorithm = Algorithm::Blake3;
+/// Alignment of chunks in the unpacked blob: the EROFS block.
+const ALIGN: u64 = 4096;
+/// Bytes that one thread packs before its batch is written.
+const BATCH: u64 = 4 << 20;
+/// Magic number at both ends of the header of the compression contexts.
+const CONTEXT_MAGIC: u32 = 0xb10b_b10b;
+/// Length of that header.
+const CONTEXT_HEADER: usize = 4096;
+/// Features: chunks are aligned, tar headers separate the parts, the blob is from Nydus 2.2 or later.
+pub(super) const FEATURES: u32 = 0x5000_0001;
+/// Number of zstd among the compression algorithms.
+pub(super) const ZSTD: u32 = 3;
+/// Most bytes of the chunks of a blob.
+const MAX_BLOB: u64 = 8 << 30;
+/// Most chunks of a blob: files refer to them by 24 bits.
+const MAX_CHUNKS: usize = 1 << 24;
+
+/// A chunk of the blob.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Chunk {
+    pub(super) digest: [u8; 32],
+    /// Offset and length in the blob.
+    pub(super) packed: (u64, u32),
+    /// Offset and length when the blob is unpacked.
+    pub(super) plain: (u64, u32),
+}
+
+impl Chunk {
+    pub(super) fn is_packed(&self) -> bool {
+        self.packed.1 != self.plain.1
+    }
+}
+
+/// Where the compression contexts lie.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Contexts {
+    pub(super) offset: u64,
+    pub(super) packed_len: u64,
+    pub(super) len: u64,
+}
+
+/// A layer, converted.
+#[derive(Debug)]
+pub(super) struct Layer {
+    /// The entries of its archive, with the numbers of the chunks of each.
+    pub(super) entries: Vec<(TarEntry, Vec<u32>)>,
+    pub(super) chunks: Vec<Chunk>,
+    /// None if no file of the layer has any content.
+    pub(super) blob: Option<Blob>,
+}
+
+/// A written blob.
+#[derive(Debug)]
+pub(super) struct Blob {
+    /// A nameless file, until it is stored.
+    pub(super) file: Option<File>,
+    pub(super) digest: Digest,
+    pub(super) size: u64,
+    /// Bytes when it is unpacked, every chunk at a multiple of 4096.
+    pub(super) plain_len: u64,
+    pub(super) contexts: Contexts,
+}
+
+/// How chunks are made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Style {
+    /// Largest chunk in bytes, a power of two.
+    pub(super) chunk_size: u64,
+    /// Level of zstd.
+    pub(super) level: i32,
+    pub(super) threads: usize,
+}
+
+/// A piece of the archive that becomes a chunk, and the entry that it belongs to.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    entry: usize,
+    at: u64,
+    len: u64,
+}
+
+/// A chunk that is ready to be written.
+struct Packed {
+    digest: [u8; 32],
+    bytes: Vec<u8>,
+    plain_len: u32,
+}
+
+/// Writes the spooled layer's contents into a nameless file in `dir`.
+pub(super) fn write(spool: Spool, style: Style, dir: &Path) -> Result<Layer> {
+    let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
+    let pieces = pieces(&spool.entries, style.chunk_size);
+    let mut writer = Writer {
+        out: HashingWriter::new(BufWriter::with_capacity(1 << 20, file)),
+        chunks: Vec::new(),
+        known: HashMap::new(),
+        plain_len: 0,
+    };
+    let entries = spool.entries.into_iter();
+    let mut entries: Vec<_> = entries.map(|entry| (entry, Vec::new())).collect();
+    for batch in batches(&pieces, BATCH * style.threads as u64) {
+        for (piece, packed) in batch.iter().zip(pack(batch, &spool.file, style)?) {
+            let chunk = writer.chunk(&packed).map_err(Error::io("write", dir))?;
+            entries[piece.entry].1.push(chunk);
+        }
+    }
+    if writer.chunks.len() >= MAX_CHUNKS {
+        return Err(Error::InvalidArgument(format!(
+            "the layer has {} chunks, more than a blob can hold; larger chunks help",
+            writer.chunks.len()
+        )));
+    }
+    let (chunks, blob) = writer.finish().map_err(Error::io("write", dir))?;
+    Ok(Layer {
+        entries,
+        chunks,
+        blob,
+    })
+}
+
+/// The contents of all regular files, in pieces of at most a chunk.
+fn pieces(entries: &[TarEntry], chunk_size: u64) -> Vec<Piece> {
+    let files = entries.iter().enumerate();
+    let files = files.filter(|(_, file)| file.kind == EntryType::Reg);
+    files
+        .flat_map(|(entry, file)| {
+            let starts = (0..file.size).step_by(chunk_size as usize);
+            starts.map(move |offset| Piece {
+                entry,
+                at: file.data_at + offset,
+                len: chunk_size.min(file.size - offset),
+            })
+        })
+        .collect()
+}
+
+/// Cuts `pieces` so that each part has at most `limit` bytes or one piece.
+fn batches(pieces: &[Piece], limit: u64) -> impl Iterator<Item = &[Piece]> {
+    let mut rest = pieces;
+    std::iter::from_fn(move || {
+        let mut sum = 0;
+        let fits = |piece: &&Piece| {
+            sum += piece.len;
+            sum <= limit
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (batch, more) = rest.split_at(count.min(rest.len()));
+        rest = more;
+        (!batch.is_empty()).then_some(batch)
+    })
+}
+
+/// Packs a batch on all threads, in its order.
+fn pack(batch: &[Piece], archive: &File, style: Style) -> Result<Vec<Packed>> {
+    let total: u64 = batch.iter().map(|piece| piece.len).sum();
+    let share = (total / style.threads as u64).max(64 << 10);
+    let mut packed = Vec::with_capacity(batch.len());
+    std::thread::scope(|scope| {
+        let work = |share| move || pack_share(share, archive, style.level);
+        let threads: Vec<_> = batches(batch, share)
+            .map(|share| scope.spawn(work(share)))
+            .collect();
+        for thread in threads {
+            let share = thread
+                .join()
+                .map_err(|_| Error::Internal("a thread that packs chunks has died".to_owned()))?;
+            packed.extend(share?);
+        }
+        Ok(packed)
+    })
+}
+
+fn pack_share(pieces: &[Piece], archive: &File, level: i32) -> Result<Vec<Packed>> {
+    let failed = Error::io("pack chunks of", Path::new("a temporary file"));
+    let work = || {
+        let mut compressor = zstd::bulk::Compressor::new(level)?;
+        let mut plain = Vec::new();
+        pieces
+            .iter()
+            .map(|piece| {
+                plain.resize(piece.len as usize, 0);
+                archive.read_exact_at(&mut plain, piece.at)?;
+                let bytes = compressor.compress(&plain)?;
+                // What does not become smaller is stored as it is; equal lengths say so.
+                let bytes = if bytes.len() < plain.len() {
+                    bytes
+                } else {
+                    plain.clone()
+                };
+                Ok(Packed {
+                    digest: ALGORITHM.of(&plain),
+                    bytes,
+                    plain_len: piece.len as u32,
+                })
+            })
+            .collect::<std::io::Result<Vec<_>>>()
+    };
+    work().map_err(failed)
+}
+
+struct Writer {
+    out: HashingWriter<BufWriter<File>>,
+    chunks: Vec<Chunk>,
+    /// Chunks by their digests.
+    known: HashMap<[u8; 32], u32>,
+    plain_len: u64,
+}
+
+impl Writer {
+    /// Writes a chunk unless the blob has it; gives its number.
+    fn chunk(&mut self, packed: &Packed) -> std::io::Result<u32> {
+        if let Some(known) = self.known.get(&packed.digest) {
+            return Ok(*known);
+        }
+        let number = self.chunks.len() as u32;
+        self.chunks.push(Chunk {
+            digest: packed.digest,
+            packed: (self.out.count(), packed.bytes.len() as u32),
+            plain: (self.plain_len, packed.plain_len),
+        });
+        self.known.insert(packed.digest, number);
+        self.plain_len += u64::from(packed.plain_len).next_multiple_of(ALIGN);
+        self.out.write_all(&packed.bytes)?;
+        Ok(number)
+    }
+
+    fn finish(mut self) -> std::io::Result<(Vec<Chunk>, Option<Blob>)> {
+        if self.chunks.is_empty() {
+            return Ok((self.chunks, None));
+        }
+        // The tar header's size field ends there.
+        if self.out.count() >= MAX_BLOB {
+            return Err(std::io::Error::other("the layer's blob exceeds 8 GiB"));
+        }
+        self.out
+            .write_all(&encode_regular("image.blob", self.out.count()))?;
+        let table: Vec<u8> = self.chunks.iter().flat_map(context).collect();
+        let packed = zstd::bulk::compress(&table, 3)?;
+        let (codec, packed) = if packed.len() < table.len() {
+            (ZSTD, packed)
+        } else {
+            (0, table.clone())
+        };
+        let contexts = Contexts {
+            offset: self.out.count(),
+            packed_len: packed.len() as u64,
+            len: table.len() as u64,
+        };
+        self.out.write_all(&packed)?;
+        let header = context_header(&contexts, codec, self.chunks.len() as u32);
+        self.out.write_all(&header)?;
+        let meta_len = contexts.packed_len + header.len() as u64;
+        self.out.write_all(&encode_regular("blob.meta", meta_len))?;
+        let (out, digest, size) = self.out.finish();
+        let blob = Blob {
+            file: Some(
+                out.into_inner()
+                    .map_err(std::io::IntoInnerError::into_error)?,
+            ),
+            digest,
+            size,
+            plain_len: self.plain_len,
+            contexts,
+        };
+        Ok((self.chunks, Some(blob)))
+    }
+}
+
+/// An entry of the table of compression contexts, version 1: 16 bytes.
+fn context(chunk: &Chunk) -> [u8; 16] {
+    let (packed_len, plain_len) = (u64::from(chunk.packed.1) - 1, u64::from(chunk.plain.1) - 1);
+    let plain = (plain_len & 0xf_ffff) << 44 | (plain_len & 0xf0_0000) >> 12 | chunk.plain.0;
+    let packed = (packed_len & 0xf_ffff) << 44 | (packed_len & 0xf0_0000) << 20 | chunk.packed.0;
+    let mut entry = [0; 16];
+    entry[..8].copy_from_slice(&plain.to_le_bytes());
+    entry[8..].copy_from_slice(&packed.to_le_bytes());
+    entry
+}
+
+fn context_header(contexts: &Contexts, codec: u32, chunks: u32) -> Vec<u8> {
+    let mut header = Vec::with_capacity(CONTEXT_HEADER);
+    for word in [CONTEXT_MAGIC, FEATURES, codec, chunks] {
+        header.extend_from_slice(&word.to_le_bytes());
+    }
+    for long in [contexts.offset, contexts.packed_len, contexts.len] {
+        header.extend_from_slice(&long.to_le_bytes());
+    }
+    header.resize(CONTEXT_HEADER - 4, 0);
+    header.extend_from_slice(&CONTEXT_MAGIC.to_le_bytes());
+    header
+}
+
+const _: () = assert!(
+    BLOCK == 512,
+    "tar headers are as long as Nydus expects them"
+);

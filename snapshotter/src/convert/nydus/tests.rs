@@ -1,0 +1,323 @@
+//! Images converted in OCI layouts, read back by the parser of the format.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::*;
+use crate::convert::{Format, Place};
+use crate::fetch::RegistryConfig;
+use crate::fetch::manifest::{Document, Manifest};
+use crate::fill::unpack::unpack;
+use crate::formats::nydus::{Bootstrap, unpack_bootstrap};
+use crate::index::{Kind, LayerIndex, Tree as Merged};
+
+struct Silent;
+
+impl Observer for Silent {
+    fn planned(&self, _: &[(Digest, u64)]) {}
+    fn read(&self, _: &Digest, _: u64) {}
+    fn finished(&self, _: &Digest, _: &LayerReport) {}
+    fn note(&self, _: &str) {}
+}
+
+/// A tar archive of lines: `d NAME MODE`, `f NAME CONTENT…`, `l NAME TARGET`, `h NAME TARGET`,
+/// `c NAME`, `x NAME ATTRIBUTE`.
+fn layer(lines: &[(&str, &str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for &(kind, name, data) in lines {
+        let mut header = tar::Header::new_gnu();
+        header.set_mode(0o4755);
+        header.set_uid(70_000);
+        header.set_gid(7);
+        header.set_mtime(1_600_000_000);
+        header.set_size(0);
+        let text = std::str::from_utf8(data);
+        match kind {
+            "d" => header.set_entry_type(tar::EntryType::Directory),
+            "l" => header.set_entry_type(tar::EntryType::Symlink),
+            "h" => header.set_entry_type(tar::EntryType::Link),
+            "p" => header.set_entry_type(tar::EntryType::Fifo),
+            "c" => {
+                header.set_entry_type(tar::EntryType::Char);
+                header.set_device_major(259).unwrap();
+                header.set_device_minor(300).unwrap();
+            }
+            _ => header.set_size(data.len() as u64),
+        }
+        match kind {
+            "l" | "h" => builder
+                .append_link(&mut header, name, text.unwrap())
+                .unwrap(),
+            "x" => {
+                let attributes = [("SCHILY.xattr.user.note", data)];
+                builder.append_pax_extensions(attributes).unwrap();
+                builder.append_data(&mut header, name, data).unwrap();
+            }
+            _ => builder
+                .append_data(&mut header, name, if kind == "f" { data } else { &[] })
+                .unwrap(),
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+/// An OCI layout at `dir` with an image of these layers.
+fn layout(dir: &Path, layers: &[Vec<u8>]) {
+    let blobs = dir.join("blobs/sha256");
+    std::fs::create_dir_all(&blobs).unwrap();
+    let put = |bytes: &[u8]| {
+        let digest = Digest::of(bytes);
+        std::fs::write(blobs.join(digest.hex()), bytes).unwrap();
+        json!({"digest": digest.to_string(), "size": bytes.len()})
+    };
+    let typed = |mut descriptor: Value, media_type: &str| {
+        descriptor["mediaType"] = media_type.into();
+        descriptor
+    };
+    let ids: Vec<String> = layers
+        .iter()
+        .map(|one| Digest::of(one).to_string())
+        .collect();
+    let config = json!({"os": "linux", "architecture": "amd64",
+        "rootfs": {"type": "layers", "diff_ids": ids}, "history": [{"created_by": "us"}]});
+    let tar = "application/vnd.oci.image.layer.v1.tar";
+    let manifest = json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST,
+        "config": typed(put(config.to_string().as_bytes()), OCI_CONFIG),
+        "layers": layers.iter().map(|one| typed(put(one), tar)).collect::<Vec<_>>()});
+    let manifest = typed(put(manifest.to_string().as_bytes()), OCI_MANIFEST);
+    let index = json!({"schemaVersion": 2, "manifests": [manifest]});
+    std::fs::write(dir.join("index.json"), index.to_string()).unwrap();
+    std::fs::write(dir.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+}
+
+/// A converted image, read back.
+struct Converted {
+    report: Report,
+    manifest: Manifest,
+    index: LayerIndex,
+    blobs: BTreeMap<Digest, Vec<u8>>,
+    bootstrap: Vec<u8>,
+}
+
+fn convert_layers(layers: &[Vec<u8>], chunk_size: u64) -> Result<Converted> {
+    let root = tempfile::tempdir().unwrap();
+    let (from, to) = (root.path().join("from"), root.path().join("to"));
+    layout(&from, layers);
+    let place = |path: &Path| format!("oci:{}", path.display()).parse::<Place>().unwrap();
+    let options = Options {
+        source: place(&from),
+        destination: place(&to),
+        format: Format::Nydus,
+        platform: None,
+        chunk_size: Some(chunk_size),
+        level: None,
+        prioritized: Vec::new(),
+        rewrite: false,
+        temp_dir: root.path().to_owned(),
+    };
+    let registry = Registry::new(RegistryConfig::default()).unwrap();
+    let report = convert(&registry, &options, &Silent)?;
+    let read = |digest: &Digest| std::fs::read(to.join("blobs/sha256").join(digest.hex())).unwrap();
+    let document = Document::parse(&read(&report.digest), OCI_MANIFEST, "it").unwrap();
+    let Document::Manifest(manifest) = document else {
+        panic!("an index");
+    };
+    let (top, blobs) = manifest.layers.split_last().unwrap();
+    let bootstrap = unpack_bootstrap(&read(&top.digest)).unwrap();
+    let sizes = |parsed: &Bootstrap<'_>| {
+        let blobs = parsed.blobs().iter();
+        blobs
+            .map(|blob| read(&blob.digest).len() as u64)
+            .collect::<Vec<_>>()
+    };
+    let parsed = Bootstrap::read(&bootstrap).unwrap();
+    let index = parsed.index(top.digest, &sizes(&parsed), &[]).unwrap();
+    let blobs = blobs
+        .iter()
+        .map(|blob| (blob.digest, read(&blob.digest)))
+        .collect();
+    Ok(Converted {
+        report,
+        manifest,
+        index,
+        blobs,
+        bootstrap,
+    })
+}
+
+impl Converted {
+    /// Every path with its kind, attributes and content, each chunk verified.
+    fn listing(self) -> Vec<String> {
+        let blobs: Vec<Digest> = self.index.blobs().map(|(digest, _)| digest).collect();
+        let tree = Merged::merge(vec![Arc::new(self.index)]).unwrap();
+        let mut lines = Vec::new();
+        let mut todo = vec![(0, String::new())];
+        while let Some((node, above)) = todo.pop() {
+            for child in tree.children(tree.node(node).unwrap()) {
+                let path = format!("{above}{}", String::from_utf8_lossy(tree.name(child)));
+                let node = tree.node(child.node).unwrap();
+                let (index, inode) = (tree.layer(node), tree.inode(node));
+                let mut content = Vec::new();
+                for id in index
+                    .file_chunks(&inode)
+                    .filter(|_| inode.kind() == Kind::File)
+                {
+                    let chunk = index.chunk(id);
+                    let unit = index.unit(chunk.unit);
+                    let blob = &self.blobs[&blobs[usize::from(unit.blob)]];
+                    let packed = &blob[unit.offset as usize..unit.end() as usize];
+                    let plain = unpack(unit.codec(), packed, chunk.len as usize).unwrap();
+                    index
+                        .algorithm()
+                        .verify(&plain, &chunk.digest, &path)
+                        .unwrap();
+                    content.extend(plain);
+                }
+                let what = match inode.kind() {
+                    Kind::Directory => {
+                        todo.push((child.node, format!("{path}/")));
+                        "directory".to_owned()
+                    }
+                    Kind::Symlink => {
+                        String::from_utf8_lossy(index.link_target(&inode)).into_owned()
+                    }
+                    Kind::File => format!("{} {}", inode.size, Digest::of(&content).hex()),
+                    other => format!("{other:?} {:?}", inode.rdev()),
+                };
+                let xattrs: Vec<_> = index.xattrs(&inode).collect();
+                lines.push(format!(
+                    "{path}: {what} {:o} {}:{} {} {} {xattrs:?}",
+                    inode.mode & 0o7777,
+                    inode.uid,
+                    inode.gid,
+                    inode.mtime,
+                    if inode.kind() == Kind::Directory {
+                        1
+                    } else {
+                        node.nlink
+                    },
+                ));
+            }
+        }
+        lines.sort();
+        lines
+    }
+}
+
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    crate::formats::estargz::sample::noise(seed, len)
+}
+
+fn line(path: &str, what: &str, links: u32) -> String {
+    format!("{path}: {what} 4755 70000:7 1600000000 {links} []")
+}
+
+fn file(path: &str, content: &[u8], links: u32) -> String {
+    let what = format!("{} {}", content.len(), Digest::of(content).hex());
+    line(path, &what, links)
+}
+
+#[test]
+fn a_converted_image_has_every_file_of_its_layers() {
+    let big = noise(1, 3_000_000);
+    let long = "x/".repeat(1500) + "end";
+    let mut base = vec![
+        ("d", "bin", &b""[..]),
+        ("f", "bin/big", &big),
+        ("h", "bin/again", b"bin/big"),
+        ("f", "bin/copy", &big[..5000]),
+        ("f", "implied/deep/file", b"deep"),
+        ("f", "empty", b""),
+        ("l", "short", b"bin/big"),
+        ("l", "long", long.as_bytes()),
+        ("c", "disk", b""),
+        ("p", "pipe", b""),
+        ("x", "noted", b"note"),
+        ("f", "gone", b"gone"),
+        ("d", "opq", b""),
+        ("f", "opq/below", b"below"),
+        ("d", "many", b""),
+    ];
+    let names: Vec<String> = (0..500)
+        .map(|i| format!("many/a-name-of-some-length-{i}"))
+        .collect();
+    base.extend(names.iter().map(|name| ("f", name.as_str(), &b"many"[..])));
+    let top = [
+        ("f", "opq/.wh..wh..opq", &b""[..]),
+        ("f", ".wh.gone", b""),
+        ("f", "opq/above", b"above"),
+        ("f", "bin/copy", b"replaced"),
+        ("h", "linked", b"opq/above"),
+    ];
+    let layers = [layer(&base), layer(&top)];
+    let converted = convert_layers(&layers, CHUNK_SIZE).unwrap();
+    let root = "directory 755 0:0 0 1 []";
+    let mut expected = vec![
+        line("bin", "directory", 1),
+        file("bin/big", &big, 2),
+        file("bin/again", &big, 2),
+        file("bin/copy", b"replaced", 1),
+        file("implied/deep/file", b"deep", 1),
+        file("empty", b"", 1),
+        line("short", "bin/big", 1),
+        line("long", &long, 1),
+        line("disk", "CharDevice (259, 300)", 1),
+        line("pipe", "Fifo (0, 0)", 1),
+        file("noted", b"note", 1).replace("[]", &format!("{:?}", [(b"user.note", b"note")])),
+        line("opq", "directory", 1),
+        file("opq/above", b"above", 2),
+        file("linked", b"above", 2),
+        line("many", "directory", 1),
+        format!("implied: {root}"),
+        format!("implied/deep: {root}"),
+    ];
+    expected.extend(names.iter().map(|name| file(name, b"many", 1)));
+    expected.sort();
+    assert_eq!(converted.listing(), expected);
+}
+
+#[test]
+fn the_manifest_is_that_of_a_nydus_image() {
+    let one = layer(&[("f", "a", &b"content"[..])]);
+    let nothing = layer(&[("d", "empty", &b""[..])]);
+    let converted = convert_layers(&[one.clone(), nothing, one], 4096).unwrap();
+    let layers = &converted.manifest.layers;
+    assert_eq!(
+        layers.len(),
+        2,
+        "layers without contents have no blob, equal ones share one"
+    );
+    assert_eq!(layers[0].media_type, BLOB_MEDIA_TYPE);
+    assert_eq!(layers[0].annotations[BLOB_ANNOTATION], "true");
+    assert_eq!(layers[1].media_type, OCI_GZIP);
+    assert_eq!(layers[1].annotations[BOOTSTRAP_ANNOTATION], "true");
+    assert_eq!(converted.report.images[0].layers.len(), 3);
+}
+
+#[test]
+fn the_same_image_gives_the_same_bytes_and_equal_chunks_are_stored_once() {
+    let twice = noise(5, 40_000);
+    let one = layer(&[("f", "a", &twice), ("f", "b", &twice)]);
+    let first = convert_layers(std::slice::from_ref(&one), 8192).unwrap();
+    let second = convert_layers(&[one], 8192).unwrap();
+    assert_eq!(first.report.digest, second.report.digest);
+    assert_eq!(first.bootstrap, second.bootstrap);
+    let blob = first.blobs.values().next().unwrap();
+    assert!(blob.len() < 50_000, "{}", blob.len());
+    assert_eq!((first.index.units(), first.index.chunks()), (5, 10));
+}
+
+#[test]
+fn what_cannot_be_stored_is_named() {
+    let cases = [
+        (layer(&[("h", "link", &b"nowhere"[..])]), "link"),
+        (layer(&[("f", "a", &b""[..]), ("f", "a/b", b"")]), "\"a\""),
+        (b"no archive".to_vec(), "sha256:"),
+    ];
+    let odd = convert_layers(&[layer(&[])], 5000).err().unwrap();
+    assert!(odd.to_string().contains("power of two"), "{odd}");
+    for (archive, word) in cases {
+        let error = convert_layers(&[archive], 4096).err().unwrap().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
