@@ -13,4 +13,5 @@ mod harness;
 mod index;
 mod manifest;
 mod nydus;
+mod ordinary;
 mod zstdchunked;
