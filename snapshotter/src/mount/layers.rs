@@ -188,6 +188,11 @@ impl Layers {
         };
         let index = match opened {
             Ok(Opened::Lazy(index)) => index,
+            Ok(Opened::Ordinary | Opened::Unverified)
+                if streams && let Some(index) = self.store.kept_index(&source.layer) =>
+            {
+                Box::new(index)
+            }
             Ok(Opened::Ordinary | Opened::Unverified) if streams => {
                 if let Some(image) = &image {
                     self.stream_above(&source, image);

@@ -162,7 +162,9 @@ impl Layers {
         let above = layers.skip_while(|layer| layer.digest != source.layer);
         for layer in above.skip(1).filter(|layer| is_ordinary(layer)) {
             let id = LayerId::from(layer.digest);
-            if self.store.contains(&layer.digest) || !self.streams.begin(id) {
+            let known =
+                self.store.contains(&layer.digest) || self.store.has_kept_index(&layer.digest);
+            if known || !self.streams.begin(id) {
                 continue;
             }
             let mut next = LayerSource::new(source.image.clone(), layer.digest);

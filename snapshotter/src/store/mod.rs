@@ -30,6 +30,7 @@
 
 mod bitmap;
 mod blob;
+mod kept;
 mod stage;
 
 use std::fs;
@@ -61,6 +62,7 @@ pub struct Origin {
 #[derive(Debug)]
 pub struct Store {
     blobs: PathBuf,
+    indexes: PathBuf,
     /// The same directory by a mount whose accesses nobody watches.
     door: Option<PathBuf>,
     boot: String,
@@ -81,6 +83,7 @@ impl Store {
         let boot = fs::read_to_string(boot_path).map_err(Error::io("read", boot_path))?;
         let store = Self {
             blobs,
+            indexes: root.join("indexes"),
             door: door.map(|door| door.join("blobs/sha256")),
             boot: boot.trim_end().to_owned(),
         };
@@ -164,11 +167,14 @@ impl Store {
         allocated(&path).map_err(|error| not_found(error, layer, "measure", &path))
     }
 
-    /// Deletes a layer. The caller makes sure that nobody reads it any more.
+    /// Deletes a layer; the index of one that was streamed is kept. The caller makes sure that nobody reads it any more.
     pub fn remove(&self, layer: &Digest) -> Result<()> {
         let path = self.path(layer);
         let doomed = self.blobs.join(format!("{}.old", layer.hex()));
         fs::rename(&path, &doomed).map_err(|error| not_found(error, layer, "rename", &path))?;
+        if let Err(error) = self.keep_index(layer, &doomed) {
+            tracing::warn!(%layer, %error, "its index is not kept");
+        }
         fs::remove_dir_all(&doomed).map_err(Error::io("remove", &doomed))
     }
 
