@@ -25,7 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-pub use open::{LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
+pub use open::{LayerQuery, Opened, names_index, needs_image, open_external, open_layer, vouched};
 
 use self::ahead::Ahead;
 use self::counters::{Counters, Counts};

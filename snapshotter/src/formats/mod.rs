@@ -7,6 +7,7 @@ use crate::error::Error;
 
 pub mod estargz;
 pub mod nydus;
+pub mod soci;
 pub mod timestamp;
 pub mod zstdchunked;
 

@@ -56,7 +56,7 @@ struct Extent {
 }
 
 /// All entries of an archive; where its bytes are in the blob is not known yet.
-pub(super) struct Listed {
+pub(crate) struct Listed {
     builder: LayerBuilder,
     extents: Vec<Extent>,
 }
@@ -101,7 +101,8 @@ pub(super) fn list(
 }
 
 impl Listed {
-    fn new(builder: LayerBuilder) -> Self {
+    /// Nothing so far.
+    pub(crate) fn new(builder: LayerBuilder) -> Self {
         Self {
             builder,
             extents: Vec::new(),
@@ -109,7 +110,7 @@ impl Listed {
     }
 
     /// Adds an entry to the index; gives the file whose content follows.
-    fn enter(&mut self, entry: &TarEntry) -> Result<Option<FileId>, Flaw> {
+    pub(crate) fn enter(&mut self, entry: &TarEntry) -> Result<Option<FileId>, Flaw> {
         let meta = meta(entry)?;
         // The reader has cleaned names: the root is the empty one.
         let path = if entry.name.is_empty() {
@@ -140,7 +141,7 @@ impl Listed {
     }
 
     /// Puts entries and spans together: each file's content is cut where a span begins.
-    pub(super) fn index(mut self, spans: Spans) -> Result<LayerIndex, Flaw> {
+    pub(crate) fn index(mut self, spans: Spans) -> Result<LayerIndex, Flaw> {
         let codec = spans.codec.unwrap_or(Codec::Plain);
         for extent in &self.extents {
             let end = extent.at.saturating_add(extent.size);

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::fetch::BlobSource;
 
 /// Bytes of one request: bounds what one connection may be ahead.
-const WINDOW: u64 = 4 << 20;
+const WINDOW: u64 = 2 << 20;
 /// Requests under way: storage behind registries limits the rate of each connection.
 const CONNECTIONS: u64 = 3;
 /// Parts that wait for their turn; with a part of a TLS record's size, 1 MiB a connection.

@@ -18,8 +18,8 @@ mod tests;
 
 use std::fmt;
 
-use self::archive::Listed;
-use self::spans::Spans;
+pub(crate) use self::archive::Listed;
+pub(crate) use self::spans::{Found, Spans};
 use self::unpack::{Fault, Unpacker};
 use crate::convert::tar::{Reader, Tap};
 use crate::digest::{Digest, Hasher};

@@ -12,9 +12,9 @@ const WINDOW_LEVEL: i32 = 3;
 
 /// A span and where what it unpacks to begins.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
-    pub(super) out: u64,
-    pub(super) spec: SpanSpec,
+pub(crate) struct Found {
+    pub(crate) out: u64,
+    pub(crate) spec: SpanSpec,
 }
 
 /// A span whose end is not known yet.
@@ -28,8 +28,8 @@ struct Open {
 
 /// The spans of a blob, in its order.
 #[derive(Default)]
-pub(super) struct Spans {
-    pub(super) found: Vec<Found>,
+pub(crate) struct Spans {
+    pub(crate) found: Vec<Found>,
     pub(super) codec: Option<Codec>,
     open: Option<Open>,
     /// Bytes of the blob, and of what it unpacks to, so far.
@@ -39,7 +39,7 @@ pub(super) struct Spans {
 
 impl Spans {
     /// No spans of a blob of this packing.
-    pub(super) fn of(codec: Codec) -> Self {
+    pub(crate) fn of(codec: Codec) -> Self {
         Self {
             codec: Some(codec),
             ..Self::default()

@@ -12,7 +12,9 @@ use crate::error::{Error, Result};
 use crate::fetch::{BlobSource, HostHealth, ImageRef};
 use crate::fill::counters::Counts;
 use crate::fill::pool::Pool;
-use crate::fill::{Filler, LayerQuery, Opened, needs_image, open_external, open_layer, vouched};
+use crate::fill::{
+    Filler, LayerQuery, Opened, names_index, needs_image, open_external, open_layer, vouched,
+};
 use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
 use crate::index::{LayerBuilder, LayerIndex};
 use crate::store::{Blob, Origin, Store};
@@ -194,7 +196,9 @@ impl Layers {
                 Box::new(index)
             }
             Ok(Opened::Ordinary | Opened::Unverified) if streams => {
-                if let Some(image) = &image {
+                if let Some(image) = &image
+                    && !names_index(image)
+                {
                     self.stream_above(&source, image);
                 }
                 return self.stream(&source, blob);

@@ -6,6 +6,7 @@
 mod estargz;
 mod nydus;
 mod portable;
+mod soci;
 mod zstdchunked;
 
 use std::collections::BTreeMap;
@@ -77,6 +78,11 @@ pub fn vouched(annotations: &BTreeMap<String, String>) -> Result<Option<Digest>>
     Ok(None)
 }
 
+/// Whether the manifest names an index of layers that need none of their own annotations.
+pub fn names_index(image: &Image) -> bool {
+    !matches!(soci::named(image), Ok(None))
+}
+
 /// Whether what describes the layer lies beside it in the image's repository.
 pub fn needs_image(annotations: &BTreeMap<String, String>) -> bool {
     annotations.contains_key(portable::VOUCHED)
@@ -103,6 +109,9 @@ pub fn open_layer(query: &LayerQuery<'_>) -> Result<Opened> {
         return Ok(opened);
     }
     if let Some(opened) = portable::open(query)? {
+        return Ok(opened);
+    }
+    if let Some(opened) = soci::open(query)? {
         return Ok(opened);
     }
     if query.skip_footer && !query.allow_unverified && vouched(query.annotations)?.is_none() {
