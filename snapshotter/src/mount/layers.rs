@@ -188,12 +188,14 @@ impl Layers {
                 .and_then(|toc_image| open_external(&query, &toc_image)),
             opened => opened,
         };
+        let mut diff_id = None;
         let index = match opened {
             Ok(Opened::Lazy(index)) => index,
             Ok(Opened::Ordinary | Opened::Unverified)
-                if streams && let Some(index) = self.store.kept_index(&source.layer) =>
+                if streams && let Some(kept) = self.store.kept_index(&source.layer) =>
             {
-                Box::new(index)
+                diff_id = Some(kept.diff_id);
+                Box::new(kept.index)
             }
             Ok(Opened::Ordinary | Opened::Unverified) if streams => {
                 if let Some(image) = &image
@@ -230,7 +232,7 @@ impl Layers {
         let origin = Origin {
             image: source.image.to_string(),
             size: blob.size(),
-            diff_id: None,
+            diff_id,
         };
         let stored = self.store.create(&index, &origin)?;
         // The blob at hand knows where it was redirected to, a new handle does not.

@@ -8,6 +8,7 @@
 //!
 //! To add a target: a module beside the others with `#[test] fn NAME() { harness::run(…) }`.
 
+mod beside;
 mod estargz;
 mod harness;
 mod index;

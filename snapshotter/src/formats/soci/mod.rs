@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use self::flat::{Buffer, Table};
 use super::{Flaw, timestamp};
-use crate::convert::tar::{TarEntry, Time};
+use crate::convert::tar::{Raw, TarEntry, Time};
 use crate::digest::Digest;
 use crate::formats::estargz::toc::EntryType;
 use crate::index::{Codec, LayerBuilder, LayerIndex, MAX_ENTRIES, SpanSpec};
@@ -87,6 +87,7 @@ fn describe(entry: Table<'_>) -> Result<TarEntry, Flaw> {
         dev_minor: entry.size(12)?,
         xattrs: xattrs(entry)?,
         header_at: 0,
+        raw: Raw::default(),
         data_at: entry.size(2)?,
         size: if kind == EntryType::Reg {
             entry.size(3)?
