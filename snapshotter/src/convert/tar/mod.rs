@@ -8,4 +8,4 @@ mod pax;
 pub(crate) mod reader;
 
 pub(super) use header::{BLOCK, encode_regular, padding};
-pub(crate) use reader::{ReadError, Raw, Reader, Tap, TarEntry, Time};
+pub(crate) use reader::{Raw, ReadError, Reader, Tap, TarEntry, Time};
