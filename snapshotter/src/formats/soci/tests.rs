@@ -67,7 +67,7 @@ fn checkpoints_of_both_versions_are_read_and_others_refused() {
         let mut record = at.to_le_bytes().to_vec();
         record.extend_from_slice(&out.to_le_bytes());
         record.push(bits);
-        record.extend_from_slice(&[9; WINDOW]);
+        record.extend_from_slice(&vec![9; WINDOW]);
         record
     };
     let head = |count: u32| [&count.to_le_bytes()[..], &[0; 8]].concat();
