@@ -418,6 +418,7 @@ fn what_one_node_has_read_first_the_next_fetches_before_it_is_asked() {
     let profile = "xebec-snapshotter profile";
     let carry = format!(
         "{profile} export -o /tmp/profile.json {image} && \
+         {{ umount /var/lib/xebec-snapshotter/lazy/mnt/* || true; }} && \
          rm -rf /var/lib/containerd /var/lib/xebec-snapshotter && {profile} import /tmp/profile.json"
     );
     host.check_sh(&carry).unwrap();
