@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use integration::ctr::{Ctr, Stack};
+use integration::demo::FORGET;
 use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
 use integration::proxy::{Proxy, Shape};
@@ -417,9 +418,8 @@ fn what_one_node_has_read_first_the_next_fetches_before_it_is_asked() {
     }
     let profile = "xebec-snapshotter profile";
     let carry = format!(
-        "{profile} export -o /tmp/profile.json {image} && \
-         {{ umount /var/lib/xebec-snapshotter/lazy/mnt/* || true; }} && \
-         rm -rf /var/lib/containerd /var/lib/xebec-snapshotter && {profile} import /tmp/profile.json"
+        "{profile} export -o /tmp/profile.json {image}; \
+         {FORGET}; {profile} import /tmp/profile.json"
     );
     host.check_sh(&carry).unwrap();
     host.start_services(&node).unwrap();
@@ -463,4 +463,53 @@ fn wait_until_quiet(link: &Proxy) {
         }
         before = now;
     }
+}
+
+#[test]
+fn what_was_fetched_is_told_and_the_rest_of_an_image_is_fetched_by_command() {
+    let host = host_with(HostOptions::default());
+    let config = host.check_sh("cat /etc/xebec/snapshotter.toml").unwrap();
+    let metrics = "\n[metrics]\naddress = \"127.0.0.1:9110\"\n";
+    host.write_file("/etc/xebec/snapshotter.toml", config + metrics)
+        .unwrap();
+    let node = [Service::Containerd, Service::Snapshotter];
+    for service in node {
+        host.stop(service).unwrap();
+    }
+    host.start_services(&node).unwrap();
+
+    let ctr = Ctr::new(&host);
+    let image = convert(&host, &host.push("redis").unwrap());
+    let (link, remote) = through_link(&host, &image);
+    ctr.pull(&remote, "xebec").unwrap();
+    ctr.start(Stack::XEBEC, &remote, "c", &["sleep", "1000"])
+        .unwrap();
+    let shown = host
+        .check_sh("curl -sf http://127.0.0.1:9110/metrics")
+        .unwrap();
+    let has = |start: &str, end: &str| {
+        let mut lines = shown.lines();
+        lines.any(|line| line.starts_with(start) && !line.ends_with(end))
+    };
+    let fetched = format!("xebec_fetched_bytes_total{{image=\"{remote}\"");
+    assert!(has(&fetched, "for=\"read\"} 0"), "{shown}");
+    assert!(has("xebec_cold_reads_total{", "} 0"), "{shown}");
+    let registry = format!("xebec_registry_state{{host=\"{}\"}} 0", link.address());
+    assert!(shown.contains(&registry), "{shown}");
+    let status = host.check(&["xebec-snapshotter", "status"]).unwrap();
+    let answers = format!("{}  answers", link.address());
+    assert!(status.contains(&answers), "{status}");
+
+    host.check(&["xebec-snapshotter", "prefetch", &remote])
+        .unwrap();
+    link.cut();
+    let read = ctr.exec("c", &["sh", "-c", READ_ALL]).unwrap();
+    assert!(read.success() && read.stderr.is_empty(), "{read:?}");
+    let absent = format!("{}/busybox:v1", Service::REGISTRY);
+    host.push("busybox").unwrap();
+    let refused = host
+        .run(&["xebec-snapshotter", "prefetch", &absent])
+        .unwrap();
+    assert_one_clear_error(&refused, &["busybox", "not found"]);
+    ctr.remove("c").unwrap();
 }

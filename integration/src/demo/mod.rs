@@ -23,8 +23,11 @@ use crate::proxy::{Proxy, Shape};
 
 const IMAGE: &str = "python3-numpy";
 
-/// What a node knows of images; without it the node has never seen any.
-const NODE_STATE: &str = "rm -rf /var/lib/containerd /var/lib/xebec-snapshotter";
+/// Takes away what a node knows of images, mounts that wait for the next daemon included; without
+/// it the node has never seen any.
+pub const FORGET: &str = "for tree in /var/lib/xebec-snapshotter/lazy/mnt/*; do \
+                          umount -l \"$tree\" 2> /dev/null || true; done; \
+                          rm -rf /var/lib/containerd /var/lib/xebec-snapshotter";
 
 /// Where the profile of the first start lies in the meantime.
 const PROFILE: &str = "/tmp/profile.json";
@@ -111,7 +114,7 @@ fn stop_node(host: &NativeHost) -> Result<()> {
 fn forget_images(host: &NativeHost) -> Result<()> {
     let step = Step::begin("make the host a node that has never seen the image");
     stop_node(host)?;
-    host.check_sh(NODE_STATE)?;
+    host.check_sh(FORGET)?;
     host.start_services(&NODE)?;
     step.done("");
     Ok(())
