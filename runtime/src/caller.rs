@@ -15,6 +15,9 @@ const FIRST_USER_NAMESPACE: u64 = 0xEFFF_FFFD;
 pub(crate) struct Caller {
     /// May mount and make namespaces. Who may not gets there through a user namespace.
     pub(crate) privileged: bool,
+    /// May enter a new mount namespace and mount everything there: a user namespace may mount proc
+    /// only beside one that it sees already.
+    pub(crate) enters_mounts: bool,
     /// Lives in a user namespace itself, where root can neither make devices nor filter them.
     pub(crate) in_user_namespace: bool,
 }
@@ -34,9 +37,13 @@ impl Caller {
         let path = "/proc/self/ns/user";
         let namespace =
             statat(CWD, path, AtFlags::empty()).map_err(Error::file("examine", path))?;
+        let may = |capability| own.effective.contains(capability);
+        let in_user_namespace = namespace.st_ino != FIRST_USER_NAMESPACE;
         Ok(Self {
-            privileged: own.effective.contains(CapabilitySet::SYS_ADMIN),
-            in_user_namespace: namespace.st_ino != FIRST_USER_NAMESPACE,
+            privileged: may(CapabilitySet::SYS_ADMIN),
+            enters_mounts: may(CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_CHROOT)
+                && !in_user_namespace,
+            in_user_namespace,
         })
     }
 }

@@ -201,6 +201,54 @@ fn a_mask_is_a_null_device_or_an_empty_directory_whatever_the_image_says() {
 }
 
 #[test]
+fn what_is_mounted_over_a_device_or_a_mask_is_not_mounted_over_the_hosts() {
+    let host = host();
+    let script = "for place in /dev/null /dev/zero /proc/interrupts; do \
+        mount -o bind /own $place && echo covered; done; cat /dev/null";
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["busybox", "sh", "-c", script]).unwrap();
+    bundle.config["linux"]["maskedPaths"] = json!(["/proc/interrupts"]);
+    for set in ["bounding", "effective", "permitted"] {
+        bundle.config["process"]["capabilities"][set] = json!(["CAP_SYS_ADMIN"]);
+    }
+    bundle.write().unwrap();
+    host.check_sh(
+        "mount --make-rshared / && cd /tmp/b/rootfs && echo hostile > own && \
+         for applet in mount cat; do ln -sf busybox bin/$applet; done",
+    )
+    .unwrap();
+    let nodes = "stat -c %F /dev/null /dev/zero; grep -c . /proc/self/mountinfo";
+    let before = host.check_sh(nodes).unwrap();
+    let run = |way: &str| {
+        let ran = ok(&host, &["run", "--bundle", "/tmp/b", "c"]);
+        assert_eq!(ran, "covered\ncovered\ncovered\nhostile\n", "{way}");
+        assert_eq!(host.check_sh(nodes).unwrap(), before, "{way}");
+    };
+    run("as root of the host");
+    let linux = &mut bundle.config["linux"];
+    let map = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    let namespaces = linux["namespaces"].as_array_mut().unwrap();
+    namespaces.push(json!({ "type": "user" }));
+    linux["uidMappings"] = map.clone();
+    linux["gidMappings"] = map;
+    bundle.write().unwrap();
+    host.check_sh("chown -R 100000:100000 /tmp/b/rootfs")
+        .unwrap();
+    run("in a user namespace, where the host's nodes are bound");
+    // The host's sysfs stands in for one that only the owner of the network may have.
+    let script = "for place in /sys/kernel /sys/fs/cgroup; do \
+        mount -o bind /bin $place && echo covered; done";
+    bundle.config["process"]["args"] = json!(["busybox", "sh", "-c", script]);
+    bundle.config["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .retain(|namespace| namespace["type"] != "network" && namespace["type"] != "cgroup");
+    bundle.write().unwrap();
+    let ran = ok(&host, &["run", "--bundle", "/tmp/b", "c"]);
+    assert_eq!(ran, "covered\ncovered\n");
+    assert_eq!(host.check_sh(nodes).unwrap(), before);
+}
+
+#[test]
 fn a_race_for_a_mount_target_is_never_won() {
     let host = host();
     host.check_sh(VICTIM).unwrap();

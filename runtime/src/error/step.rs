@@ -36,6 +36,8 @@ steps! {
     Propagation => "make mounts private",
     /// Attaching the root file system.
     AttachRootfs => "attach rootfs at",
+    /// Entering the mount namespace that is made of the root file system.
+    EnterRootfs => "enter mount namespace of rootfs",
     /// Making a file system.
     Filesystem => "create file system",
     /// Setting a parameter of a file system.

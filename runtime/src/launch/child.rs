@@ -3,7 +3,7 @@
 //! Nothing here allocates, parses or looks anything up on the host; every step names itself when
 //! it fails.
 
-use std::os::fd::{AsFd as _, RawFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd, RawFd};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -19,7 +19,7 @@ use super::namespaces::Joined;
 use super::processors::run_anywhere;
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{LaunchPlan, RootChange};
-use crate::rootfs::{self, HostTrees, Want};
+use crate::rootfs::{self, HostPart, HostPaths, HostTrees, RootTree, Want};
 use crate::sys;
 
 /// Everything init needs, made before it exists.
@@ -86,17 +86,27 @@ fn prepare<'p>(
         apply_early(&plan.process, rest)?;
     }
     joined.enter()?;
-    if plan.root_change != RootChange::Chroot {
-        rootfs::make_private()?;
+    if let RootTree::Clone(root) = &mut trees.root {
+        if plan.root_change != RootChange::Chroot {
+            rootfs::make_private()?;
+        }
+        rootfs::attach(&plan.rootfs.path, root, plan.root_change)?;
     }
-    rootfs::attach(&plan.rootfs.path, trees, plan.root_change)?;
     if plan.namespaces.has(libc::CLONE_NEWUSER as u64) {
         become_root(plan.process.keep_groups)?;
     }
     umask(Mode::empty());
     setsid().at(Step::Terminal, b"setsid")?;
     name_and_network(plan)?;
-    fill_root(plan, trees, rest)?;
+    let null = (!plan.rootfs.masked.is_empty()).then(rootfs::host_null);
+    // From here on paths of the host lead there only if the root is yet to be changed.
+    let (root, host) = trees.root.enter()?;
+    fill_root(
+        plan,
+        (root, host),
+        (&mut trees.mounts, &trees.devices),
+        rest,
+    )?;
     if plan.waits_for_parent() {
         channel.send(Report::Mounted).at(Step::Sync, b"")?;
         channel.wait_for_word().at(Step::Sync, b"")?;
@@ -108,7 +118,7 @@ fn prepare<'p>(
         };
         run_child_hooks(hooks, hook_io)?;
     }
-    close_root(plan, trees, rest)
+    close_root(plan, root.as_fd(), (&trees.mounts, null), rest)
 }
 
 /// After the maps are there: root of the user namespace, and no group of the host's.
@@ -153,20 +163,16 @@ fn name_and_network(plan: &LaunchPlan) -> Result<(), Failure<'_>> {
 /// Mounts, devices, terminal and working directory.
 fn fill_root<'p>(
     plan: &'p LaunchPlan,
-    trees: &mut HostTrees,
+    (root, host): (&mut OwnedFd, HostPaths<'_>),
+    (mounts, devices): (&mut [HostPart], &[OwnedFd]),
     rest: &mut FinishJob,
 ) -> Result<(), Failure<'p>> {
-    // The tree's descriptor is the root for every path from here on.
-    let HostTrees {
-        root,
-        mounts,
-        devices,
-    } = trees;
+    // The descriptor is the root for every path from here on.
     let kept = rootfs::mount_all(&plan.rootfs.mounts, root, mounts)?;
     rest.proc = kept.proc;
     let root = root.as_fd();
     if plan.rootfs.own_dev {
-        rootfs::fill_dev(&plan.rootfs, (root, kept.dev.as_ref()), devices)?;
+        rootfs::fill_dev(&plan.rootfs, (root, kept.dev.as_ref()), devices, host)?;
     }
     take_terminal(&plan.process, rest, root, true)?;
     // A missing working directory is made, as runc does; what cannot be made is for chdir to tell.
@@ -179,10 +185,10 @@ fn fill_root<'p>(
 /// Parameters, masks, and the change of root.
 fn close_root<'p>(
     plan: &'p LaunchPlan,
-    trees: &HostTrees,
+    root: BorrowedFd<'_>,
+    (mounts, null): (&[HostPart], Option<Result<OwnedFd, Errno>>),
     rest: &mut FinishJob,
 ) -> Result<(), Failure<'p>> {
-    let root = trees.root.as_fd();
     if rest.proc.is_none() && (!plan.rootfs.sysctls.is_empty() || !plan.process.labels.is_empty()) {
         rest.proc = Some(rootfs::trusted_proc(root).at(Step::Filesystem, b"proc")?);
     }
@@ -190,7 +196,7 @@ fn close_root<'p>(
         rootfs::write_sysctls(&plan.rootfs.sysctls, proc.as_fd())?;
     }
     rootfs::protect_paths(&plan.rootfs.readonly_paths, root)?;
-    rootfs::hide_paths(&plan.rootfs.masked, root)?;
-    rootfs::seal(&plan.rootfs.mounts, &trees.mounts)?;
+    rootfs::hide_paths(&plan.rootfs.masked, root, null)?;
+    rootfs::seal(&plan.rootfs.mounts, mounts)?;
     rootfs::enter(&plan.rootfs, root, plan.root_change)
 }

@@ -72,6 +72,11 @@ impl Joined {
         self.create &= !NEWUSER;
     }
 
+    /// The mount namespace is there already and is entered by whoever has it.
+    pub(crate) fn leave_mounts_out(&mut self) {
+        self.create &= !(libc::CLONE_NEWNS as u64);
+    }
+
     /// Whether the caller has privileges outside.
     pub(super) fn privileged(&self) -> bool {
         self.privileged

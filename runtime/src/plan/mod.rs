@@ -10,6 +10,7 @@ mod mounts;
 pub(crate) mod options;
 mod process;
 mod resctrl;
+mod root_change;
 mod rootfs;
 mod scheduling;
 
@@ -30,6 +31,7 @@ pub(crate) use mounts::{
 };
 pub(crate) use process::{LabelPlan, ProcessPlan, Program};
 pub(crate) use resctrl::ResctrlPlan;
+pub(crate) use root_change::RootChange;
 pub(crate) use rootfs::{DevicePlan, RootfsPlan, SysctlPlan};
 pub(crate) use scheduling::{AffinityPlan, BitSet, MemoryPolicyPlan};
 
@@ -130,6 +132,8 @@ pub(crate) struct PlanContext<'a> {
     pub(crate) no_new_keyring: bool,
     /// The caller lives in a user namespace.
     pub(crate) in_user_namespace: bool,
+    /// The caller may enter mount namespaces, and what it makes there is the host's to see.
+    pub(crate) enters_mounts: bool,
 }
 
 /// A field that cannot be used; the caller knows the file.
@@ -158,29 +162,6 @@ impl FieldError {
 
 /// Annotation of crun's, which podman sets for `--group-add keep-groups`.
 pub(crate) const KEEP_GROUPS: &str = "run.oci.keep_original_groups";
-
-/// How the container's root becomes that of its first process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum RootChange {
-    /// By `pivot_root(2)`: nothing from outside stays in the mount namespace.
-    Pivot,
-    /// It is moved over `/`, on hosts whose own root cannot be pivoted away.
-    Move,
-    /// By `chroot(2)` alone: without a mount namespace of its own the mounts are the host's.
-    Chroot,
-}
-
-impl RootChange {
-    fn of(namespaces: &Namespaces, no_pivot: bool) -> Self {
-        if !namespaces.has(libc::CLONE_NEWNS as u64) {
-            Self::Chroot
-        } else if no_pivot {
-            Self::Move
-        } else {
-            Self::Pivot
-        }
-    }
-}
 
 impl LaunchPlan {
     /// Plans a configuration that [`crate::spec::check_spec`] has accepted.
@@ -218,7 +199,13 @@ impl LaunchPlan {
             keyring: (!context.no_new_keyring)
                 .then(|| KeyringPlan::new(context.id, namespaces.has(libc::CLONE_NEWUSER as u64)))
                 .transpose()?,
-            root_change: RootChange::of(&namespaces, context.no_pivot),
+            root_change: RootChange::of(
+                &namespaces,
+                &rootfs,
+                hooks,
+                context.no_pivot,
+                context.enters_mounts,
+            ),
             cgroup_owner: cgroup_owner(linux, &namespaces, &rootfs, process.uid),
             rootfs,
             create_container: hooks::plan(

@@ -37,6 +37,7 @@ fn plan(text: &[u8]) -> Result<()> {
         no_pivot: false,
         no_new_keyring: false,
         in_user_namespace: false,
+        enters_mounts: true,
     };
     LaunchPlan::new(&spec, namespaces, context).map_err(refuse)?;
     let linux = spec.linux().as_ref();

@@ -11,7 +11,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::host::{HostPart, HostTree, HostTrees};
+use super::host::{HostPart, HostTree, HostTrees, RootTree};
 use crate::error::{Error, Result};
 
 /// What a packet carries: its first byte.
@@ -53,7 +53,11 @@ pub(crate) fn send_trees(socket: BorrowedFd<'_>, opened: &Result<HostTrees>) -> 
                 devices.try_for_each(|device| send(DEVICE, Some(device.as_fd())))
             })
             // The root comes last and says that all is there.
-            .and_then(|()| send(ROOT, Some(trees.root.as_fd()))),
+            .and_then(|()| match &trees.root {
+                RootTree::Clone(root) => send(ROOT, Some(root.as_fd())),
+                // Only made by whoever makes the child as well.
+                RootTree::Namespace(_) => Err(Errno::OPNOTSUPP),
+            }),
         Err(error) => {
             let mut text = vec![FAILURE];
             text.extend(error.to_string().bytes().take(TEXT_MAX - 1));
@@ -93,7 +97,7 @@ pub(crate) fn receive_trees(socket: BorrowedFd<'_>) -> Result<HostTrees> {
             Some((&DEVICE, _)) => devices.push(fd()?),
             Some((&ROOT, _)) => {
                 return Ok(HostTrees {
-                    root: fd()?,
+                    root: RootTree::Clone(fd()?),
                     mounts,
                     devices,
                 });
@@ -170,14 +174,17 @@ mod tests {
         };
         let link = HostTree::Link(c"/there".to_owned());
         let trees = HostTrees {
-            root: fd("/"),
+            root: RootTree::Clone(fd("/")),
             mounts: vec![part(None), part(Some(bind)), part(Some(link))],
             devices: vec![fd("/dev/null")],
         };
         send_trees(theirs.as_fd(), &Ok(trees)).expect("sent");
         let arrived = receive_trees(ours.as_fd()).expect("received");
         let inode = |fd: &OwnedFd| fstat(fd).expect("fstat").st_ino;
-        assert_eq!(inode(&arrived.root), inode(&fd("/")));
+        let RootTree::Clone(root) = &arrived.root else {
+            panic!("arrived: {:?}", arrived.root)
+        };
+        assert_eq!(inode(root), inode(&fd("/")));
         match &arrived.mounts[..] {
             [
                 HostPart { tree: None, .. },

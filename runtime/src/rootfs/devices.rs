@@ -11,7 +11,8 @@ use rustix::io::Errno;
 
 use super::by_mount::{Spot, is_same};
 use super::mounts::move_to;
-use super::refusals::{node_of_host, refuses_mount_api, refuses_nodes};
+use super::namespace::HostPaths;
+use super::refusals::{refuses_mount_api, refuses_nodes};
 use super::resolve::{Want, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{DevicePlan, RootfsPlan};
@@ -32,6 +33,7 @@ pub(crate) fn fill_dev<'p>(
     plan: &'p RootfsPlan,
     (root, dev): (BorrowedFd<'_>, Option<&OwnedFd>),
     bound: &[OwnedFd],
+    host: HostPaths<'_>,
 ) -> Result<(), Failure<'p>> {
     let opened;
     let dev = if let Some(dev) = dev {
@@ -49,9 +51,9 @@ pub(crate) fn fill_dev<'p>(
             None
         };
         let made = match node {
-            Some(tree) => bind_node(device, base, path, Some(tree)),
+            Some(tree) => bind_node(device, (base, path), Some(tree), host),
             None => match make_node(device, base, path) {
-                Err(errno) if refuses_nodes(errno) => bind_node(device, base, path, None),
+                Err(errno) if refuses_nodes(errno) => bind_node(device, (base, path), None, host),
                 made => made,
             },
         };
@@ -102,18 +104,23 @@ fn place_of<'d>(
 /// Puts the host's node there: the parent's clone of it, or one that is made now.
 fn bind_node(
     device: &DevicePlan,
-    base: BorrowedFd<'_>,
-    path: &CStr,
+    (base, path): (BorrowedFd<'_>, &CStr),
     tree: Option<&OwnedFd>,
+    host: HostPaths<'_>,
 ) -> Result<(), Errno> {
     let place = open_target(base, path, Want::File, false)?;
     let attached = match tree {
         Some(tree) => move_to(tree.as_fd(), place.as_fd()),
-        None => node_of_host(&device.host).and_then(|tree| move_to(tree.as_fd(), place.as_fd())),
+        None => host
+            .node(&device.host)
+            .and_then(|tree| move_to(tree.as_fd(), place.as_fd())),
     };
     match attached {
         // What is no clone cannot be attached at all.
-        Err(errno) if refuses_mount_api(errno) || errno == Errno::INVAL => {
+        Err(errno)
+            if (refuses_mount_api(errno) || errno == Errno::INVAL)
+                && matches!(host, HostPaths::Here) =>
+        {
             let spot = Spot {
                 base,
                 path,

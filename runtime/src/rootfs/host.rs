@@ -15,24 +15,33 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::by_mount::set_attributes;
 use super::mounts::new_filesystem;
-use super::refusals::{is_whole_proc, refuses_mount_api};
+use super::namespace::{HostPaths, RootNamespace};
+use super::refusals::{is_whole_proc, node_of_host, refuses_mount_api};
 use super::resolve::open_inside;
-use crate::error::{At as _, Error, Result, Step, errno_words};
+use crate::error::{At as _, Error, Failure, Result, Step, errno_words};
 use crate::plan::{
     BindPlan, DevicePlan, FilesystemPlan, IdMaps, IdmapSource, MountIdmap, MountPlan, MountSource,
-    RootfsPlan, SourceSymlink,
+    RootChange, RootfsPlan, SourceSymlink,
 };
 use crate::sys::{MountAttr, mount_set_attr};
 
 /// Everything that a container takes from the host.
 #[derive(Debug)]
 pub(crate) struct HostTrees {
-    /// The root file system, a detached clone; where the host refuses those, the directory itself.
-    pub(crate) root: OwnedFd,
+    pub(crate) root: RootTree,
     /// One for each mount of the plan.
     pub(crate) mounts: Vec<HostPart>,
     /// One for each device, when devices are bound: clones or, as with the root, themselves.
     pub(crate) devices: Vec<OwnedFd>,
+}
+
+/// The root file system.
+#[derive(Debug)]
+pub(crate) enum RootTree {
+    /// A detached clone; where the host refuses those, the directory itself.
+    Clone(OwnedFd),
+    /// A clone that is the root of a mount namespace already.
+    Namespace(RootNamespace),
 }
 
 /// What one mount takes from the host, and what the child keeps of it.
@@ -67,9 +76,10 @@ impl HostTrees {
     /// Clones all of them; `user_namespace` makes the user namespace of an id-mapped mount.
     pub(crate) fn open(
         plan: &RootfsPlan,
+        change: RootChange,
         user_namespace: impl Fn(&IdMaps) -> Result<OwnedFd>,
     ) -> Result<Self> {
-        let root = open_root(&plan.path)?;
+        let root = RootTree::open(&plan.path, change)?;
         let mut devices = Vec::new();
         if plan.bind_devices && plan.own_dev {
             for device in plan.devices.iter().filter(|it| it.needs_privilege()) {
@@ -84,6 +94,33 @@ impl HostTrees {
             mounts: open_parts(&plan.mounts, user_namespace)?,
             devices,
         })
+    }
+}
+
+impl RootTree {
+    /// A mount namespace where the plan asks for it and the kernel has it, or else a clone.
+    fn open(path: &CStr, change: RootChange) -> Result<Self> {
+        if change != RootChange::Enter {
+            return open_root(path).map(Self::Clone);
+        }
+        match RootNamespace::open(path) {
+            Ok(namespace) => Ok(Self::Namespace(namespace)),
+            Err(refusal) => {
+                let root = open_root(path)?;
+                RootNamespace::remember(refusal);
+                Ok(Self::Clone(root))
+            }
+        }
+    }
+
+    /// The child's part: the root directory, in the mount namespace where everything is made.
+    pub(crate) fn enter(
+        &mut self,
+    ) -> std::result::Result<(&mut OwnedFd, HostPaths<'_>), Failure<'static>> {
+        match self {
+            Self::Clone(root) => Ok((root, HostPaths::Here)),
+            Self::Namespace(namespace) => namespace.enter(),
+        }
     }
 }
 
@@ -105,16 +142,16 @@ fn open_root(path: &CStr) -> Result<OwnedFd> {
 
 /// The host's node at the path of a device; the container may call it otherwise than the host does.
 fn open_node(device: &DevicePlan) -> std::result::Result<OwnedFd, Errno> {
-    match clone_or_know(&device.host, false, true) {
+    match node_or_know(&device.host) {
         Err(Errno::NOENT) => {
             let path = path_of_number(device).ok_or(Errno::NOENT)?;
-            let (node, _) = clone_or_know(&path, false, true)?;
+            let node = node_or_know(&path)?;
             let found = fstat(&node)?;
             let fits = FileType::from_raw_mode(found.st_mode) == device.kind
                 && found.st_rdev == device.number;
             if fits { Ok(node) } else { Err(Errno::NOENT) }
         }
-        node => node.map(|(node, _)| node),
+        node => node,
     }
 }
 
@@ -169,9 +206,14 @@ pub(crate) fn open_parts(
     Ok(parts)
 }
 
-/// The tree in place of a file system that may be refused; a host without it offers none.
+/// The tree in place of a file system that may be refused; a host without it offers none. What the
+/// container mounts inside it does not show on the host.
 fn stand_in(mount: &MountPlan, fs: &FilesystemPlan) -> Option<HostTree> {
-    clone_bind(mount, fs.instead.as_ref()?, None).ok()
+    let tree = clone_bind(mount, fs.instead.as_ref()?, None).ok()?;
+    if let HostTree::Tree { fd, .. } = &tree {
+        set_propagation(fd.as_fd(), libc::MS_SLAVE, true).ok()?;
+    }
+    Some(tree)
 }
 
 /// The root of a user namespace has no say over another one, whose maps its file system is to be
@@ -384,6 +426,14 @@ fn clone_or_know(
             Ok((itself, false))
         }
         tree => Ok((tree?, true)),
+    }
+}
+
+/// The same of a device's node, whose clone is private.
+fn node_or_know(path: &CStr) -> std::result::Result<OwnedFd, Errno> {
+    match node_of_host(path, OpenTreeFlags::empty()) {
+        Err(errno) if refuses_mount_api(errno) => know(path, true).map_err(|_| errno),
+        node => node,
     }
 }
 

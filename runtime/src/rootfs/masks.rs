@@ -12,7 +12,7 @@ use rustix::mount::{
 
 use super::by_mount::{Spot, set_attributes};
 use super::mounts::move_to;
-use super::refusals::refuses_mount_api;
+use super::refusals::{node_of_host, refuses_mount_api};
 use super::resolve::open_inside;
 use crate::error::{At as _, Failure, Step};
 use crate::sys::{MountAttr, clone_tree_with, mount_set_attr};
@@ -26,6 +26,7 @@ pub(crate) fn protect_paths<'p>(
         set: libc::MOUNT_ATTR_RDONLY,
         ..MountAttr::default()
     };
+    let flags = OpenTreeFlags::AT_EMPTY_PATH | OpenTreeFlags::AT_RECURSIVE;
     for path in paths {
         let detail = path.to_bytes();
         let place = match open_inside(root, path, OFlags::PATH, false) {
@@ -33,7 +34,7 @@ pub(crate) fn protect_paths<'p>(
             Err(Errno::NOENT | Errno::NOTDIR) => continue,
             Err(errno) => return Err(errno).at(Step::ReadonlyPath, detail),
         };
-        let covered = clone_tree_with(place.as_fd(), &attr)
+        let covered = clone_tree_with(place.as_fd(), c"", flags, &attr)
             .and_then(|tree| move_to(tree.as_fd(), place.as_fd()));
         match covered {
             Err(errno) if refuses_mount_api(errno) => protect_by_mount(spot(root, path, &place))
@@ -67,15 +68,17 @@ fn spot<'a>(root: BorrowedFd<'a>, path: &'a CStr, place: &'a OwnedFd) -> Spot<'a
     }
 }
 
-/// Hides each path: a file below the host's null device, a directory below one empty read-only
-/// tmpfs that all of them share.
+/// Hides each path: a file below the null device, a directory below one empty read-only tmpfs that
+/// all of them share.
 pub(crate) fn hide_paths<'p>(
     paths: &'p [CString],
     root: BorrowedFd<'_>,
+    null: Option<Result<OwnedFd, Errno>>,
 ) -> Result<(), Failure<'p>> {
     let mut covers = Covers {
-        null: None,
-        empty: None,
+        null,
+        over_file: None,
+        over_directory: None,
     };
     for path in paths {
         let detail = path.to_bytes();
@@ -98,45 +101,59 @@ fn hide_by_mount(spot: Spot<'_>) -> Result<(), Errno> {
     let mounted = if FileType::from_raw_mode(fstat(spot.place)?.st_mode) == FileType::Directory {
         spot.empty_directory()
     } else {
-        spot.bind(host_null()?.as_fd(), false)
+        spot.bind(known_null()?.as_fd(), false)
     };
     mounted.map(drop)
 }
 
-/// What masked paths are covered with, made at first use.
+/// What masked paths are covered with. Once a cover is attached it can be cloned again and again.
 struct Covers {
-    /// The host's null device: an attached mount, which can be cloned again and again.
-    null: Option<OwnedFd>,
-    /// The empty tmpfs, once it is attached somewhere.
-    empty: Option<OwnedFd>,
+    /// The host's null device, until it covers a file or was refused to.
+    null: Option<Result<OwnedFd, Errno>>,
+    over_file: Option<OwnedFd>,
+    over_directory: Option<OwnedFd>,
 }
 
 impl Covers {
     fn put_over(&mut self, place: BorrowedFd<'_>) -> Result<(), Errno> {
         if FileType::from_raw_mode(fstat(place)?.st_mode) == FileType::Directory {
-            if let Some(empty) = &self.empty {
-                return move_to(clone_of(empty.as_fd())?.as_fd(), place);
-            }
-            let empty = empty_tmpfs()?;
-            move_to(empty.as_fd(), place)?;
-            self.empty = Some(empty);
-            return Ok(());
+            cover(place, &mut self.over_directory, empty_tmpfs)
+        } else {
+            let null = || self.null.take().unwrap_or(Err(Errno::PERM));
+            cover(place, &mut self.over_file, null)
         }
-        let null = match self.null.take() {
-            Some(null) => null,
-            None => host_null()?,
-        };
-        let cover = clone_of(null.as_fd())?;
-        self.null = Some(null);
-        move_to(cover.as_fd(), place)
     }
 }
 
-/// The null device of the host, which the child still sees; checked by its number, because a mask
-/// of anything else would be a way out (CVE-2025-31133).
-fn host_null() -> Result<OwnedFd, Errno> {
+fn cover(
+    place: BorrowedFd<'_>,
+    attached: &mut Option<OwnedFd>,
+    make: impl FnOnce() -> Result<OwnedFd, Errno>,
+) -> Result<(), Errno> {
+    if let Some(attached) = attached {
+        return move_to(clone_of(attached.as_fd())?.as_fd(), place);
+    }
+    let new = make()?;
+    move_to(new.as_fd(), place)?;
+    *attached = Some(new);
+    Ok(())
+}
+
+/// The null device of the host as a detached mount, to be called while the host's paths are there.
+pub(crate) fn host_null() -> Result<OwnedFd, Errno> {
+    checked_null(node_of_host(NULL, OpenTreeFlags::AT_SYMLINK_NOFOLLOW)?)
+}
+
+/// The same as it is, for a bind.
+fn known_null() -> Result<OwnedFd, Errno> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let null = open(c"/dev/null", flags, Mode::empty())?;
+    checked_null(open(NULL, flags, Mode::empty())?)
+}
+
+const NULL: &CStr = c"/dev/null";
+
+/// Checked by its number, because a mask of anything else would be a way out (CVE-2025-31133).
+fn checked_null(null: OwnedFd) -> Result<OwnedFd, Errno> {
     let stat = fstat(&null)?;
     let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
         && stat.st_rdev == makedev(1, 3);

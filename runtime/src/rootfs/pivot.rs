@@ -11,7 +11,7 @@ use rustix::mount::{
 use rustix::process::{chdir, chroot, fchdir, pivot_root};
 
 use super::by_mount::{Spot, is_same, set_attributes};
-use super::host::{HostTrees, isolate_root};
+use super::host::isolate_root;
 use super::refusals::refuses_mount_api;
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{RootChange, RootfsPlan};
@@ -30,13 +30,13 @@ pub(crate) fn make_private() -> Result<(), Failure<'static>> {
 /// namespace's root may not walk that path, or a mount namespace that is joined has none.
 pub(crate) fn attach<'p>(
     path: &'p CStr,
-    trees: &mut HostTrees,
+    root: &mut OwnedFd,
     change: RootChange,
 ) -> Result<(), Failure<'p>> {
-    let root = &trees.root;
+    let tree = root.as_fd();
     let to = |path: &CStr| {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        move_mount(root.as_fd(), c"", CWD, path, flags)
+        move_mount(tree, c"", CWD, path, flags)
     };
     let attached = match to(path) {
         // On the host itself it stays apart from what the host shares with others.
@@ -45,7 +45,7 @@ pub(crate) fn attach<'p>(
                 propagation: libc::MS_PRIVATE,
                 ..MountAttr::default()
             };
-            mount_set_attr(root.as_fd(), c"", true, &attr)
+            mount_set_attr(tree, c"", true, &attr)
         }
         Err(Errno::ACCESS | Errno::NOENT) if change != RootChange::Chroot => to(c"/"),
         result => result,
@@ -57,8 +57,8 @@ pub(crate) fn attach<'p>(
             if (refuses_mount_api(errno) || errno == Errno::INVAL)
                 && change != RootChange::Chroot =>
         {
-            bind_root(path, root.as_fd())
-                .map(|bound| trees.root = bound)
+            bind_root(path, tree)
+                .map(|bound| *root = bound)
                 .map_err(|_| errno)
         }
         attached => attached,
@@ -114,8 +114,12 @@ pub(crate) fn enter(
 const AS_BORN: (u64, bool) = (libc::MS_SLAVE, true);
 
 fn change_root(root: BorrowedFd<'_>, change: RootChange) -> Result<(), Errno> {
+    if change == RootChange::Enter {
+        return Ok(());
+    }
     fchdir(root)?;
     match change {
+        RootChange::Enter => {}
         RootChange::Pivot => {
             // The old root ends up on top of the new one, whence it is detached.
             pivot_root(c".", c".")?;

@@ -10,10 +10,10 @@ use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, fstat, fstatfs, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsmount, fsopen,
-    open_tree,
 };
 
 use super::resolve::open_inside;
+use crate::sys::{MountAttr, clone_tree_with};
 
 /// `PROC_SUPER_MAGIC` of `linux/magic.h`.
 const PROC_MAGIC: rustix::fs::FsWord = 0x9fa0;
@@ -35,11 +35,19 @@ pub(super) fn refuses_nodes(errno: Errno) -> bool {
     errno == Errno::PERM
 }
 
-/// The host's node of a device, as a detached mount; the child still sees the host's paths.
-pub(super) fn node_of_host(path: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    open_tree(CWD, path, flags)
+/// The host's node of a device, as a detached mount; the caller sees the host's paths. It is private:
+/// what is mounted over it later is not mounted over the host's.
+pub(super) fn node_of_host(path: &CStr, flags: OpenTreeFlags) -> Result<OwnedFd, Errno> {
+    clone_tree_with(CWD, path, flags, &PRIVATE)
 }
+
+/// Cuts a mount off from all others.
+pub(super) const PRIVATE: MountAttr = MountAttr {
+    set: 0,
+    clear: 0,
+    propagation: libc::MS_PRIVATE,
+    userns_fd: 0,
+};
 
 /// Whether something lies on a proc file system.
 pub(super) fn is_on_proc(fd: BorrowedFd<'_>) -> Result<bool, Errno> {

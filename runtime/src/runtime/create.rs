@@ -26,7 +26,7 @@ use crate::plan::{
 use crate::publish::publish;
 use crate::request::{CreateRequest, Launched};
 use crate::resctrl::Membership;
-use crate::rootfs::mount_id;
+use crate::rootfs::{RootTree, mount_id};
 use crate::seccomp::{Cache, Filter};
 use crate::signals::receive_descriptor;
 use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
@@ -113,6 +113,7 @@ fn draw(runtime: &Runtime, request: &CreateRequest) -> Result<Blueprint> {
         no_pivot: request.no_pivot,
         no_new_keyring: request.no_new_keyring,
         in_user_namespace: foundation.caller.in_user_namespace,
+        enters_mounts: foundation.caller.enters_mounts,
     };
     let mut plan = LaunchPlan::new(&bundle.spec, namespaces, context).map_err(refuse)?;
     plan.process.resize(request.console_size);
@@ -233,10 +234,11 @@ fn agent_address(blueprint: &Blueprint) -> Option<AgentAddress> {
 /// Without a mount namespace of the container's own its root is the host's mount, too: whoever
 /// cleans up has to find it.
 fn note_root_mount(dir: &StateDir, record: &mut Record, job: &InitJob) -> Result<()> {
-    if job.plan.root_change != RootChange::Chroot {
+    let (RootChange::Chroot, RootTree::Clone(root)) = (job.plan.root_change, &job.trees.root)
+    else {
         return Ok(());
-    }
-    record.root_mount = Some(mount_id(&job.trees.root)?);
+    };
+    record.root_mount = Some(mount_id(root)?);
     dir.write(record)
 }
 

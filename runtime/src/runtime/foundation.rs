@@ -9,8 +9,8 @@ use crate::launch::{
     Joined, OpenNamespace, check_maps, no_user_namespace, open_joins, open_trees_inside,
     own_user_namespace, shares_network, user_namespace,
 };
-use crate::plan::{FieldError, IdMaps, LaunchPlan};
-use crate::rootfs::HostTrees;
+use crate::plan::{FieldError, IdMaps, LaunchPlan, RootChange};
+use crate::rootfs::{HostTrees, RootTree};
 use crate::spec::Namespaces;
 
 /// Found out before anything of the container exists.
@@ -71,16 +71,23 @@ impl Foundation {
         let offsets = plan.time_offsets.take();
         let mut joined = Joined::new(self.opened, create, offsets, self.caller.privileged);
         if self.caller.privileged {
-            return Ok((joined, HostTrees::open(&plan.rootfs, user_namespace)?));
+            let trees = HostTrees::open(&plan.rootfs, plan.root_change, user_namespace)?;
+            match (plan.root_change, &trees.root) {
+                (RootChange::Enter, RootTree::Namespace(_)) => joined.leave_mounts_out(),
+                (RootChange::Enter, RootTree::Clone(_)) => plan.root_change = RootChange::Pivot,
+                _ => {}
+            }
+            return Ok((joined, trees));
         }
         if let Some(maps) = plan.id_maps.take() {
             joined.enter_first(own_user_namespace(&maps)?);
         }
         let trees = match joined.user() {
             Some(user) => {
-                open_trees_inside(user, || HostTrees::open(&plan.rootfs, no_user_namespace))?
+                let open = || HostTrees::open(&plan.rootfs, plan.root_change, no_user_namespace);
+                open_trees_inside(user, open)?
             }
-            None => HostTrees::open(&plan.rootfs, user_namespace)?,
+            None => HostTrees::open(&plan.rootfs, plan.root_change, user_namespace)?,
         };
         Ok((joined, trees))
     }

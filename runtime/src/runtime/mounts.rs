@@ -15,7 +15,7 @@ use crate::launch::{
     HotChange, HotJob, change_mounts, no_user_namespace, open_trees_inside, user_namespace,
 };
 use crate::plan::{FieldError, MountContext, MountPlan, plan_mounts, relative_target};
-use crate::rootfs::{HostPart, HostTrees, open_parts};
+use crate::rootfs::{HostPart, HostTrees, RootTree, open_parts};
 use crate::spec::{Namespaces, load_bundle};
 use crate::state::{ContainerId, Record, StateDir};
 
@@ -70,9 +70,10 @@ fn open_inside(record: &Record, plans: &[MountPlan]) -> Result<Vec<HostPart>> {
     // Checked after opening: nobody else can have got the pid before.
     init_of(record)?.ok_or(Error::NotRunning)?;
     let opened = open_trees_inside(&user, || {
+        let root = open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(Error::file("open", "/"))?;
         Ok(HostTrees {
-            root: open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-                .map_err(Error::file("open", "/"))?,
+            root: RootTree::Clone(root),
             mounts: open_parts(plans, no_user_namespace)?,
             devices: Vec::new(),
         })

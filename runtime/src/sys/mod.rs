@@ -7,6 +7,7 @@ mod attributes;
 pub(crate) mod bpf;
 mod clone;
 mod exec;
+mod lsm;
 mod mount;
 mod namespace;
 mod net;
@@ -21,7 +22,8 @@ pub(crate) use attributes::{
 };
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve, execve_file};
-pub(crate) use mount::{MountAttr, clone_tree_with, mount_set_attr};
+pub(crate) use lsm::is_confined_by_apparmor;
+pub(crate) use mount::{MountAttr, clone_tree_with, mount_set_attr, open_tree_with};
 pub(crate) use namespace::namespace_kind;
 pub(crate) use net::loopback_up;
 pub(crate) use regex::Regex;

@@ -59,32 +59,45 @@ pub(crate) fn mount_set_attr(
 /// The libc crate has it for one architecture only; the number is the same for all.
 const SYS_OPEN_TREE_ATTR: libc::c_long = 467;
 
-/// A detached clone of the whole tree at `place`, with these attributes from the start.
-pub(crate) fn clone_tree_with(place: BorrowedFd<'_>, attr: &MountAttr) -> Result<OwnedFd, Errno> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
+/// A detached clone of what is at `path` below `dir`, with these attributes from the start: of the
+/// whole tree with `AT_RECURSIVE` among the flags.
+pub(crate) fn clone_tree_with(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OpenTreeFlags,
+    attr: &MountAttr,
+) -> Result<OwnedFd, Errno> {
+    let flags = flags | OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    match open_tree_with(dir, path, flags, attr) {
+        // An older kernel, or a seccomp filter around the runtime that is older.
+        Err(Errno::NOSYS | Errno::PERM) => {
+            let tree = open_tree(dir, path, flags)?;
+            let recursive = flags.contains(OpenTreeFlags::AT_RECURSIVE);
+            mount_set_attr(tree.as_fd(), c"", recursive, attr)?;
+            Ok(tree)
+        }
+        opened => opened,
+    }
+}
+
+/// `open_tree_attr(2)`: opens a mount, or a clone of one, and changes it.
+pub(crate) fn open_tree_with(
+    dir: BorrowedFd<'_>,
+    path: &CStr,
+    flags: OpenTreeFlags,
+    attr: &MountAttr,
+) -> Result<OwnedFd, Errno> {
     // SAFETY: `attr` has the layout of struct mount_attr, and its size is passed along.
-    let cloned = super::check(unsafe {
+    let opened = super::check(unsafe {
         libc::syscall(
             SYS_OPEN_TREE_ATTR,
-            place.as_raw_fd(),
-            c"".as_ptr(),
+            dir.as_raw_fd(),
+            path.as_ptr(),
             flags.bits(),
             std::ptr::from_ref(attr),
             size_of::<MountAttr>(),
         )
-    });
-    match cloned {
-        // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
-        Ok(fd) => Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) }),
-        // An older kernel, or a seccomp filter around the runtime that is older.
-        Err(Errno::NOSYS | Errno::PERM) => {
-            let tree = open_tree(place, c"", flags)?;
-            mount_set_attr(tree.as_fd(), c"", true, attr)?;
-            Ok(tree)
-        }
-        Err(errno) => Err(errno),
-    }
+    })?;
+    // SAFETY: the kernel has just created this descriptor, and nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(opened as i32) })
 }
