@@ -6,4 +6,5 @@ mod clients;
 mod footprint;
 mod labels;
 mod memory;
+mod namespaces;
 mod outer;
