@@ -1,7 +1,14 @@
-//! Ztocs that are no honest tool's; honest ones are read in the integration tests, where SOCI's own
-//! tool makes them.
+//! Ztocs, honest and hostile.
+
+use std::io::{Read, Write};
+use std::sync::Arc;
 
 use super::*;
+use crate::fetch::FileBlob;
+use crate::fill::Filler;
+use crate::index::Kind;
+use crate::ingest::{Discard, ingest};
+use crate::store::{Origin, Store};
 
 fn refused(ztoc: &[u8]) -> String {
     let layer = Digest::of(b"layer");
@@ -86,4 +93,95 @@ fn checkpoints_of_both_versions_are_read_and_others_refused() {
     ] {
         assert!(checkpoints(bytes).is_err());
     }
+}
+
+/// A layer with one of everything, and the ztoc that SOCI's own tool (`soci` 0.4.1 of Debian,
+/// `--span-size 65536`) made of it.
+fn fixture() -> (Vec<u8>, Vec<u8>) {
+    let packed = include_bytes!("../../../tests/fixtures/soci/ztoc.gz");
+    let mut ztoc = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(&packed[..]);
+    decoder.read_to_end(&mut ztoc).unwrap();
+    let layer = include_bytes!("../../../tests/fixtures/soci/layer.tar.gz");
+    (layer.to_vec(), ztoc)
+}
+
+#[test]
+fn a_ztoc_of_socis_own_tool_says_what_the_layer_itself_says() {
+    let (blob, ztoc) = fixture();
+    let (layer, size) = (Digest::of(&blob), blob.len() as u64);
+    let theirs = index(&ztoc, layer, size).unwrap();
+    let ours = ingest(layer, size, |sink| sink(&blob), &mut Discard).unwrap();
+    let ours = ours.index;
+    assert!(theirs.units() > 2, "{} spans", theirs.units());
+    assert_eq!(theirs.toc(), Digest::of(&ztoc));
+    let describe = |index: &LayerIndex, id| {
+        let inode = index.inode(id);
+        let xattrs = index.xattrs(&inode);
+        let xattrs: Vec<_> = xattrs.map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
+        let link = match inode.kind() {
+            Kind::Symlink => index.link_target(&inode).to_vec(),
+            _ => Vec::new(),
+        };
+        let owner = (inode.mode, inode.uid, inode.gid, inode.nlink);
+        let time = (inode.mtime, inode.mtime_nsec);
+        (owner, time, inode.size, inode.rdev(), xattrs, link)
+    };
+    assert_eq!(theirs.inodes(), ours.inodes());
+    for id in 0..ours.inodes() {
+        assert_eq!(describe(&theirs, id), describe(&ours, id), "inode {id}");
+    }
+    let with_xattrs = (0..ours.inodes()).filter(|id| !describe(&theirs, *id).4.is_empty());
+    assert_eq!(with_xattrs.count(), 1);
+}
+
+#[test]
+fn a_layer_is_read_by_its_ztoc_and_a_damaged_one_is_not() {
+    let (blob, ztoc) = fixture();
+    let index = index(&ztoc, Digest::of(&blob), blob.len() as u64).unwrap();
+    let mut archive = Vec::new();
+    let mut decoder = flate2::read::GzDecoder::new(&blob[..]);
+    decoder.read_to_end(&mut archive).unwrap();
+    let mut contents = Vec::new();
+    for entry in tar::Archive::new(&archive[..]).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        if entry.header().entry_type().is_file() {
+            let mut content = Vec::new();
+            entry.read_to_end(&mut content).unwrap();
+            contents.push(content);
+        }
+    }
+    let read = |blob: &[u8]| -> Vec<Option<Vec<u8>>> {
+        let root = tempfile::tempdir().unwrap();
+        let origin = Origin {
+            image: "registry.example/app:v1".to_owned(),
+            size: blob.len() as u64,
+            diff_id: None,
+        };
+        let store = Store::open(root.path()).unwrap();
+        let stored = store.create(&index, &origin).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(blob).unwrap();
+        let source = Arc::new(FileBlob::new(file, "layer").unwrap());
+        let filler = Filler::new(Arc::new(stored), source, Arc::default());
+        let files = (0..index.inodes()).map(|id| index.inode(id));
+        let files = files.filter(|inode| inode.kind() == Kind::File);
+        files
+            .map(|inode| filler.read(&inode, 0, u64::MAX).ok())
+            .collect()
+    };
+    let right: Vec<_> = contents.into_iter().map(Some).collect();
+    assert!(right.len() > 8 && read(&blob) == right);
+    let mut damaged = blob.clone();
+    damaged[blob.len() / 2] ^= 1;
+    let seen = read(&damaged);
+    let wrong = seen
+        .iter()
+        .zip(&right)
+        .filter(|(seen, right)| seen != right);
+    assert!(wrong.clone().count() > 0, "the damage is met");
+    assert!(
+        wrong.clone().all(|(seen, _)| seen.is_none()),
+        "and no wrong byte is given"
+    );
 }
