@@ -1,16 +1,18 @@
 //! Building a [`LayerIndex`] from entries in any order, refusing what no honest layer holds.
 
+mod names;
+
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::RandomState;
 
 use super::MAX_ENTRIES;
 use super::content::{self, Content, Hole, Placed};
 use super::layer::{self, LayerIndex};
 use super::layout::{
-    BlobEntry, Codec, DIRENT_HIDES, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC,
-    NO_INODE, Record, Span, Xattr,
+    BlobEntry, Codec, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC, Record, Span,
+    Xattr,
 };
-use super::name::{self, Role};
+use super::name;
 use super::place::Places;
 use super::span::{SpanSpec, Spans};
 use crate::digest::{Algorithm, Digest};
@@ -462,220 +464,6 @@ impl LayerBuilder {
                 Some(_) => Err(duplicate(path)),
                 None => self.add(parent, name, inode, path).map(Some),
             },
-        }
-    }
-
-    /// Finds or makes the parent, and does what a whiteout says.
-    fn place<'a>(&mut self, path: &'a str) -> Result<Place<'a>, Flaw> {
-        let clean = name::clean(path)?;
-        if clean.is_empty() {
-            return Ok(Place::Root);
-        }
-        let (parent, last) = name::split(clean);
-        let parent = self.parent(parent, path)?;
-        match name::role(last) {
-            Role::Name(name) => return Ok(Place::Child(parent, name)),
-            Role::Ignored => {}
-            Role::Opaque => self.inodes[parent as usize].flags |= INODE_OPAQUE,
-            Role::Whiteout(hidden) => {
-                name::check_hidden(path, hidden)?;
-                match self.find(parent, hidden) {
-                    Some(at) => self.names[at as usize].flags |= DIRENT_HIDES,
-                    None => {
-                        self.name(parent, hidden, Target::Nothing, DIRENT_HIDES, path)?;
-                    }
-                }
-            }
-        }
-        Ok(Place::Handled)
-    }
-
-    /// The directory at the cleaned path `directory`, made if no entry named it yet.
-    fn parent(&mut self, directory: &str, path: &str) -> Result<u32, Flaw> {
-        if directory == self.last_directory.0 {
-            return Ok(self.last_directory.1);
-        }
-        let mut inode = 0;
-        for component in directory.split('/').filter(|c| !c.is_empty()) {
-            inode = match self.find(inode, component) {
-                None => self.add(inode, component, implied_directory(), path)?,
-                Some(at) => match self.names[at as usize].target {
-                    Target::Nothing => self.attach(at, implied_directory(), path)?,
-                    Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
-                    _ => {
-                        let reason = format!("{component:?} on its way is not a directory");
-                        return Err(Flaw::entry(path, reason));
-                    }
-                },
-            };
-        }
-        self.last_directory = (directory.to_owned(), inode);
-        Ok(inode)
-    }
-
-    fn hash(&self, parent: u32, name: &[u8]) -> u64 {
-        self.hasher.hash_one((parent, name))
-    }
-
-    fn find(&self, parent: u32, name: &str) -> Option<u32> {
-        let mut at = *self.by_hash.get(&self.hash(parent, name.as_bytes()))?;
-        while at != NONE {
-            let entry = &self.names[at as usize];
-            if entry.parent == parent && self.name_of(entry) == name.as_bytes() {
-                return Some(at);
-            }
-            at = entry.next;
-        }
-        None
-    }
-
-    fn name_of(&self, entry: &Name) -> &[u8] {
-        &self.strings[entry.text as usize..][..usize::from(entry.len)]
-    }
-
-    /// Adds a name that is not there yet.
-    fn name(
-        &mut self,
-        parent: u32,
-        name: &str,
-        target: Target,
-        flags: u16,
-        path: &str,
-    ) -> Result<u32, Flaw> {
-        if self.names.len() >= MAX_ENTRIES {
-            return Err(Flaw::entry(path, "more than 10000000 entries"));
-        }
-        let at = self.names.len() as u32;
-        let next = self.by_hash.insert(self.hash(parent, name.as_bytes()), at);
-        let entry = Name {
-            parent,
-            text: self.string(name.as_bytes(), path)?,
-            len: name.len() as u16,
-            flags,
-            target,
-            next: next.unwrap_or(NONE),
-        };
-        self.names.push(entry);
-        Ok(at)
-    }
-
-    fn add(&mut self, parent: u32, name: &str, inode: Inode, path: &str) -> Result<u32, Flaw> {
-        let at = self.name(parent, name, Target::Nothing, 0, path)?;
-        self.attach(at, inode, path)
-    }
-
-    fn attach(&mut self, at: u32, inode: Inode, path: &str) -> Result<u32, Flaw> {
-        if self.inodes.len() > MAX_ENTRIES {
-            return Err(Flaw::entry(path, "more than 10000000 entries"));
-        }
-        let id = self.inodes.len() as u32;
-        self.inodes.push(inode);
-        self.named_by.push(at);
-        self.names[at as usize].target = Target::Inode(id);
-        Ok(id)
-    }
-
-    fn string(&mut self, bytes: &[u8], path: &str) -> Result<u32, Flaw> {
-        let at = self.strings.len();
-        if at + bytes.len() >= u32::MAX as usize {
-            return Err(Flaw::entry(path, "names and attributes exceed 4 GiB"));
-        }
-        self.strings.extend_from_slice(bytes);
-        Ok(at as u32)
-    }
-
-    fn resolve_links(&mut self) -> Result<(), Flaw> {
-        for at in 0..self.names.len() {
-            let Target::Link(..) = self.names[at].target else {
-                continue;
-            };
-            let inode = self
-                .follow(at as u32)
-                .map_err(|reason| Flaw::entry(&self.path_of_name(at as u32), reason))?;
-            self.names[at].target = Target::Inode(inode);
-            self.inodes[inode as usize].nlink += 1;
-        }
-        Ok(())
-    }
-
-    /// The inode that a hard link, or a chain of them, ends at.
-    fn follow(&self, mut at: u32) -> Result<u32, String> {
-        for _ in 0..MAX_LINK_HOPS {
-            let (start, len) = match self.names[at as usize].target {
-                Target::Link(start, len) => (start as usize, len as usize),
-                Target::Nothing => return Err("the hard link's target is a whiteout".into()),
-                Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => {
-                    return Err("the hard link's target is a directory".into());
-                }
-                Target::Inode(id) => return Ok(id),
-            };
-            // Paths are stored from &str, so this never replaces anything.
-            let path = String::from_utf8_lossy(&self.strings[start..start + len]);
-            at = self
-                .look_up(&path)
-                .ok_or_else(|| format!("the hard link's target {path:?} is not in the layer"))?;
-        }
-        Err("the hard link is part of a cycle".into())
-    }
-
-    fn look_up(&self, path: &str) -> Option<u32> {
-        let mut inode = 0;
-        let mut at = None;
-        for component in path.split('/') {
-            if let Some(previous) = at {
-                match self.names[previous as usize].target {
-                    Target::Inode(id) => inode = id,
-                    _ => return None,
-                }
-            }
-            at = Some(self.find(inode, component)?);
-        }
-        at
-    }
-
-    /// Dirents grouped by directory and sorted by name; directories learn their range.
-    fn sorted_dirents(&mut self) -> Vec<u8> {
-        let mut order: Vec<u32> = (0..self.names.len() as u32).collect();
-        order.sort_unstable_by(|&a, &b| {
-            let (a, b) = (&self.names[a as usize], &self.names[b as usize]);
-            (a.parent, self.name_of(a)).cmp(&(b.parent, self.name_of(b)))
-        });
-        let mut records = Vec::with_capacity(order.len() * Dirent::LEN);
-        for (position, at) in order.into_iter().enumerate() {
-            let entry = &self.names[at as usize];
-            let inode = match entry.target {
-                Target::Inode(id) => id,
-                Target::Nothing | Target::Link(..) => NO_INODE,
-            };
-            let parent = &mut self.inodes[entry.parent as usize];
-            if parent.data_count == 0 {
-                parent.data_first = position as u32;
-            }
-            parent.data_count += 1;
-            let dirent = Dirent {
-                name: entry.text,
-                name_len: entry.len,
-                flags: entry.flags,
-                inode,
-            };
-            dirent.put(&mut records);
-        }
-        records
-    }
-
-    fn path_of(&self, inode: u32) -> String {
-        match self.named_by[inode as usize] {
-            NONE => String::new(),
-            at => self.path_of_name(at),
-        }
-    }
-
-    fn path_of_name(&self, at: u32) -> String {
-        let entry = &self.names[at as usize];
-        let name = String::from_utf8_lossy(self.name_of(entry));
-        match entry.parent {
-            0 => name.into_owned(),
-            parent => format!("{}/{name}", self.path_of(parent)),
         }
     }
 }
