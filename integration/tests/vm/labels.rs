@@ -80,6 +80,13 @@ for runtime in xebec runc; do
     $runtime exec --process-label no:such:label:s0 c true 2>/dev/null || echo "$runtime refuses"
     $runtime delete --force c
 done
+# crun's annotation, which runc does not know.
+bundle '.annotations = {"run.oci.mount_context_type": "rootcontext"}'
+xebec run --detach --pid-file pid c </dev/null >/dev/null 2>log || cat log >&2
+root=/proc/$(cat pid)/root
+echo "by-root-context $(stat -c %C $root/dev/shm)"
+echo "options $(grep -o '[a-z]*context=' /proc/$(cat pid)/mountinfo | sort -u | tr '\n' ' ')"
+xebec delete --force c
 "#;
 
 fn asked(script: &str, kernel: &[&str]) -> Output {
@@ -148,4 +155,11 @@ fn selinux_labels_processes_and_mounts_with_their_categories() {
             "refuses",
         ],
     );
+    let lines: Vec<_> = output.stdout.lines().collect();
+    for line in [
+        "by-root-context system_u:object_r:container_file_t:s0:c1,c2",
+        "options rootcontext= ",
+    ] {
+        assert!(lines.contains(&line), "{line} is missing in {output:#?}");
+    }
 }

@@ -25,9 +25,9 @@ pub(crate) use capabilities::CapabilityPlan;
 pub(crate) use hooks::{HookPlan, plan as plan_hooks};
 pub(crate) use idmaps::IdMaps;
 pub(crate) use mounts::{
-    BindPlan, FilesystemPlan, FsParam, IdmapSource, MountContext, MountIdmap, MountPlan,
-    MountSource, OldMount, ProcTarget, Reach, RemountPlan, SourceSymlink, mount_flags,
-    relative_target, super_flag,
+    BindPlan, FilesystemPlan, FsParam, IdmapSource, MountContext, MountIdmap, MountLabel,
+    MountPlan, MountSource, OldMount, ProcTarget, Reach, RemountPlan, SourceSymlink, mount_flags,
+    relative_target, super_flag, takes_label,
 };
 pub(crate) use process::{LabelPlan, ProcessPlan, Program};
 pub(crate) use resctrl::ResctrlPlan;
@@ -269,7 +269,7 @@ fn plan_rootfs(
         namespaces,
         cgroup_path: context.cgroup_path,
         cgroup_mount: context.cgroup_mount,
-        label: linux.mount_label().as_deref().filter(|l| !l.is_empty()),
+        label: MountLabel::of(spec)?,
         propagation,
         bundle: context.bundle,
         uid_mappings: linux.uid_mappings().as_deref().unwrap_or_default(),

@@ -19,7 +19,9 @@ use super::host::attributes_of;
 use super::mounts::octal;
 use super::refusals::{is_whole_proc, refuses_mount_api};
 use super::resolve::open_inside;
-use crate::plan::{BindPlan, FilesystemPlan, FsParam, SourceSymlink, mount_flags, super_flag};
+use crate::plan::{
+    BindPlan, FilesystemPlan, FsParam, SourceSymlink, mount_flags, super_flag, takes_label,
+};
 use crate::sys::{MountAttr, mount_set_attr};
 
 /// Where something is to be mounted, and the way to find it again.
@@ -266,8 +268,8 @@ impl Data {
                 (word, None) if super_flag(word) != 0 => flags |= super_flag(word),
                 (word, None) => self.push(&[word])?,
                 // A label with several categories has commas, which would end the option.
-                (b"context", Some(value)) => {
-                    self.push(&[b"context=\"", value.to_bytes(), b"\""])?;
+                (word, Some(value)) if takes_label(word) => {
+                    self.push(&[word, b"=\"", value.to_bytes(), b"\""])?;
                 }
                 (word, Some(value)) => self.push(&[word, b"=", value.to_bytes()])?,
             }

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::launch::{
     HotChange, HotJob, change_mounts, no_user_namespace, open_trees_inside, user_namespace,
 };
-use crate::plan::{FieldError, MountContext, MountPlan, plan_mounts, relative_target};
+use crate::plan::{FieldError, MountContext, MountLabel, MountPlan, plan_mounts, relative_target};
 use crate::rootfs::{HostPart, HostTrees, RootTree, open_parts};
 use crate::spec::{Namespaces, load_bundle};
 use crate::state::{ContainerId, Record, StateDir};
@@ -45,7 +45,7 @@ pub(super) fn add(runtime: &Runtime, id: &ContainerId, file: &Path) -> Result<()
         namespaces: &namespaces,
         cgroup_path: &record.cgroup,
         cgroup_mount: &hierarchy,
-        label: linux.mount_label().as_deref().filter(|l| !l.is_empty()),
+        label: MountLabel::of(&bundle.spec).map_err(|e| refused(&record.bundle, e))?,
         propagation: (libc::MS_SLAVE, true),
         bundle: &record.bundle,
         uid_mappings: linux.uid_mappings().as_deref().unwrap_or_default(),

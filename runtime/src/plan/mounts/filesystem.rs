@@ -8,6 +8,7 @@ use oci_spec::runtime::Mount;
 use super::super::options::MountOptions;
 use super::super::{FieldError, c_string};
 use super::bind::{BindPlan, MountIdmap, SourceSymlink, TopAttr, plan_idmap};
+use super::label::{MountLabel, takes_label};
 use super::{MountContext, ProcTarget};
 use crate::sys::MountAttr;
 
@@ -104,7 +105,7 @@ pub(super) fn plan_filesystem(
         inherit_mode: kind == "tmpfs" && !data.iter().any(|o| o.starts_with("mode=")),
         copy_up: options.copy_up,
         root_label: root_label
-            .map(|label| c_string("linux.mountLabel", label.as_bytes()))
+            .map(|label| c_string("linux.mountLabel", label.text.as_bytes()))
             .transpose()?,
         old_call,
         idmap,
@@ -138,13 +139,13 @@ fn attributes(kind: &str, options: &MountOptions, target: &CStr) -> (u64, bool) 
 
 /// Options for the file system itself, with the label that SELinux has it carry: not those that
 /// label their files themselves.
-fn words_for(kind: &str, options: &MountOptions, label: Option<&str>) -> Vec<String> {
+fn words_for(kind: &str, options: &MountOptions, label: Option<MountLabel<'_>>) -> Vec<String> {
     if kind == "cgroup2" {
         return Vec::new();
     }
     let mut words = options.data.clone();
     if let Some(label) = label.filter(|_| !matches!(kind, "proc" | "sysfs" | "mqueue")) {
-        words.push(format!("context={label}"));
+        words.push(format!("{}={}", label.option, label.text));
     }
     words
 }
@@ -213,9 +214,9 @@ fn old_mount(
 
 /// A label with several categories has commas, which would end the option.
 fn quoted(word: &str) -> String {
-    match word.strip_prefix("context=") {
-        Some(label) => format!("context=\"{label}\""),
-        None => word.to_owned(),
+    match word.split_once('=') {
+        Some((option, label)) if takes_label(option.as_bytes()) => format!("{option}=\"{label}\""),
+        _ => word.to_owned(),
     }
 }
 

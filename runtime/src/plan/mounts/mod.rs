@@ -2,6 +2,7 @@
 
 mod bind;
 mod filesystem;
+mod label;
 mod target;
 
 use std::ffi::CString;
@@ -12,6 +13,7 @@ use oci_spec::runtime::{LinuxIdMapping, Mount};
 pub(super) use bind::find_sources_inside;
 pub(crate) use bind::{BindPlan, IdmapSource, MountIdmap, SourceSymlink, TopAttr};
 pub(crate) use filesystem::{FilesystemPlan, FsParam, OldMount, mount_flags, super_flag};
+pub(crate) use label::{MountLabel, takes_label};
 pub(crate) use target::{ProcTarget, relative_target};
 
 use super::FieldError;
@@ -74,7 +76,7 @@ pub(crate) struct MountContext<'a> {
     /// Where the hierarchy of cgroups is mounted.
     pub(crate) cgroup_mount: &'a Path,
     /// `linux.mountLabel`.
-    pub(crate) label: Option<&'a str>,
+    pub(crate) label: Option<MountLabel<'a>>,
     /// `linux.rootfsPropagation`.
     pub(crate) propagation: (u64, bool),
     /// Directory that relative bind sources start at.
@@ -278,7 +280,10 @@ mod tests {
         let labelled = |kind: &str| {
             let namespaces = Namespaces::default();
             let mut context = context(&namespaces);
-            context.label = Some("system_u:object_r:container_file_t:s0:c1,c2");
+            context.label = Some(MountLabel {
+                text: "system_u:object_r:container_file_t:s0:c1,c2",
+                option: "context",
+            });
             let json = format!(r#"{{"destination":"/x","type":"{kind}"}}"#);
             let mount = serde_json::from_str(&json).expect("well formed");
             match plan_mount(&mount, &context).expect("valid").source {
