@@ -22,8 +22,19 @@ fn convert(host: &NativeHost, name: &str) -> (String, String) {
 }
 
 #[test]
-fn a_converted_image_runs_lazily_and_every_file_is_right() {
-    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+fn a_converted_image_runs_lazily_by_the_kernel_and_every_file_is_right() {
+    every_file_is_right("kernel");
+}
+
+#[test]
+fn a_converted_image_runs_lazily_by_fuse_and_every_file_is_right() {
+    every_file_is_right("fuse");
+}
+
+fn every_file_is_right(mount: &str) {
+    let config = format!("mount = \"{mount}\"\n");
+    let options = HostOptions::default().file("/etc/xebec/snapshotter.toml", &config);
+    let host = NativeHost::start(options).expect("a native host starts");
     let ctr = Ctr::new(&host);
     let (image, converted) = convert(&host, "redis");
     ctr.pull(&converted, "xebec").unwrap();
@@ -31,7 +42,9 @@ fn a_converted_image_runs_lazily_and_every_file_is_right() {
     let ours = ctr
         .run(Stack::XEBEC, &converted, "ours", &describe)
         .unwrap();
-    assert!(ours.success(), "{ours:?}");
+    let log = host.log(Service::Snapshotter);
+    assert!(ours.success(), "{ours:?}\n{log}");
+    assert!(log.contains(&format!("by=\"{mount}\"")), "{log}");
     ctr.pull(&image, "overlayfs").unwrap();
     let stack = Stack {
         snapshotter: "overlayfs",
