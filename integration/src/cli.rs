@@ -1,6 +1,7 @@
 //! The command line: `integration setup`, `host`, `proxy`, `demo`, `bench`, and the hidden steps of hosts.
 
 mod host;
+mod pod;
 mod proxy;
 
 use std::ffi::OsString;
@@ -44,6 +45,12 @@ enum Command {
         after_help = "Example:\n  integration proxy 127.0.0.1:5001 127.0.0.1:5000 --rtt 20 --mbit 100"
     )]
     Proxy(proxy::ProxyArgs),
+    /// Run a pod of one container by CRI; each line on standard input runs in it, at the end of
+    /// which the pod is stopped and removed
+    #[command(
+        after_help = "Example:\n  echo id | integration pod --handler xebec 127.0.0.1:5000/busybox:v1 sleep 1000"
+    )]
+    Pod(pod::PodArgs),
     /// Convert, push and lazily run an image over a slow link, and compare with a full pull
     Demo,
     /// Measure, interleaved with the peers that are on the host
@@ -117,6 +124,7 @@ fn run(command: Command) -> Result<i32> {
         .map(|()| 0),
         Command::Host(host) => host::run(host),
         Command::Proxy(arguments) => proxy::run(&arguments).map(|()| 0),
+        Command::Pod(arguments) => pod::run(&arguments).map(|()| 0),
         Command::Demo => demo::main(),
         Command::Bench(arguments) => bench::main(&arguments),
         Command::Measure(arguments) => bench::measure(&arguments).map(|()| 0),

@@ -16,11 +16,12 @@ use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping, ImageSpec,
-    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListContainersRequest, NamespaceMode, NamespaceOption,
-    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler, StartContainerRequest,
-    StatusRequest, StopContainerRequest, StopPodSandboxRequest, UserNamespace,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest, NamespaceMode,
+    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
+    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler,
+    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
+    UserNamespace,
 };
 
 use crate::error::{Error, Result};
@@ -139,7 +140,16 @@ impl Cri {
             network: NamespaceMode::Node.into(),
             ..NamespaceOption::default()
         };
-        self.run_pod_in(namespaces, name, handler)
+        self.run_pod_in(namespaces, name, handler, "")
+    }
+
+    /// The same below a cgroup: a path, or a slice where the handler leaves cgroups to systemd.
+    pub fn run_pod_below(&self, name: &str, handler: &str, cgroup: &str) -> Result<Pod> {
+        let namespaces = NamespaceOption {
+            network: NamespaceMode::Node.into(),
+            ..NamespaceOption::default()
+        };
+        self.run_pod_in(namespaces, name, handler, cgroup)
     }
 
     /// Starts a pod whose users are `count` ids of the host from `first` on (`hostUsers: false`),
@@ -164,11 +174,17 @@ impl Cri {
             userns_options: Some(users),
             ..NamespaceOption::default()
         };
-        self.run_pod_in(namespaces, name, handler)
+        self.run_pod_in(namespaces, name, handler, "")
     }
 
-    fn run_pod_in(&self, namespaces: NamespaceOption, name: &str, handler: &str) -> Result<Pod> {
-        let config = pod_config(name, namespaces);
+    fn run_pod_in(
+        &self,
+        namespaces: NamespaceOption,
+        name: &str,
+        handler: &str,
+        cgroup: &str,
+    ) -> Result<Pod> {
+        let config = pod_config(name, namespaces, cgroup);
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.to_owned(),
@@ -182,6 +198,16 @@ impl Cri {
 
     /// Creates a container and returns its id.
     pub fn create(&self, pod: &Pod, container: &Container<'_>) -> Result<String> {
+        self.create_limited(pod, container, 0)
+    }
+
+    /// Creates a container with a limit of memory in bytes, 0 for none, and returns its id.
+    pub fn create_limited(
+        &self,
+        pod: &Pod,
+        container: &Container<'_>,
+        memory: i64,
+    ) -> Result<String> {
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata {
                 name: container.name.to_owned(),
@@ -198,7 +224,10 @@ impl Cri {
                     namespace_options: pod.namespaces(),
                     ..LinuxContainerSecurityContext::default()
                 }),
-                ..LinuxContainerConfig::default()
+                resources: (memory > 0).then(|| LinuxContainerResources {
+                    memory_limit_in_bytes: memory,
+                    ..LinuxContainerResources::default()
+                }),
             }),
             ..ContainerConfig::default()
         };
@@ -316,7 +345,7 @@ impl Cri {
     }
 }
 
-fn pod_config(name: &str, namespaces: NamespaceOption) -> PodSandboxConfig {
+fn pod_config(name: &str, namespaces: NamespaceOption, cgroup: &str) -> PodSandboxConfig {
     let security = LinuxSandboxSecurityContext {
         namespace_options: Some(namespaces),
         ..LinuxSandboxSecurityContext::default()
@@ -330,6 +359,7 @@ fn pod_config(name: &str, namespaces: NamespaceOption) -> PodSandboxConfig {
         }),
         log_directory: format!("/var/log/pods/{name}"),
         linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: cgroup.to_owned(),
             security_context: Some(security),
             ..LinuxPodSandboxConfig::default()
         }),
@@ -357,7 +387,7 @@ mod tests {
         };
         let pod = Pod {
             id: "1".into(),
-            config: pod_config("web", namespaces.clone()),
+            config: pod_config("web", namespaces.clone(), ""),
         };
         assert_eq!(pod.namespaces(), Some(namespaces));
     }

@@ -8,3 +8,4 @@ mod labels;
 mod memory;
 mod namespaces;
 mod outer;
+mod pods;
