@@ -4,6 +4,7 @@ mod boot;
 mod cgroups;
 mod clients;
 mod footprint;
+mod kernel_mounts;
 mod labels;
 mod memory;
 mod namespaces;
