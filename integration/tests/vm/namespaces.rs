@@ -53,7 +53,7 @@ const EXPECTED: &[&str] = &[
 fn a_root_is_entered_rather_than_pivoted_to_and_the_container_is_the_same() {
     let options = VmOptions {
         images: vec!["busybox".into()],
-        deadline: Duration::from_mins(10),
+        deadline: Duration::from_mins(15),
         ..VmOptions::default()
     };
     let output = VmHost::run(options, &["bash", "-c", SCRIPT]).expect("a VM host runs a job");
