@@ -12,13 +12,6 @@ fn host() -> NativeHost {
     NativeHost::start(HostOptions::default()).expect("a native host starts")
 }
 
-fn convert(host: &NativeHost, image: &str) -> String {
-    let lazy = format!("{}:lazy", image.trim_end_matches(":v1"));
-    host.check(&["xebec-snapshotter", "image", "convert", image, &lazy])
-        .expect("conversion");
-    lazy
-}
-
 /// Lazy layers that the snapshotter has; an ordinary pull has none.
 fn remote_snapshots(ctr: Ctr<'_>) -> usize {
     let list = ctr
@@ -53,7 +46,7 @@ fn every_image_of_the_corpus_runs_lazily_and_streamed() {
     let ctr = Ctr::new(&host);
     for (name, ready) in READY {
         let image = host.push(name).unwrap();
-        let lazy = convert(&host, &image);
+        let lazy = host.convert(&image).unwrap();
 
         ctr.pull(&lazy, "xebec").unwrap();
         assert!(remote_snapshots(ctr) > 0, "{name} was not pulled lazily");
@@ -289,7 +282,7 @@ fn snapshots_are_pulled_mounted_measured_compared_and_committed() {
     let host = host();
     let ctr = Ctr::new(&host);
     let image = host.push("redis").unwrap();
-    let lazy = convert(&host, &image);
+    let lazy = host.convert(&image).unwrap();
     for image in [&image, &lazy] {
         ctr.pull(image, "xebec").unwrap();
         mount_image(&host, image);

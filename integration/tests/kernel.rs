@@ -1,13 +1,12 @@
 //! The snapshotter's kernel back end under containerd: EROFS mounts that outlive the daemon.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use integration::ctr::{Ctr, Stack};
 use integration::hosts::{HostOptions, NativeHost, Service};
-use integration::proxy::{Proxy, Shape};
+use integration::proxy::Shape;
 
 /// Digests of every file, and what there is to know of everything else.
 const DESCRIBE: &str = "cd / && find . -mindepth 1 -xdev ! -path './proc*' ! -path './sys*' ! -path './dev*' \
@@ -28,21 +27,6 @@ fn host() -> NativeHost {
         "mount = \"kernel\"\n[lazy]\nkeeper_deadline = 30\n",
     );
     NativeHost::start(options).expect("a native host starts")
-}
-
-fn convert(host: &NativeHost, image: &str) -> String {
-    let lazy = format!("{}:lazy", image.trim_end_matches(":v1"));
-    host.check(&["xebec-snapshotter", "image", "convert", image, &lazy])
-        .expect("conversion");
-    lazy
-}
-
-/// A slow link to the registry, and the image's reference by way of it.
-fn slow(host: &NativeHost, image: &str) -> (Proxy, String) {
-    let registry: SocketAddr = Service::REGISTRY.parse().unwrap();
-    let link = host.proxy(registry, Shape::new(5, 100.0)).unwrap();
-    let image = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
-    (link, image)
 }
 
 /// What an ordinary unpack of the image shows.
@@ -69,7 +53,7 @@ fn every_file_is_as_in_an_ordinary_unpack_and_the_image_is_sound() {
     let host = host();
     let ctr = Ctr::new(&host);
     let ordinary = host.push("redis").unwrap();
-    let lazy = convert(&host, &ordinary);
+    let lazy = host.convert(&ordinary).unwrap();
     ctr.pull(&lazy, "xebec").unwrap();
     let ours = ctr.run(Stack::XEBEC, &lazy, "ours", &["sh", "-c", DESCRIBE]);
     let ours = ours.unwrap();
@@ -132,9 +116,9 @@ fn a_container_reads_on_while_its_daemon_is_killed_again_and_again() {
     let host = host();
     let ctr = Ctr::new(&host);
     let ordinary = host.push("redis").unwrap();
-    let lazy = convert(&host, &ordinary);
+    let lazy = host.convert(&ordinary).unwrap();
     let right = described(&host, &ordinary);
-    let (_link, remote) = slow(&host, &lazy);
+    let (_link, remote) = host.through_link(&lazy, Shape::new(5, 100.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     let output = std::thread::scope(|scope| {
         let reading = scope.spawn(|| {
@@ -160,7 +144,11 @@ fn a_container_reads_on_while_its_daemon_is_killed_again_and_again() {
     assert_same(&output.stdout, &right);
     let keepers = host.check_sh("pgrep -c xebec-keeper").unwrap();
     assert_eq!(keepers.trim(), "1");
-    // The snapshot of the container that has ended is gone, and its mount with it.
+    // The snapshot of the container that has ended goes, and its mount with it: when containerd next
+    // collects snapshots, if no daemon was there to be told of it.
+    let connected = "for i in $(seq 100); do ctr snapshots --snapshotter xebec ls && exit; sleep 0.1; done; exit 1";
+    host.check_sh(connected).unwrap();
+    ctr.check(&["images", "rm", "--sync", &remote]).unwrap();
     let mounts = host
         .check_sh("grep -c ' - erofs ' /proc/self/mountinfo || true")
         .unwrap();
@@ -171,7 +159,7 @@ fn a_container_reads_on_while_its_daemon_is_killed_again_and_again() {
 fn a_user_namespace_sees_its_own_owners_and_nothing_is_copied() {
     let host = host();
     let ctr = Ctr::new(&host);
-    let lazy = convert(&host, &host.push("redis").unwrap());
+    let lazy = host.convert(&host.push("redis").unwrap()).unwrap();
     ctr.pull(&lazy, "xebec").unwrap();
     let mut argv = Stack::XEBEC.run_arguments().to_vec();
     let script = "cat /proc/self/uid_map; stat -c '%u %g %U' /usr/bin/redis-server; touch /new";

@@ -1,7 +1,5 @@
 //! Lazy pulling: what is fetched, that it is right, and what happens when it cannot be.
 
-use std::net::SocketAddr;
-
 use integration::ctr::{Ctr, Stack};
 use integration::demo::FORGET;
 use integration::hosts::{HostOptions, NativeHost, Service};
@@ -24,35 +22,20 @@ fn host_with(options: HostOptions) -> NativeHost {
     NativeHost::start(options).expect("a native host starts")
 }
 
-fn convert(host: &NativeHost, image: &str) -> String {
-    let lazy = format!("{}:lazy", image.trim_end_matches(":v1"));
-    host.check(&["xebec-snapshotter", "image", "convert", image, &lazy])
-        .expect("conversion");
-    lazy
-}
-
-/// A link to the plain registry, and the image's reference by way of it.
-fn through_link(host: &NativeHost, image: &str) -> (Proxy, String) {
-    let registry: SocketAddr = Service::REGISTRY.parse().unwrap();
-    let link = host.proxy(registry, Shape::new(2, 1000.0)).unwrap();
-    let image = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
-    (link, image)
-}
-
 #[test]
 fn a_lazy_start_fetches_less_than_half_and_every_file_is_right() {
     let host = host_with(HostOptions::default());
     let ctr = Ctr::new(&host);
     let image = host.push("redis").unwrap();
-    let lazy = convert(&host, &image);
+    let lazy = host.convert(&image).unwrap();
 
-    let (link, remote) = through_link(&host, &lazy);
+    let (link, remote) = host.through_link(&lazy, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     let ran = ctr.run(Stack::XEBEC, &remote, "start", &[]).unwrap();
     assert!(ran.success(), "{ran:?}");
     let started = link.counters().down;
 
-    let (full_link, full_remote) = through_link(&host, &image);
+    let (full_link, full_remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&full_remote, "overlayfs").unwrap();
     let full = full_link.counters().down;
     assert!(
@@ -108,7 +91,7 @@ fn registries_with_tls_and_with_a_password_serve_lazy_layers() {
     let host = host_with(options);
     let ctr = Ctr::new(&host);
     let image = host.push("redis").unwrap();
-    let lazy = convert(&host, &image);
+    let lazy = host.convert(&image).unwrap();
     let user = format!("{}:{}", Service::USER, Service::PASSWORD);
     for (registry, user) in [
         (Service::TLS_REGISTRY, None),
@@ -206,8 +189,8 @@ fn what_cannot_be_pulled_is_named_and_leaves_nothing() {
 fn a_registry_that_dies_in_the_middle_of_a_read_means_eio_until_it_is_back() {
     let host = host_with(HostOptions::default());
     let ctr = Ctr::new(&host);
-    let image = convert(&host, &host.push("redis").unwrap());
-    let (link, remote) = through_link(&host, &image);
+    let image = host.convert(&host.push("redis").unwrap()).unwrap();
+    let (link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     ctr.start(Stack::XEBEC, &remote, "c", &["sleep", "1000"])
         .unwrap();
@@ -280,7 +263,7 @@ fn a_chunk_with_another_digest_is_eio_and_never_wrong_bytes() {
     let host = host_with(HostOptions::default());
     let ctr = Ctr::new(&host);
     let ordinary = host.push("redis").unwrap();
-    let image = convert(&host, &ordinary);
+    let image = host.convert(&ordinary).unwrap();
     ctr.pull(&ordinary, "overlayfs").unwrap();
     let describe = [
         "sh",
@@ -326,7 +309,7 @@ fn a_chunk_with_another_digest_is_eio_and_never_wrong_bytes() {
 fn a_truncated_toc_is_refused_or_the_layer_is_pulled_whole() {
     let host = host_with(HostOptions::default());
     let ctr = Ctr::new(&host);
-    let image = convert(&host, &host.push("redis").unwrap());
+    let image = host.convert(&host.push("redis").unwrap()).unwrap();
     // The layer's end, where its table of contents is, is cut off in a copy whose manifest agrees.
     let script = format!(
         "skopeo copy -q --src-tls-verify=false docker://{image} dir:/tmp/cut && cd /tmp/cut
@@ -380,7 +363,7 @@ fn a_full_disk_means_eio_and_a_clear_log() {
     host.start_services(&[Service::Snapshotter, Service::Containerd])
         .unwrap();
     let ctr = Ctr::new(&host);
-    let image = convert(&host, &host.push("redis").unwrap());
+    let image = host.convert(&host.push("redis").unwrap()).unwrap();
     ctr.pull(&image, "xebec").unwrap();
     ctr.start(Stack::XEBEC, &image, "c", &["sleep", "1000"])
         .unwrap();
@@ -404,9 +387,9 @@ fn a_full_disk_means_eio_and_a_clear_log() {
 fn what_one_node_has_read_first_the_next_fetches_before_it_is_asked() {
     let host = host_with(HostOptions::default());
     let ctr = Ctr::new(&host);
-    let image = convert(&host, &host.push("redis").unwrap());
+    let image = host.convert(&host.push("redis").unwrap()).unwrap();
     let read = ["sh", "-c", "cat /usr/bin/redis-server | sha256sum"];
-    let (_link, remote) = through_link(&host, &image);
+    let (_link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     let first = ctr.run(Stack::XEBEC, &remote, "first", &read).unwrap();
     assert!(first.success(), "{first:?}");
@@ -423,7 +406,7 @@ fn what_one_node_has_read_first_the_next_fetches_before_it_is_asked() {
     );
     host.check_sh(&carry).unwrap();
     host.start_services(&node).unwrap();
-    let (link, remote) = through_link(&host, &image);
+    let (link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     wait_until_quiet(&link);
     // All that the container needs is here: it starts without a registry.
@@ -479,8 +462,8 @@ fn what_was_fetched_is_told_and_the_rest_of_an_image_is_fetched_by_command() {
     host.start_services(&node).unwrap();
 
     let ctr = Ctr::new(&host);
-    let image = convert(&host, &host.push("redis").unwrap());
-    let (link, remote) = through_link(&host, &image);
+    let image = host.convert(&host.push("redis").unwrap()).unwrap();
+    let (link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     ctr.start(Stack::XEBEC, &remote, "c", &["sleep", "1000"])
         .unwrap();

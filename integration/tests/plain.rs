@@ -1,11 +1,9 @@
 //! Ordinary images through the snapshotter: streamed whole, the same files as an unpack gives, and
 //! no need for the registry afterwards.
 
-use std::net::SocketAddr;
-
 use integration::ctr::{Ctr, Stack};
 use integration::hosts::{HostOptions, NativeHost, Service};
-use integration::proxy::{Proxy, Shape};
+use integration::proxy::Shape;
 
 const OVERLAYFS: Stack = Stack {
     snapshotter: "overlayfs",
@@ -78,14 +76,6 @@ find . $skip -type f -print0 | sort -z | xargs -0 sha256sum
 find . $skip -type f -print0 | sort -z | xargs -0 getcap
 "#;
 
-/// A link to the plain registry, and the image's reference by way of it.
-fn through_link(host: &NativeHost, image: &str, shape: Shape) -> (Proxy, String) {
-    let registry: SocketAddr = Service::REGISTRY.parse().unwrap();
-    let link = host.proxy(registry, shape).unwrap();
-    let image = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
-    (link, image)
-}
-
 /// The root of a new container, described by the host's tools.
 fn describe(host: &NativeHost, stack: Stack, image: &str, id: &str) -> String {
     let ctr = Ctr::new(host);
@@ -111,7 +101,7 @@ fn an_ordinary_image_is_streamed_once_and_has_every_file_that_an_unpack_gives() 
     let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
     let ctr = Ctr::new(&host);
     let image = host.push("redis").unwrap();
-    let (link, remote) = through_link(&host, &image, Shape::new(2, 1000.0));
+    let (link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     let fetched = link.counters().down;
     let layers = "skopeo inspect --tls-verify=false docker://$0 | jq '[.LayersData[].Size] | add'";
@@ -242,7 +232,7 @@ fn an_image_with_an_index_beside_it_starts_from_a_part_of_its_own_layers() {
     let parts = |image: &str| host.check(&["sh", "-c", parts, image]).unwrap();
     assert_eq!(parts(&image), parts(&indexed));
 
-    let (link, remote) = through_link(&host, &indexed, Shape::new(2, 1000.0));
+    let (link, remote) = host.through_link(&indexed, Shape::new(2, 1000.0)).unwrap();
     ctr.pull(&remote, "xebec").unwrap();
     let version = ["redis-server", "--version"];
     let ran = ctr.run(Stack::XEBEC, &remote, "start", &version).unwrap();

@@ -1,7 +1,5 @@
 //! zstd:chunked images as podman, buildah and skopeo push them, pulled lazily.
 
-use std::net::SocketAddr;
-
 use integration::ctr::{Ctr, Stack};
 use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::proxy::Shape;
@@ -87,9 +85,7 @@ fn what_skopeo_pushes_starts_lazily_and_every_file_is_right() {
     let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
     let ctr = Ctr::new(&host);
     let image = push_by_skopeo(&host, "redis");
-    let registry: SocketAddr = Service::REGISTRY.parse().unwrap();
-    let link = host.proxy(registry, Shape::new(2, 1000.0)).unwrap();
-    let remote = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
+    let (link, remote) = host.through_link(&image, Shape::new(2, 1000.0)).unwrap();
 
     ctr.pull(&remote, "xebec").unwrap();
     assert_eq!(lazy_layers(&host), 2, "{}", host.log(Service::Snapshotter));

@@ -158,7 +158,18 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
         }
         manifests.push((descriptor, bytes));
     }
-    let (descriptor, bytes) = match plan.index {
+    publish(&destination, options, plan.index, manifests, images)
+}
+
+/// Names the converted images at the destination: by their index, or the one there is by itself.
+pub(super) fn publish(
+    destination: &Store<'_>,
+    options: &Options,
+    index: Option<(Index, String)>,
+    mut manifests: Vec<(Descriptor, Vec<u8>)>,
+    images: Vec<ImageReport>,
+) -> Result<Report> {
+    let (descriptor, bytes) = match index {
         None => manifests.remove(0),
         Some(index) => new_index(index, manifests)?,
     };
@@ -441,7 +452,7 @@ fn store_image(
     Ok((descriptor, bytes))
 }
 
-pub(super) fn new_index(
+fn new_index(
     (mut index, media_type): (Index, String),
     manifests: Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<(Descriptor, Vec<u8>)> {

@@ -14,8 +14,8 @@
 //! kernel, which knows an event by its number, whoever answers.
 //!
 //! Without a daemon reads wait for a successor, up to a deadline; from then on they get EIO, never
-//! zeros. If nothing is watched by then, the keeper ends. It has no other job: it knows no layer, allocates next to nothing and is not
-//! chosen when memory runs out.
+//! zeros. If nothing is watched by then, the keeper ends. It has no other job: it knows no layer,
+//! allocates next to nothing and is not chosen when memory runs out.
 
 pub(crate) mod group;
 pub(crate) mod link;

@@ -215,6 +215,23 @@ impl NativeHost {
         Ok(reference)
     }
 
+    /// Makes an eStargz image of one in the plain registry (NAME:v1); its reference, NAME:lazy.
+    pub fn convert(&self, image: &str) -> Result<String> {
+        let lazy = format!("{}:lazy", image.trim_end_matches(":v1"));
+        self.check(&["xebec-snapshotter", "image", "convert", image, &lazy])?;
+        Ok(lazy)
+    }
+
+    /// A link to the plain registry, and the reference of one of its images by way of it.
+    pub fn through_link(&self, image: &str, shape: Shape) -> Result<(Proxy, String)> {
+        let registry = Service::REGISTRY
+            .parse()
+            .map_err(|error| Error::invalid("the registry's address", error))?;
+        let link = self.proxy(registry, shape)?;
+        let image = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
+        Ok((link, image))
+    }
+
     /// Starts services that are not running; waits until they answer.
     pub fn start_services(&self, services: &[Service]) -> Result<()> {
         self.services().start(services)

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use self::blob::{Layer, Style};
 use self::tree::Tree;
 use super::image::{
-    Image, ImageReport, LAYERS_AT_ONCE, Options, Report, describe, new_index, plan, to_json,
+    Image, ImageReport, LAYERS_AT_ONCE, Options, Report, describe, plan, publish, to_json,
 };
 use super::layer::LayerReport;
 use super::place::Store;
@@ -83,19 +83,7 @@ pub(super) fn convert(
         }
         manifests.push((descriptor, bytes));
     }
-    let (descriptor, bytes) = match plan.index {
-        None => manifests.remove(0),
-        Some(index) => new_index(index, manifests)?,
-    };
-    let report = Report {
-        source: options.source.to_string(),
-        destination: options.destination.to_string(),
-        digest: descriptor.digest,
-        media_type: descriptor.media_type.clone(),
-        images,
-    };
-    destination.put_top(descriptor, &bytes)?;
-    Ok(report)
+    publish(&destination, options, plan.index, manifests, images)
 }
 
 /// How chunks are made, as the options say.
