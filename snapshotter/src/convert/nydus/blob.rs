@@ -11,6 +11,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::convert::order::order;
 use crate::convert::spool::Spool;
 use crate::convert::tar::{BLOCK, TarEntry, encode_regular};
 use crate::digest::{Algorithm, Digest, HashingWriter};
@@ -107,10 +108,11 @@ struct Packed {
     plain_len: u32,
 }
 
-/// Writes the spooled layer's contents into a nameless file in `dir`.
-pub(super) fn write(spool: Spool, style: Style, dir: &Path) -> Result<Layer> {
+/// Writes the spooled layer's contents into a nameless file in `dir`, those of the files that are
+/// `wanted` first (paths without leading slash).
+pub(super) fn write(spool: Spool, wanted: &[String], style: Style, dir: &Path) -> Result<Layer> {
     let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
-    let pieces = pieces(&spool.entries, style.chunk_size);
+    let pieces = pieces(&spool.entries, wanted, style.chunk_size);
     let mut writer = Writer {
         out: HashingWriter::new(BufWriter::with_capacity(1 << 20, file)),
         chunks: Vec::new(),
@@ -140,8 +142,9 @@ pub(super) fn write(spool: Spool, style: Style, dir: &Path) -> Result<Layer> {
 }
 
 /// The contents of all regular files, in pieces of at most a chunk.
-fn pieces(entries: &[TarEntry], chunk_size: u64) -> Vec<Piece> {
-    let files = entries.iter().enumerate();
+fn pieces(entries: &[TarEntry], wanted: &[String], chunk_size: u64) -> Vec<Piece> {
+    let files = order(entries, wanted).0.into_iter();
+    let files = files.map(|entry| (entry, &entries[entry]));
     let files = files.filter(|(_, file)| file.kind == EntryType::Reg);
     files
         .flat_map(|(entry, file)| {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! 1024  superblock, extension, device slots
-//!       blob table           at a multiple of 4096, as all that follows
+//!       blob table           at a multiple of 4096, as all that follows but the next
+//!       prefetch table       4-byte numbers of the inodes that are wanted first
 //!       inodes               each with its attributes, and its entries' last block or chunk indexes
 //!       blocks of entries    of directories that do not fit beside their inode
 //!       chunk table
@@ -49,8 +50,14 @@ struct Place {
     data_len: u64,
 }
 
-/// Makes the bootstrap of `tree`, whose files lie in the blobs of `layers`.
-pub(super) fn write(tree: &mut Tree, layers: &[&Layer], chunk_size: u64) -> Result<Vec<u8>, Flaw> {
+/// Makes the bootstrap of `tree`, whose files lie in the blobs of `layers`; those at the paths
+/// `wanted` are to be fetched first.
+pub(super) fn write(
+    tree: &mut Tree,
+    layers: &[&Layer],
+    wanted: &[String],
+    chunk_size: u64,
+) -> Result<Vec<u8>, Flaw> {
     let directories = tree.directories();
     let mut blobs = Vec::new();
     // Two layers with the same contents share a blob.
@@ -76,6 +83,7 @@ pub(super) fn write(tree: &mut Tree, layers: &[&Layer], chunk_size: u64) -> Resu
         directories: &directories,
         blobs,
         blob_of,
+        wanted: tree.files(wanted),
         chunk_size,
         places: Vec::new(),
         meta_at: 0,
@@ -93,6 +101,8 @@ struct Image<'a> {
     blobs: Vec<&'a Layer>,
     /// The blob of each layer.
     blob_of: Vec<Option<usize>>,
+    /// Inodes for the prefetch table.
+    wanted: Vec<usize>,
     chunk_size: u64,
     places: Vec<Place>,
     meta_at: u64,
@@ -105,8 +115,12 @@ impl Image<'_> {
         (DEVICES_OFFSET + self.blobs.len() as u64 * DEVICE_LEN).next_multiple_of(BLOCK)
     }
 
+    fn prefetch_at(&self) -> u64 {
+        self.blob_table_at() + self.blobs.len() as u64 * BLOB_LEN
+    }
+
     fn lay_out(&mut self) -> Result<(), Flaw> {
-        let tables = self.blob_table_at() + self.blobs.len() as u64 * BLOB_LEN;
+        let tables = self.prefetch_at() + self.wanted.len() as u64 * 4;
         // Inode number 0 is no file for some programs, so numbers count from a block before.
         self.meta_at = tables.next_multiple_of(BLOCK) - BLOCK;
         let mut at = self.meta_at + BLOCK;
@@ -364,6 +378,11 @@ impl Image<'_> {
         }
         self.put(DEVICES_OFFSET, &devices);
         self.put(self.blob_table_at(), &table);
+        let wanted = self.wanted.iter();
+        let wanted: Vec<u8> = wanted
+            .flat_map(|inode| (self.number(*inode) as u32).to_le_bytes())
+            .collect();
+        self.put(self.prefetch_at(), &wanted);
         let superblock = self.superblock(total);
         self.put(SUPER_OFFSET, &superblock);
         let extension = self.extension(records_len);
@@ -412,6 +431,10 @@ impl Image<'_> {
         }
         for long in [self.chunks_at, records_len] {
             extension.extend_from_slice(&long.to_le_bytes());
+        }
+        if !self.wanted.is_empty() {
+            extension.extend_from_slice(&self.prefetch_at().to_le_bytes());
+            extension.extend_from_slice(&(self.wanted.len() as u32 * 4).to_le_bytes());
         }
         extension
     }

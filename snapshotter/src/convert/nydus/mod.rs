@@ -163,7 +163,12 @@ impl Work<'_> {
             layer,
             observer: self.observer,
         };
-        let mut converted = blob::write(spool(source, dir, &what)?, self.style, dir)?;
+        let mut converted = blob::write(
+            spool(source, dir, &what)?,
+            &self.options.prioritized,
+            self.style,
+            dir,
+        )?;
         if let Some(blob) = &mut converted.blob
             && let Some(file) = blob.file.take()
         {
@@ -192,7 +197,8 @@ impl Work<'_> {
             let applied = tree.apply(number, &layer.entries);
             applied.map_err(|flaw| flaw.of(sources[number].digest))?;
         }
-        let boot = bootstrap::write(&mut tree, &converted, self.style.chunk_size);
+        let wanted = &self.options.prioritized;
+        let boot = bootstrap::write(&mut tree, &converted, wanted, self.style.chunk_size);
         let archive = archive(&boot.map_err(|flaw| flaw.of(&what))?);
         let (packed, diff_id) =
             pack(&archive).map_err(Error::io("pack", BOOTSTRAP_NAME.as_ref()))?;

@@ -9,7 +9,7 @@ use crate::fetch::RegistryConfig;
 use crate::fetch::manifest::{Document, Manifest};
 use crate::fill::unpack::unpack;
 use crate::formats::nydus::{Bootstrap, unpack_bootstrap};
-use crate::index::{Kind, LayerIndex, Tree as Merged};
+use crate::index::{Kind, LayerIndex, Prefetch, Tree as Merged};
 
 struct Silent;
 
@@ -100,6 +100,14 @@ struct Converted {
 }
 
 fn convert_layers(layers: &[Vec<u8>], chunk_size: u64) -> Result<Converted> {
+    convert_prioritized(layers, chunk_size, &[])
+}
+
+fn convert_prioritized(
+    layers: &[Vec<u8>],
+    chunk_size: u64,
+    prioritized: &[&str],
+) -> Result<Converted> {
     let root = tempfile::tempdir().unwrap();
     let (from, to) = (root.path().join("from"), root.path().join("to"));
     layout(&from, layers);
@@ -111,7 +119,7 @@ fn convert_layers(layers: &[Vec<u8>], chunk_size: u64) -> Result<Converted> {
         platform: None,
         chunk_size: Some(chunk_size),
         level: None,
-        prioritized: Vec::new(),
+        prioritized: prioritized.iter().map(ToString::to_string).collect(),
         rewrite: false,
         temp_dir: root.path().to_owned(),
     };
@@ -305,6 +313,26 @@ fn the_same_image_gives_the_same_bytes_and_equal_chunks_are_stored_once() {
     let blob = first.blobs.values().next().unwrap();
     assert!(blob.len() < 50_000, "{}", blob.len());
     assert_eq!((first.index.units(), first.index.chunks()), (5, 10));
+}
+
+#[test]
+fn prioritized_files_lie_first_in_their_blobs_and_are_fetched_first() {
+    let contents = [noise(1, 9000), noise(2, 5000), noise(3, 7000)];
+    let below = layer(&[
+        ("d", "d", &b""[..]),
+        ("f", "d/one", &contents[0]),
+        ("f", "d/two", &contents[1]),
+    ]);
+    let above = layer(&[("h", "d/again", b"d/three"), ("f", "d/three", &contents[2])]);
+    // A directory is no wish for all that is in it.
+    let wanted = ["d", "d/again", "not/here", "d/two", "d/three"];
+    let converted = convert_prioritized(&[below, above], 4096, &wanted).unwrap();
+    let index = &converted.index;
+    assert_eq!(index.prefetch(), Prefetch::Listed);
+    let fetched = index.prefetch_units().map(|unit| index.unit(unit));
+    let fetched: Vec<_> = fetched.map(|unit| (unit.blob, unit.offset)).collect();
+    let stored = [(1, 0), (1, 4096), (0, 0), (0, 4096)];
+    assert_eq!(fetched, stored, "noise is stored as it is");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The tree that the layers of an image make together, whiteouts resolved.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::convert::tar::TarEntry;
 use crate::convert::tar::reader::{Raw, Time};
@@ -98,6 +98,18 @@ impl Tree {
         {
             self.nodes[directory].children.remove(hidden);
         }
+    }
+
+    /// The regular files at these paths, each once, in their order; other paths are left out.
+    pub(super) fn files(&self, paths: &[String]) -> Vec<usize> {
+        let mut met = HashSet::new();
+        let inodes = paths.iter().filter_map(|path| self.find(path));
+        let inodes = inodes.map(|node| self.nodes[node].inode);
+        let is_file = |inode: &usize| {
+            let kind = self.inodes[*inode].entry.kind;
+            kind == EntryType::Reg && met.insert(*inode)
+        };
+        inodes.filter(is_file).collect()
     }
 
     fn find(&self, path: &str) -> Option<usize> {
