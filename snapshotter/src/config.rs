@@ -26,6 +26,8 @@ pub struct Config {
     pub log: String,
     /// How lazy layers are read.
     pub lazy: LazySection,
+    /// How profiles travel between nodes.
+    pub profile: ProfileSection,
     /// What others may know of the daemon's work.
     pub metrics: MetricsSection,
     /// Registries, as [`crate::fetch`] understands them.
@@ -119,6 +121,35 @@ impl From<&LazySection> for LazyConfig {
     }
 }
 
+/// The `[profile]` table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ProfileSection {
+    /// Whether registries are asked for profiles of images that this node has none of.
+    pub pull: ProfilePull,
+    /// Put what this node records beside the image in its registry.
+    pub push: bool,
+}
+
+impl Default for ProfileSection {
+    fn default() -> Self {
+        Self {
+            pull: ProfilePull::Auto,
+            push: false,
+        }
+    }
+}
+
+/// The `profile.pull` key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProfilePull {
+    /// When an image is pulled, beside everything else.
+    Auto,
+    /// Never, except by command.
+    Off,
+}
+
 /// The `[metrics]` table.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -200,6 +231,7 @@ impl Default for Config {
             async_remove: true,
             log: "info".into(),
             lazy: LazySection::default(),
+            profile: ProfileSection::default(),
             metrics: MetricsSection::default(),
             registry: RegistrySection::default(),
         }

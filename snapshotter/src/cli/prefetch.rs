@@ -1,11 +1,13 @@
 //! `xebec-snapshotter prefetch`.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::status::ask;
 use crate::config::Config;
 use crate::daemon::status::{Answer, Request, socket_path};
 use crate::digest::Digest;
+use crate::discover::Image;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::Document;
 use crate::fetch::{ImageRef, Platform, Registry, RegistryConfig};
@@ -27,7 +29,7 @@ pub(super) struct Args {
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let config = Config::load(args.config.as_deref())?;
-    let registry = Registry::new(RegistryConfig::from(&config.registry))?;
+    let registry = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let layers = layers(&registry, &args.image, &platform)?;
     let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
@@ -48,27 +50,27 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// The digests of an image's layers, bottom first.
-pub(super) fn layers(
+/// The digests of an image's layers as the daemon knows them, bottom first.
+fn layers(
+    registry: &Arc<Registry>,
+    reference: &ImageRef,
+    platform: &Platform,
+) -> Result<Vec<Digest>> {
+    let digest = manifest(registry, reference, platform)?;
+    let image = Image::fetch(Arc::clone(registry) as _, reference, Some(digest))?;
+    Ok(image.chain())
+}
+
+/// The digest of an image's manifest.
+pub(super) fn manifest(
     registry: &Registry,
     image: &ImageRef,
     platform: &Platform,
-) -> Result<Vec<Digest>> {
+) -> Result<Digest> {
     let what = format!("image {image}");
-    let manifest = match registry.manifest(image)?.document(&what)? {
-        Document::Manifest(manifest) => manifest,
-        Document::Index(index) => {
-            let chosen = image.at_digest(index.select(platform, &what)?.digest);
-            match registry.manifest(&chosen)?.document(&what)? {
-                Document::Manifest(manifest) => manifest,
-                Document::Index(_) => {
-                    return Err(Error::Malformed {
-                        what,
-                        reason: "an index within an index".to_owned(),
-                    });
-                }
-            }
-        }
-    };
-    Ok(manifest.layers.iter().map(|layer| layer.digest).collect())
+    let fetched = registry.manifest(image)?;
+    match fetched.document(&what)? {
+        Document::Manifest(_) => Ok(fetched.digest),
+        Document::Index(index) => Ok(index.select(platform, &what)?.digest),
+    }
 }

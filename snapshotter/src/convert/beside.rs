@@ -3,12 +3,10 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use serde_json::json;
-
 use crate::digest::Digest;
-use crate::error::{Error, Result};
-use crate::fetch::manifest::{Descriptor, Document, Index, OCI_INDEX, OCI_MANIFEST};
-use crate::fetch::{ImageRef, Registry};
+use crate::error::Result;
+use crate::fetch::artifact::{Artifact, EMPTY};
+use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
 use crate::ingest::{self, portable};
 
 use super::layer::{Counted, DoneLayer, Workshop, report};
@@ -16,9 +14,6 @@ use super::place::{Place, Store, from_stream};
 
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
-/// The empty JSON object, which stands for an artifact without a configuration.
-const EMPTY: &[u8] = b"{}";
-const EMPTY_TYPE: &str = "application/vnd.oci.empty.v1+json";
 
 impl Workshop<'_> {
     /// Takes `layer` over as it is, and makes its index, whose digest becomes an annotation.
@@ -75,72 +70,19 @@ pub(super) fn put_artifact(
     subject: &Descriptor,
     indexes: &[Descriptor],
 ) -> Result<()> {
-    destination.put_bytes(EMPTY)?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "artifactType": portable::ARTIFACT_TYPE,
-        "config": { "mediaType": EMPTY_TYPE, "digest": Digest::of(EMPTY), "size": EMPTY.len() },
-        "layers": indexes,
-        "subject": {
-            "mediaType": subject.media_type,
-            "digest": subject.digest,
-            "size": subject.size,
-        },
-    });
-    let bytes = super::image::to_json(&manifest)?;
-    let digest = destination.put_part(OCI_MANIFEST, &bytes)?;
-    let Place::Registry(image) = destination.place else {
-        return Ok(());
-    };
-    let artifact = Descriptor {
-        media_type: OCI_MANIFEST.to_owned(),
-        digest,
-        size: bytes.len() as u64,
+    let artifact = Artifact {
+        artifact_type: portable::ARTIFACT_TYPE,
+        subject,
+        blobs: indexes,
         annotations: BTreeMap::new(),
-        platform: None,
-        other: BTreeMap::from([("artifactType".to_owned(), portable::ARTIFACT_TYPE.into())]),
     };
-    list_by_tag(destination.registry, image, subject.digest, artifact)
-}
-
-/// Adds `artifact` to the index under the referrers tag of `subject`, unless the registry lists it
-/// by itself (OCI distribution specification 1.1, "Referrers Tag Schema").
-fn list_by_tag(
-    registry: &Registry,
-    image: &ImageRef,
-    subject: Digest,
-    artifact: Descriptor,
-) -> Result<()> {
-    use crate::discover::Manifests;
-    let listed = registry.referrers(image, &subject, portable::ARTIFACT_TYPE)?;
-    if listed.iter().any(|one| one.digest == artifact.digest) {
-        return Ok(());
+    if let Place::Registry(image) = destination.place {
+        return destination
+            .registry
+            .push_artifact(image, &artifact)
+            .map(drop);
     }
-    let tag = image.at_tag(&format!("sha256-{}", subject.hex()));
-    let mut index = match registry.manifest(&tag) {
-        Ok(fetched) => match fetched.document(&format!("referrers {tag}"))? {
-            Document::Index(index) => index,
-            Document::Manifest(_) => {
-                return Err(Error::Malformed {
-                    what: format!("referrers {tag}"),
-                    reason: "is no index".to_owned(),
-                });
-            }
-        },
-        Err(Error::NotFound(_)) => Index {
-            schema_version: 2,
-            media_type: Some(OCI_INDEX.to_owned()),
-            manifests: Vec::new(),
-            other: BTreeMap::new(),
-        },
-        Err(error) => return Err(error),
-    };
-    // One of an earlier conversion has the same content or is replaced.
-    let is_ours = |one: &Descriptor| one.artifact_type() == Some(portable::ARTIFACT_TYPE);
-    index.manifests.retain(|one| !is_ours(one));
-    index.manifests.push(artifact);
-    registry
-        .put_manifest(&tag, OCI_INDEX, &super::image::to_json(&index)?)
-        .map(drop)
+    destination.put_bytes(EMPTY)?;
+    let (_, manifest) = artifact.manifest()?;
+    destination.put_part(OCI_MANIFEST, &manifest).map(drop)
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::config::{Config, MountMode};
+use crate::config::{Config, MountMode, ProfilePull};
 use crate::error::{Error, Result};
 use crate::fetch::{Registry, RegistryConfig};
 use crate::mount::{BackEnd, Keeping, Lazy, LazyConfig, probe};
@@ -26,6 +26,8 @@ pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
     let settings = LazyConfig {
         back_end,
         keeping: Some(keeping),
+        profile_pull: config.profile.pull == ProfilePull::Auto,
+        profile_push: config.profile.push,
         ..(&config.lazy).into()
     };
     let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);

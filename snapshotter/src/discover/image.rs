@@ -1,5 +1,6 @@
 //! One image: its manifest, the index around it, and what refers to it.
 
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use super::lock;
@@ -7,21 +8,26 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::{Descriptor, Document, Index, Manifest};
 use crate::fetch::{BlobSource, FetchedManifest, ImageRef, Platform};
-use crate::mount::Blobs;
+use crate::formats::nydus;
+use crate::mount::{Blobs, LayerId};
 
 /// An image as its registry describes it.
 pub struct Image {
     blobs: Arc<dyn Blobs>,
     reference: ImageRef,
-    digest: Digest,
+    descriptor: Descriptor,
     manifest: Manifest,
     /// What the reference itself leads to, once it was asked for; none when that is the manifest.
     index: OnceLock<Option<Arc<Index>>>,
     asking: Mutex<()>,
+    /// What refers to it, by type, once it was asked for.
+    referrers: Mutex<HashMap<String, Vec<Descriptor>>>,
 }
 
 impl Image {
-    pub(super) fn fetch(
+    /// The image that `reference` names on this platform, or the one in `manifest` of the same
+    /// repository.
+    pub fn fetch(
         blobs: Arc<dyn Blobs>,
         reference: &ImageRef,
         manifest: Option<Digest>,
@@ -30,9 +36,9 @@ impl Image {
         let digest = match manifest {
             Some(digest) => digest,
             None => match first(&*blobs, reference)? {
-                (digest, Document::Manifest(manifest)) => {
+                (descriptor, Document::Manifest(manifest)) => {
                     let index = OnceLock::from(None);
-                    return Ok(Self::new(blobs, reference, digest, manifest, index));
+                    return Ok(Self::new(blobs, reference, descriptor, manifest, index));
                 }
                 (_, Document::Index(found)) => {
                     let digest = found
@@ -44,24 +50,25 @@ impl Image {
                 }
             },
         };
-        let manifest = manifest_at(&*blobs, reference, digest)?;
-        Ok(Self::new(blobs, reference, digest, manifest, index))
+        let (descriptor, manifest) = manifest_at(&*blobs, reference, digest)?;
+        Ok(Self::new(blobs, reference, descriptor, manifest, index))
     }
 
     fn new(
         blobs: Arc<dyn Blobs>,
         reference: &ImageRef,
-        digest: Digest,
+        descriptor: Descriptor,
         manifest: Manifest,
         index: OnceLock<Option<Arc<Index>>>,
     ) -> Self {
         Self {
             blobs,
             reference: reference.clone(),
-            digest,
+            descriptor,
             manifest,
             index,
             asking: Mutex::new(()),
+            referrers: Mutex::default(),
         }
     }
 
@@ -72,7 +79,22 @@ impl Image {
 
     /// The digest of its manifest.
     pub fn digest(&self) -> Digest {
-        self.digest
+        self.descriptor.digest
+    }
+
+    /// What names its manifest, as artifacts that refer to it do.
+    pub fn descriptor(&self) -> &Descriptor {
+        &self.descriptor
+    }
+
+    /// Its layers as the store knows them, bottom first: those of a Nydus image that are only data
+    /// stand for nothing.
+    pub fn chain(&self) -> Vec<Digest> {
+        let stored = |layer: &Descriptor| match nydus::part(&layer.annotations) {
+            Some(nydus::Part::Blob) => *LayerId::empty().digest(),
+            _ => layer.digest,
+        };
+        self.manifest.layers.iter().map(stored).collect()
     }
 
     /// Its manifest: configuration and all layers, bottom first.
@@ -97,7 +119,10 @@ impl Image {
         }
         let index = match first(&*self.blobs, &self.reference)?.1 {
             Document::Index(index)
-                if index.manifests.iter().any(|one| one.digest == self.digest) =>
+                if index
+                    .manifests
+                    .iter()
+                    .any(|one| one.digest == self.digest()) =>
             {
                 Some(Arc::new(index))
             }
@@ -107,15 +132,22 @@ impl Image {
         Ok(self.index.get_or_init(|| index).clone())
     }
 
-    /// The artifacts of `artifact_type` that refer to this image's manifest.
+    /// The artifacts of `artifact_type` that refer to this image's manifest. Asked for once.
     pub fn referrers(&self, artifact_type: &str) -> Result<Vec<Descriptor>> {
-        self.blobs
-            .referrers(&self.reference, &self.digest, artifact_type)
+        if let Some(known) = lock(&self.referrers).get(artifact_type) {
+            return Ok(known.clone());
+        }
+        let found = self
+            .blobs
+            .referrers(&self.reference, &self.digest(), artifact_type)?;
+        lock(&self.referrers).insert(artifact_type.to_owned(), found.clone());
+        Ok(found)
     }
 
     /// The manifest of an artifact or of another form of the image, in the same repository.
     pub fn artifact(&self, digest: Digest) -> Result<Manifest> {
-        manifest_at(&*self.blobs, &self.reference, digest)
+        let (_, manifest) = manifest_at(&*self.blobs, &self.reference, digest)?;
+        Ok(manifest)
     }
 
     /// The bytes of a manifest in the same repository that is none of an image, with their media
@@ -132,22 +164,35 @@ impl Image {
 }
 
 /// What a reference itself leads to.
-fn first(blobs: &dyn Blobs, reference: &ImageRef) -> Result<(Digest, Document)> {
+fn first(blobs: &dyn Blobs, reference: &ImageRef) -> Result<(Descriptor, Document)> {
     let fetched = blobs.manifest(reference)?;
     let document = fetched.document(&format!("image {reference}"))?;
-    Ok((fetched.digest, document))
+    Ok((describe(&fetched), document))
 }
 
-fn manifest_at(blobs: &dyn Blobs, reference: &ImageRef, digest: Digest) -> Result<Manifest> {
+fn manifest_at(
+    blobs: &dyn Blobs,
+    reference: &ImageRef,
+    digest: Digest,
+) -> Result<(Descriptor, Manifest)> {
     let what = format!("manifest {digest} of {}", reference.name());
-    match blobs
-        .manifest(&reference.at_digest(digest))?
-        .document(&what)?
-    {
-        Document::Manifest(manifest) => Ok(manifest),
+    let fetched = blobs.manifest(&reference.at_digest(digest))?;
+    match fetched.document(&what)? {
+        Document::Manifest(manifest) => Ok((describe(&fetched), manifest)),
         Document::Index(_) => Err(Error::Malformed {
             what,
             reason: "is an index".to_owned(),
         }),
+    }
+}
+
+fn describe(fetched: &FetchedManifest) -> Descriptor {
+    Descriptor {
+        media_type: fetched.media_type.clone(),
+        digest: fetched.digest,
+        size: fetched.bytes.len() as u64,
+        annotations: BTreeMap::new(),
+        platform: None,
+        other: BTreeMap::new(),
     }
 }

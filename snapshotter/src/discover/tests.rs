@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::error::Error;
 use crate::fetch::BlobSource;
+use crate::fetch::artifact::Artifact;
 use crate::fetch::manifest::{OCI_INDEX, OCI_MANIFEST};
 
 const LAYER: &[u8] = b"layer";
@@ -56,6 +57,11 @@ impl Manifests for Access {
 }
 
 impl Blobs for Access {
+    fn publish(&self, _: &ImageRef, artifact: &Artifact<'_>, _: &[&[u8]]) -> Result<Digest> {
+        let (descriptor, _) = artifact.manifest()?;
+        Err(Error::NotFound(descriptor.digest.to_string()))
+    }
+
     fn blob(&self, _: &ImageRef, layer: &Digest, _: u64) -> Result<Arc<dyn BlobSource>> {
         Err(Error::NotFound(format!("blob {layer}")))
     }

@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::mount::Blobs;
 
+use super::artifact::Artifact;
 use super::breaker::HostHealth;
 use super::failure::Failure;
 use super::hosts::{Capability, Endpoint};
@@ -67,6 +68,20 @@ impl Blobs for Registry {
             known => known,
         };
         Ok(Registry::blob(self, image, layer, size))
+    }
+
+    fn publish(
+        &self,
+        image: &ImageRef,
+        artifact: &Artifact<'_>,
+        contents: &[&[u8]],
+    ) -> Result<Digest> {
+        for content in contents {
+            if !self.has_blob(image, &Digest::of(content))? {
+                self.push_bytes(image, content)?;
+            }
+        }
+        self.push_artifact(image, artifact)
     }
 
     fn health(&self) -> Vec<HostHealth> {

@@ -5,6 +5,7 @@
 //! `registry` decides when it is tried again. Nothing here trusts an answer's length or range, and
 //! whoever takes whole content (manifests, pulled blobs) gets it with its digest checked.
 
+pub mod artifact;
 mod auth;
 mod blob;
 mod breaker;

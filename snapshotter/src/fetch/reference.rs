@@ -121,6 +121,12 @@ impl ImageRef {
         }
     }
 
+    /// Where clients keep a list of what refers to `subject` in the same repository, when its
+    /// registry keeps none.
+    pub(super) fn referrers_tag(&self, subject: &Digest) -> Self {
+        self.at_tag(&format!("sha256-{}", subject.hex()))
+    }
+
     /// The image whose tag is this one's and then `suffix`, in the same repository; none without a
     /// tag, or when the tag would be too long.
     pub fn with_suffix(&self, suffix: &str) -> Option<Self> {

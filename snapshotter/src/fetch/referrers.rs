@@ -1,6 +1,6 @@
 //! The artifacts that refer to a manifest (OCI distribution specification 1.1).
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use reqwest::Method;
 use reqwest::header::{ACCEPT, HeaderMap, HeaderValue, LINK};
@@ -31,9 +31,21 @@ impl Manifests for Registry {
         subject: &Digest,
         artifact_type: &str,
     ) -> Result<Vec<Descriptor>> {
-        let mut found = match self.listing(image, subject, artifact_type) {
-            Err(Error::NotFound(_)) => self.tagged(image, subject)?,
-            listed => listed?,
+        let unlisting = || {
+            let known = self.session.unlisting.lock();
+            known.unwrap_or_else(PoisonError::into_inner)
+        };
+        let mut found = if unlisting().contains(image.host()) {
+            self.tagged(image, subject)?
+        } else {
+            match self.listing(image, subject, artifact_type) {
+                // Who has the API answers with an empty list.
+                Err(Error::NotFound(_)) => {
+                    unlisting().insert(image.host().to_owned());
+                    self.tagged(image, subject)?
+                }
+                listed => listed?,
+            }
         };
         found.retain(|descriptor| descriptor.artifact_type() == Some(artifact_type));
         Ok(found)
@@ -68,7 +80,7 @@ impl Registry {
 
     /// The index under the referrers tag, which clients keep up where there is no such API.
     fn tagged(&self, image: &ImageRef, subject: &Digest) -> Result<Vec<Descriptor>> {
-        let tag = image.at_tag(&format!("sha256-{}", subject.hex()));
+        let tag = image.referrers_tag(subject);
         match self.manifest_within(DISCOVERY_LIMIT, &tag) {
             Ok(fetched) => match fetched.document(&format!("referrers {tag}"))? {
                 Document::Index(index) => Ok(index.manifests),

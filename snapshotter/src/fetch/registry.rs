@@ -1,6 +1,6 @@
 //! The registry client: settings, endpoints, and the one place where requests are retried.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
@@ -118,6 +118,7 @@ impl Registry {
                 config.credential_provider.clone().map(Plugins::new),
             ),
             endpoints: Mutex::default(),
+            unlisting: Mutex::default(),
             breakers: Breakers::new(config.patience),
             config,
         });
@@ -157,6 +158,8 @@ pub(super) struct Session {
     pub(super) clients: Clients,
     pub(super) authorizer: Authorizer,
     endpoints: Mutex<HashMap<String, Arc<[Arc<Endpoint>]>>>,
+    /// Hosts that have said that they list no referrers: they are not asked again.
+    pub(super) unlisting: Mutex<HashSet<String>>,
     breakers: Arc<Breakers>,
 }
 

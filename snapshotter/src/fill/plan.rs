@@ -23,6 +23,10 @@ const PIECE: u64 = 512 << 10;
 /// overlap, so that one more costs less here than where a reader waits for each.
 const GAP: u64 = 24 << 10;
 
+/// How often a profile may name each unit of a layer on the average: once for every way in which
+/// the layer was indexed, and some more.
+const MAX_STEPS: u64 = 16;
+
 /// What is still to be fetched of one image.
 pub struct Plan {
     profile: Profile,
@@ -119,6 +123,8 @@ fn wanted(
     };
     let mut seen = BTreeMap::new();
     let mut bytes = 0;
+    // A forged profile may name the same bytes over and over.
+    let mut steps = MAX_STEPS.saturating_mul(u64::from(index.units()) + 1);
     for (turn, read) in profile.reads().iter().enumerate() {
         if read.layer != number || read.len == 0 {
             continue;
@@ -127,6 +133,10 @@ fn wanted(
         let units = (first..index.units()).map(|unit| (unit, place(unit)));
         for (unit, range) in units.take_while(|(_, range)| range.start < read.offset + read.len) {
             let len = range.end - range.start;
+            steps = steps.saturating_sub(1);
+            if steps == 0 {
+                return (order(seen), bytes);
+            }
             if seen.contains_key(&unit) {
                 continue;
             }

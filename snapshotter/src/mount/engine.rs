@@ -11,6 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::fuse::TreeFs;
+use super::guide::Guide;
 use super::kernel::{self, Gate, Kernel};
 use super::layers::Layers;
 use super::session;
@@ -18,8 +19,8 @@ use super::{BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, Moun
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::HostHealth;
+use crate::fill::Filler;
 use crate::fill::pool::Pool;
-use crate::fill::{Filler, Plan};
 use crate::index::Tree;
 use crate::profile::{Profile, Recorder, chain_name};
 
@@ -27,8 +28,6 @@ use crate::profile::{Profile, Recorder, chain_name};
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
 /// How often is looked for recordings whose window has closed.
 const HARVEST_INTERVAL: Duration = Duration::from_secs(2);
-/// How long after the first layer of an image was asked for its plan is kept for the others.
-const PLAN_LIFETIME: Duration = Duration::from_mins(10);
 
 /// All lazy layers of one node.
 pub struct Lazy {
@@ -43,14 +42,10 @@ pub struct Lazy {
     kernel: Option<Arc<Kernel>>,
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
     recorder: Arc<Recorder>,
-    /// What is being fetched by profile for images that are not mounted yet.
-    plans: Mutex<HashMap<Vec<Digest>, BegunPlan>>,
+    guide: Arc<Guide>,
     tidier: Mutex<Option<Tidier>>,
     is_shut: AtomicBool,
 }
-
-/// A plan, and when the first of its layers was asked for.
-type BegunPlan = (Instant, Arc<Plan>);
 
 /// A mounted chain and how often it is in use.
 struct Use {
@@ -113,7 +108,17 @@ impl Lazy {
         });
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));
-        let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), Arc::clone(&recorder))?;
+        let guide = Guide::new(
+            Arc::clone(&layers),
+            Arc::clone(&pool),
+            Arc::clone(&recorder),
+            &config,
+        );
+        let harvest = {
+            let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
+            move || guide.publish(recorder.harvest())
+        };
+        let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), harvest)?;
         let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
             gate,
@@ -124,7 +129,7 @@ impl Lazy {
             layers,
             mounts: Mutex::default(),
             recorder,
-            plans: Mutex::default(),
+            guide,
             tidier: Mutex::new(Some(tidier)),
             is_shut: AtomicBool::new(false),
         })
@@ -134,10 +139,11 @@ impl Lazy {
     /// is logged) and that containerd must pull it.
     pub fn add_layer(&self, source: &LayerSource) -> Result<Option<LayerId>> {
         let begun = Instant::now();
+        self.guide.scout(source);
         let Some(filler) = self.layers.add(source, &self.config)? else {
             return Ok(None);
         };
-        self.fetch_ahead(&source.chain, &filler);
+        self.guide.fetch_ahead(&source.chain, &filler);
         let index = filler.blob().index();
         tracing::info!(
             layer = %source.layer, image = %source.image, inodes = index.inodes(),
@@ -145,29 +151,6 @@ impl Lazy {
             elapsed = ?begun.elapsed(), "lazy layer is ready"
         );
         Ok(Some(index.layer().into()))
-    }
-
-    /// Begins to fetch what a layer's containers will read: as its image's profile says, if there
-    /// is one, else as the image's author has marked it.
-    fn fetch_ahead(&self, chain: &[Digest], filler: &Arc<Filler>) {
-        let limit = self.config.prefetch_limit;
-        match self.plan(chain) {
-            Some(plan) => plan.begin(filler, limit),
-            None => filler.prefetch(limit),
-        }
-    }
-
-    /// The plan by which a chain is fetched; all of its layers share one.
-    fn plan(&self, chain: &[Digest]) -> Option<Arc<Plan>> {
-        let mut plans = lock(&self.plans);
-        plans.retain(|_, (begun, _)| begun.elapsed() < PLAN_LIFETIME);
-        if let Some((_, plan)) = plans.get(chain) {
-            return Some(Arc::clone(plan));
-        }
-        let profile = self.recorder.profile(chain)?;
-        let plan = Plan::new(profile, Arc::clone(&self.pool));
-        plans.insert(chain.to_vec(), (Instant::now(), Arc::clone(&plan)));
-        Some(plan)
     }
 
     /// The profile of a chain of layers, bottom first.
@@ -227,7 +210,7 @@ impl Lazy {
             Some(top) => flaw.of(top),
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
-        self.accompany(chain, &fillers);
+        self.guide.accompany(chain, &fillers);
         if self.config.background_fill {
             for filler in &fillers {
                 filler.fill_in_background();
@@ -267,25 +250,6 @@ impl Lazy {
         Ok((Mounted::Fuse(mounted), "fuse"))
     }
 
-    /// Fetches what the profile of a chain says, as far as that has not begun, and records what is
-    /// read this time.
-    fn accompany(&self, chain: &[LayerId], fillers: &[Arc<Filler>]) {
-        let digests = digests(chain);
-        let plan = self.plan(&digests);
-        let is_first = plan.is_none();
-        if let Some(plan) = plan {
-            for filler in fillers {
-                plan.begin(filler, self.config.prefetch_limit);
-            }
-            lock(&self.plans).remove(&digests);
-        }
-        if let Some(recording) = self.recorder.begin(digests, is_first) {
-            for (number, filler) in fillers.iter().enumerate() {
-                filler.record(Arc::clone(&recording), number);
-            }
-        }
-    }
-
     /// Gives back one use of the chain's mount; the last one unmounts it. After
     /// [`Lazy::shutdown`] it does nothing.
     pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
@@ -306,7 +270,7 @@ impl Lazy {
             None => Ok(()),
         };
         drop(mounts);
-        self.recorder.end(&digests(chain));
+        self.guide.publish(self.recorder.end(&digests(chain)));
         unmounted
     }
 
@@ -436,7 +400,7 @@ fn clear_mounts(directory: &Path, is_used: impl Fn(&Path) -> bool) -> Result<()>
 fn start_tidier(
     layers: Arc<Layers>,
     kernel: Option<Arc<Kernel>>,
-    recorder: Arc<Recorder>,
+    harvest: impl Fn() + Send + 'static,
 ) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
     let tidy = move || {
@@ -448,7 +412,7 @@ fn start_tidier(
     let work = move || {
         let mut tidied = Instant::now();
         while stopped.recv_timeout(HARVEST_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            recorder.harvest();
+            harvest();
             if tidied.elapsed() >= TIDY_INTERVAL {
                 tidy();
                 tidied = Instant::now();

@@ -243,6 +243,16 @@ impl Layers {
         Ok(Some(self.keep(stored, sources)))
     }
 
+    /// An image as its registry describes it; asked for once for a while.
+    pub(super) fn image(&self, image: &ImageRef, manifest: Option<Digest>) -> Result<Arc<Image>> {
+        self.images.get(image, manifest)
+    }
+
+    /// The client of all registries.
+    pub(super) fn registry(&self) -> &dyn Blobs {
+        &*self.blobs
+    }
+
     /// The bytes of a layer that is not in the store.
     pub(super) fn blob_of(&self, source: &LayerSource) -> Result<Arc<dyn BlobSource>> {
         self.blobs.blob(&source.image, &source.layer, source.size)

@@ -10,6 +10,7 @@
 mod attr;
 mod engine;
 mod fuse;
+mod guide;
 mod kernel;
 mod layers;
 mod session;
@@ -29,6 +30,7 @@ pub use kernel::{Keeping, probe};
 use crate::digest::Digest;
 use crate::discover::Manifests;
 use crate::error::{Error, Result};
+use crate::fetch::artifact::Artifact;
 use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, HostHealth, ImageRef};
 use crate::fill::counters::Counts;
@@ -38,6 +40,15 @@ use crate::formats::nydus;
 pub trait Blobs: Manifests {
     /// A handle on the blob `layer` of `size` bytes in the repository of `image`; no network yet.
     fn blob(&self, image: &ImageRef, layer: &Digest, size: u64) -> Result<Arc<dyn BlobSource>>;
+
+    /// Stores an artifact and its blobs, whose bytes are `contents`, in the repository of `image`; the
+    /// artifact's digest.
+    fn publish(
+        &self,
+        image: &ImageRef,
+        artifact: &Artifact<'_>,
+        contents: &[&[u8]],
+    ) -> Result<Digest>;
 
     /// How the registries answer that were asked so far.
     fn health(&self) -> Vec<HostHealth> {
@@ -180,6 +191,10 @@ pub struct LazyConfig {
     /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
     /// time; 0 to neither record nor follow what was recorded.
     pub profile_seconds: u64,
+    /// Look in the registry for a profile of an image that this node has none of.
+    pub profile_pull: bool,
+    /// Put what is recorded beside the image in its registry.
+    pub profile_push: bool,
 }
 
 /// How layers that are in no lazy format are pulled.
@@ -204,6 +219,8 @@ impl Default for LazyConfig {
             background_fill: false,
             plain: Plain::Stream,
             profile_seconds: 15,
+            profile_pull: true,
+            profile_push: false,
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The engine end to end: real mounts of layers that a source in memory delivers. Needs root and
 //! /dev/fuse, as the daemon does.
 
+mod profiles;
+
 use std::collections::HashMap;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -11,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::*;
 use crate::fetch::FetchedManifest;
+use crate::fetch::artifact::Artifact;
 use crate::fetch::manifest::OCI_MANIFEST;
 use crate::formats::estargz::footer::{EXTERNAL_FOOTER_LEN, FOOTER_LEN};
 use crate::formats::estargz::sample::{Finished, Sample, noise};
@@ -25,6 +28,9 @@ struct Registry {
     tocs: Mutex<HashMap<Digest, Digest>>,
     /// What manifests say of blobs besides their size.
     annotations: Mutex<HashMap<Digest, BTreeMap<String, String>>>,
+    /// What refers to an image, and the blobs of these artifacts.
+    referrers: Mutex<Vec<(Digest, Descriptor)>>,
+    beside: Mutex<HashMap<Digest, Vec<u8>>>,
     dead: AtomicBool,
     requests: AtomicU64,
 }
@@ -44,6 +50,17 @@ impl Blobs for Access {
             layer: *layer,
             size,
         }))
+    }
+
+    fn publish(&self, _: &ImageRef, artifact: &Artifact<'_>, contents: &[&[u8]]) -> Result<Digest> {
+        let (descriptor, _) = artifact.manifest()?;
+        let digest = descriptor.digest;
+        let contents = contents.iter();
+        let blobs = contents.map(|content| (Digest::of(content), content.to_vec()));
+        self.0.beside.lock().unwrap().extend(blobs);
+        let mut referrers = self.0.referrers.lock().unwrap();
+        referrers.push((artifact.subject.digest, descriptor));
+        Ok(digest)
     }
 }
 
@@ -77,8 +94,12 @@ impl Manifests for Access {
         })
     }
 
-    fn referrers(&self, _: &ImageRef, _: &Digest, _: &str) -> Result<Vec<Descriptor>> {
-        Ok(Vec::new())
+    fn referrers(&self, _: &ImageRef, subject: &Digest, wanted: &str) -> Result<Vec<Descriptor>> {
+        let all = self.0.referrers.lock().unwrap();
+        let of_it = all
+            .iter()
+            .filter(|(of, one)| of == subject && one.artifact_type() == Some(wanted));
+        Ok(of_it.map(|(_, one)| one.clone()).collect())
     }
 }
 
@@ -95,8 +116,12 @@ impl BlobSource for Handle {
                 reason: "cut off".to_owned(),
             });
         }
+        let beside = self.registry.beside.lock().unwrap();
         let blobs = self.registry.blobs.lock().unwrap();
-        Ok(blobs[&self.layer][offset as usize..][..len as usize].to_vec())
+        let blob = beside
+            .get(&self.layer)
+            .unwrap_or_else(|| &blobs[&self.layer]);
+        Ok(blob[offset as usize..][..len as usize].to_vec())
     }
 }
 

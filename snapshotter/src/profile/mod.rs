@@ -12,8 +12,9 @@
 mod directory;
 mod record;
 mod recorder;
+pub mod remote;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -134,6 +135,13 @@ impl Profile {
         &self.reads
     }
 
+    /// Whether all that `other` holds is known.
+    pub fn covers(&self, other: &Self) -> bool {
+        let key = |read: &Read| (read.layer, read.offset, read.len);
+        let known: BTreeSet<_> = self.reads.iter().map(key).collect();
+        other.reads.iter().all(|read| known.contains(&key(read)))
+    }
+
     /// Adds what another run of the same image has read. Nothing is ever dropped for not having
     /// been read again: what is local may be read without anyone seeing it.
     pub fn merge(&mut self, other: &Self) {
@@ -197,6 +205,8 @@ mod tests {
             .collect();
         assert_eq!(reads, [(0, 10, 10, 1), (1, 0, 5, 2), (0, 0, 10, 3)]);
         assert_eq!(one.runs(), 2);
+        assert!(one.covers(&profile(&[(1, 0, 5, 70)])));
+        assert!(!one.covers(&profile(&[(1, 0, 6, 2)])));
     }
 
     #[test]

@@ -48,14 +48,22 @@ impl Recorder {
         })
     }
 
-    /// Keeps what was noted by recordings whose window has closed.
-    pub fn harvest(&self) {
-        self.keep(Recording::is_over);
+    /// Keeps a profile that another node has recorded.
+    pub fn keep_foreign(&self, profile: Profile) {
+        if let Err(error) = self.profiles.merge(profile) {
+            tracing::warn!(%error, "a profile from the registry is not kept");
+        }
     }
 
-    /// Keeps what was noted of a chain so far, which is mounted no longer.
-    pub fn end(&self, layers: &[Digest]) {
-        self.keep(|recording| recording.layers() == layers);
+    /// Keeps what was noted by recordings whose window has closed; their chains.
+    pub fn harvest(&self) -> Vec<Vec<Digest>> {
+        self.keep(Recording::is_over)
+    }
+
+    /// Keeps what was noted of a chain so far, which is mounted no longer; the chain, if something
+    /// was.
+    pub fn end(&self, layers: &[Digest]) -> Vec<Vec<Digest>> {
+        self.keep(|recording| recording.layers() == layers)
     }
 
     /// Keeps what was noted by all recordings.
@@ -63,22 +71,26 @@ impl Recorder {
         self.keep(|_| true);
     }
 
-    fn keep(&self, ended: impl Fn(&Recording) -> bool) {
+    fn keep(&self, ended: impl Fn(&Recording) -> bool) -> Vec<Vec<Digest>> {
         let mut active = self.active();
         let (over, going_on) = std::mem::take(&mut *active)
             .into_iter()
             .partition::<Vec<_>, _>(|recording| ended(recording));
         *active = going_on;
         drop(active);
-        for recording in over {
-            if let Some(profile) = recording.finish() {
-                let (layers, reads) = (profile.layers().len(), profile.reads().len());
-                match self.profiles.merge(profile) {
-                    Ok(()) => tracing::info!(layers, reads, "recorded a start"),
-                    Err(error) => tracing::warn!(%error, "a recorded start is lost"),
+        let mut kept = Vec::new();
+        for profile in over.iter().filter_map(|recording| recording.finish()) {
+            let chain = profile.layers().to_vec();
+            let (layers, reads) = (chain.len(), profile.reads().len());
+            match self.profiles.merge(profile) {
+                Ok(()) => {
+                    tracing::info!(layers, reads, "recorded a start");
+                    kept.push(chain);
                 }
+                Err(error) => tracing::warn!(%error, "a recorded start is lost"),
             }
         }
+        kept
     }
 
     fn active(&self) -> MutexGuard<'_, Vec<Arc<Recording>>> {
