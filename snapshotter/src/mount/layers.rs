@@ -104,13 +104,38 @@ impl Layers {
     /// What the manifest says of a layer; it is asked for unless containerd has told enough.
     fn describe(&self, source: &LayerSource) -> Result<(LayerSource, Option<Arc<Image>>)> {
         let mut source = source.clone();
-        let annotations = &source.annotations;
-        if vouched(annotations)?.is_some() && !needs_image(annotations) {
+        if tells_enough(&source)? {
             return Ok((source, None));
         }
         let image = self.images.get(&source.image, source.manifest)?;
         source.complete(image.layer(&source.layer)?);
         Ok((source, Some(image)))
+    }
+
+    /// The same for a layer that is to be fetched. Even where containerd has told enough, the
+    /// manifest is worth its request: it has the layer's size, which would take one too, and names
+    /// the other layers, which can be opened at the same time.
+    fn describe_new(
+        self: &Arc<Self>,
+        source: &LayerSource,
+        config: &LazyConfig,
+    ) -> Result<(LayerSource, Option<Arc<Image>>)> {
+        if !tells_enough(source)? {
+            return self.describe(source);
+        }
+        let mut source = source.clone();
+        match self.images.get(&source.image, source.manifest) {
+            Ok(image) => {
+                if let Ok(layer) = image.layer(&source.layer) {
+                    source.size = layer.size;
+                    self.open_above(&source, &image, config);
+                }
+            }
+            Err(error) => {
+                tracing::debug!(layer = %source.layer, %error, "going on without the manifest");
+            }
+        }
+        Ok((source, None))
     }
 
     /// A layer of the store, perhaps under another image's name; its TOC must be the same.
@@ -164,13 +189,16 @@ impl Layers {
             .set_origin(&source.layer, &Origin { image, ..known })
     }
 
-    fn add_new(
+    pub(super) fn add_new(
         self: &Arc<Self>,
         id: LayerId,
         source: &LayerSource,
         config: &LazyConfig,
     ) -> Result<Option<Arc<Filler>>> {
-        let (source, image) = self.describe(source)?;
+        let (source, image) = self.describe_new(source, config)?;
+        if let Some(image) = &image {
+            self.open_above(&source, image, config);
+        }
         let blob = self.blob_of(&source)?;
         let streams = config.plain == Plain::Stream && source.is_tar();
         let query = LayerQuery {
@@ -365,6 +393,11 @@ impl Layers {
         lock(&self.open).retain(|_, filler| Arc::strong_count(filler) > 1);
         sys::give_back();
     }
+}
+
+/// Whether containerd has passed on all annotations that count.
+fn tells_enough(source: &LayerSource) -> Result<bool> {
+    Ok(vouched(&source.annotations)?.is_some() && !needs_image(&source.annotations))
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

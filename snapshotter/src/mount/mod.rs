@@ -7,6 +7,7 @@
 //! that an earlier daemon left there are dead and are cleared when the engine opens; trees are
 //! mounted anew when somebody asks for them.
 
+mod ahead;
 mod attr;
 mod engine;
 mod fuse;

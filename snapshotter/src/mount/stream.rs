@@ -34,7 +34,7 @@ pub(super) struct Streams {
 }
 
 /// The state of a layer that nobody has asked for yet.
-enum Ahead {
+pub(super) enum Ahead {
     Running,
     Done(Instant),
     /// It cannot be read; that was logged.
@@ -82,7 +82,7 @@ impl Streams {
     }
 
     /// Whether the layer was not known yet; it is then.
-    fn begin(&self, id: LayerId) -> bool {
+    pub(super) fn begin(&self, id: LayerId) -> bool {
         let mut ahead = lock(&self.ahead);
         let new = !ahead.contains_key(&id);
         if new {
@@ -92,13 +92,13 @@ impl Streams {
     }
 
     /// Notes how it went, unless the layer has been asked for meanwhile.
-    fn end(&self, id: LayerId, outcome: Ahead) {
+    pub(super) fn end(&self, id: LayerId, outcome: Ahead) {
         if let Some(layer) = lock(&self.ahead).get_mut(&id) {
             *layer = outcome;
         }
     }
 
-    fn forget(&self, id: LayerId) {
+    pub(super) fn forget(&self, id: LayerId) {
         lock(&self.ahead).remove(&id);
     }
 }

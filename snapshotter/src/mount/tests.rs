@@ -1,6 +1,7 @@
 //! The engine end to end: real mounts of layers that a source in memory delivers. Needs root and
 //! /dev/fuse, as the daemon does.
 
+mod opening;
 mod profiles;
 
 use std::collections::HashMap;
@@ -8,8 +9,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex};
 
 use super::*;
 use crate::fetch::FetchedManifest;
@@ -23,16 +24,44 @@ use crate::index::OBJECT_MIN;
 /// A registry in memory that can be cut off and counts what it is asked for.
 #[derive(Default)]
 struct Registry {
-    blobs: Mutex<HashMap<Digest, Vec<u8>>>,
+    /// In manifests they are layers in the order of their digests.
+    blobs: Mutex<BTreeMap<Digest, Vec<u8>>>,
     /// Layers whose TOC is a blob of its own, by that blob.
-    tocs: Mutex<HashMap<Digest, Digest>>,
+    tocs: Mutex<BTreeMap<Digest, Digest>>,
     /// What manifests say of blobs besides their size.
-    annotations: Mutex<HashMap<Digest, BTreeMap<String, String>>>,
+    annotations: Mutex<BTreeMap<Digest, BTreeMap<String, String>>>,
     /// What refers to an image, and the blobs of these artifacts.
     referrers: Mutex<Vec<(Digest, Descriptor)>>,
     beside: Mutex<HashMap<Digest, Vec<u8>>>,
+    /// Requests for blobs that are answered only together.
+    meeting: Meeting,
     dead: AtomicBool,
     requests: AtomicU64,
+}
+
+/// Where callers wait for each other.
+#[derive(Default)]
+struct Meeting {
+    missing: Mutex<u64>,
+    complete: Condvar,
+}
+
+impl Meeting {
+    /// From now on nobody passes before `count` have come.
+    fn call(&self, count: u64) {
+        *self.missing.lock().unwrap() = count;
+    }
+
+    /// Whether all have come in good time.
+    fn attend(&self) -> bool {
+        let mut missing = self.missing.lock().unwrap();
+        *missing = missing.saturating_sub(1);
+        self.complete.notify_all();
+        let some = |missing: &mut u64| *missing > 0;
+        let patience = std::time::Duration::from_secs(20);
+        let waited = self.complete.wait_timeout_while(missing, patience, some);
+        !waited.unwrap().1.timed_out()
+    }
 }
 
 struct Handle {
@@ -110,6 +139,7 @@ impl BlobSource for Handle {
 
     fn read_range(&self, offset: u64, len: u64) -> Result<Vec<u8>> {
         self.registry.requests.fetch_add(1, Ordering::SeqCst);
+        assert!(self.registry.meeting.attend(), "asked one after the other");
         if self.registry.dead.load(Ordering::SeqCst) {
             return Err(Error::Unavailable {
                 what: format!("blob {}", self.layer),
@@ -518,6 +548,8 @@ fn what_cannot_be_lazy_is_left_to_containerd_and_leaves_nothing() {
     }
     let mut anonymous = bench.push(&good);
     anonymous.annotations.clear();
+    // The manifest of the other one is remembered for a moment.
+    anonymous.image = ImageRef::parse("registry.test/app:v2").unwrap();
     assert_eq!(bench.lazy().add_layer(&anonymous).unwrap(), None);
     let left = fs::read_dir(bench.root.path().join("blobs/sha256")).unwrap();
     assert_eq!(left.count(), 0);
