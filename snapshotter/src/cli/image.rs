@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
+use super::interrupt::undo_on_signal;
 use crate::config::Config;
 use crate::convert::{
     self, Format, Inspection, LayerFormat, LayerReport, Observer, Options, Place, Report,
@@ -88,7 +89,9 @@ struct RegistryArgs {
 
 #[derive(Debug, clap::Args)]
 struct ConvertArgs {
-    /// Image to convert: HOST/NAME:TAG, or oci:DIR[:NAME] for an OCI layout
+    /// Image to convert: HOST/NAME:TAG, oci:DIR[:NAME] for an OCI layout,
+    /// oci-archive:FILE[:NAME] for one in a tar archive, docker-archive:FILE[:NAME] for what
+    /// `docker save` writes
     #[arg(value_name = "SRC")]
     source: Place,
     /// Where the converted image goes, in the same forms
@@ -97,9 +100,10 @@ struct ConvertArgs {
     /// Format to convert to
     #[arg(long, value_enum, default_value = "estargz")]
     to: Target,
-    /// Convert the image for this platform (OS/ARCH[/VARIANT]) only; otherwise all of an index
-    #[arg(long, value_name = "PLATFORM")]
-    platform: Option<Platform>,
+    /// Convert the images for these platforms (OS/ARCH[/VARIANT]) only; otherwise all of an index.
+    /// For one platform the result has no index
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    platform: Vec<Platform>,
     /// Largest piece of a file that is fetched at once, in bytes [default: estargz 4194304,
     /// zstd-chunked 524288, nydus 1048576]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
@@ -126,7 +130,8 @@ struct ConvertArgs {
 
 #[derive(Debug, clap::Args)]
 struct InspectArgs {
-    /// Image to look at: HOST/NAME:TAG, or oci:DIR[:NAME] for an OCI layout
+    /// Image to look at: HOST/NAME:TAG, oci:DIR[:NAME], oci-archive:FILE[:NAME] or
+    /// docker-archive:FILE[:NAME]
     #[arg(value_name = "REF")]
     image: Place,
     /// Look at the image for this platform (OS/ARCH[/VARIANT]) [default: this machine's]
@@ -158,7 +163,7 @@ fn run_convert(args: ConvertArgs) -> Result<()> {
         source: args.source,
         destination: args.destination,
         format: args.to.into(),
-        platform: args.platform,
+        platforms: args.platform,
         chunk_size: args.chunk_size,
         level: args.level,
         prioritized,
@@ -166,7 +171,8 @@ fn run_convert(args: ConvertArgs) -> Result<()> {
         temp_dir: args.temp_dir.unwrap_or_else(convert::default_temp_dir),
     };
     let progress = Progress::new(std::io::stderr().is_terminal());
-    let report = convert::convert(&registry, &options, &progress)?;
+    let undo = undo_on_signal()?;
+    let report = convert::convert(&registry, &options, &progress, &undo)?;
     progress.clear();
     print(&report, args.format)
 }

@@ -2,6 +2,7 @@
 
 mod generate;
 mod image;
+mod interrupt;
 mod keeper;
 mod prefetch;
 mod profile;

@@ -10,7 +10,7 @@ use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
 use crate::ingest::{self, portable};
 
 use super::layer::{Counted, DoneLayer, Workshop, report};
-use super::place::{Place, Store, from_stream};
+use super::store::{Store, from_stream};
 
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
@@ -35,7 +35,7 @@ impl Workshop<'_> {
             }
         };
         let index = ingest::describe(layer.digest, layer.size, feed)?;
-        self.destination.copy_from(&self.source, layer, self.dir)?;
+        self.destination.copy_from(self.source, layer, self.dir)?;
         self.destination.put_bytes(&index)?;
         let digest = Digest::of(&index);
         let mut descriptor = layer.clone();
@@ -76,11 +76,8 @@ pub(super) fn put_artifact(
         blobs: indexes,
         annotations: BTreeMap::new(),
     };
-    if let Place::Registry(image) = destination.place {
-        return destination
-            .registry
-            .push_artifact(image, &artifact)
-            .map(drop);
+    if let Some((registry, image)) = destination.as_registry() {
+        return registry.push_artifact(image, &artifact).map(drop);
     }
     destination.put_bytes(EMPTY)?;
     let (_, manifest) = artifact.manifest()?;

@@ -19,9 +19,11 @@ use super::beside::put_artifact;
 use super::layer::{DoneLayer, LayerReport, Workshop};
 use super::member::Pool;
 use super::nydus;
-use super::place::{Place, Store};
+use super::place::Place;
 use super::progress::Observer;
+use super::store::Store;
 use super::target::{Style, Target};
+use super::undo::Undo;
 
 /// Layers under way at once. Their downloads overlap; their compression shares one pool.
 pub(super) const LAYERS_AT_ONCE: usize = 4;
@@ -49,8 +51,8 @@ pub struct Options {
     pub destination: Place,
     /// What to make of layers.
     pub format: Format,
-    /// Only the image for this platform; else all of them.
-    pub platform: Option<Platform>,
+    /// Only the images for these platforms; none stands for all of them.
+    pub platforms: Vec<Platform>,
     /// Largest chunk in bytes; the format's default when not given.
     pub chunk_size: Option<u64>,
     /// Compression level; the format's default when not given.
@@ -90,21 +92,37 @@ pub struct ImageReport {
     pub layers: Vec<LayerReport>,
 }
 
-/// Converts an image. Nothing at the destination names anything new until all of it is there.
-pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) -> Result<Report> {
-    let source = Store {
-        registry,
-        place: &options.source,
-    };
-    let destination = Store {
-        registry,
-        place: &options.destination,
-    };
+/// Converts an image. Nothing at the destination names anything new until all of it is there, and
+/// what was made goes again by `undo` if that does not happen.
+pub fn convert(
+    registry: &Registry,
+    options: &Options,
+    observer: &dyn Observer,
+    undo: &Undo,
+) -> Result<Report> {
+    let outcome =
+        Store::source(registry, &options.source, &options.temp_dir, undo).and_then(|source| {
+            let destination = Store::destination(registry, &options.destination, undo)?;
+            convert_between(&source, &destination, options, observer)
+        });
+    match &outcome {
+        Ok(_) => undo.keep_all(),
+        Err(_) => undo.run(),
+    }
+    outcome
+}
+
+fn convert_between(
+    source: &Store<'_>,
+    destination: &Store<'_>,
+    options: &Options,
+    observer: &dyn Observer,
+) -> Result<Report> {
     let target = match options.format {
         Format::Layers(target) => target,
         // Nothing is written again.
         Format::Index => Target::Estargz,
-        Format::Nydus => return nydus::convert(registry, options, observer),
+        Format::Nydus => return nydus::convert(source, destination, options, observer),
     };
     let style = Style {
         target,
@@ -118,7 +136,7 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
     let top = source.manifest()?;
     // Asks for anything at all: wrong credentials must not show after minutes of work.
     destination.has_blob(&top.digest)?;
-    let mut plan = plan(&source, &top, options.platform.as_ref(), observer)?;
+    let mut plan = plan(source, &top, &options.platforms, observer)?;
     if style.needs_oci() {
         plan.make_oci();
     }
@@ -146,7 +164,7 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
             .collect();
         let (descriptor, bytes) = store_image(&workshop, image, layers)?;
         if !beside.is_empty() {
-            put_artifact(&destination, &descriptor, &beside)?;
+            put_artifact(destination, &descriptor, &beside)?;
         }
         images.push(ImageReport {
             platform,
@@ -158,7 +176,7 @@ pub fn convert(registry: &Registry, options: &Options, observer: &dyn Observer) 
         }
         manifests.push((descriptor, bytes));
     }
-    publish(&destination, options, plan.index, manifests, images)
+    publish(destination, options, plan.index, manifests, images)
 }
 
 /// Names the converted images at the destination: by their index, or the one there is by itself.
@@ -218,7 +236,7 @@ impl Plan {
 pub(super) fn plan(
     source: &Store<'_>,
     top: &FetchedManifest,
-    platform: Option<&Platform>,
+    platforms: &[Platform],
     observer: &dyn Observer,
 ) -> Result<Plan> {
     let what = format!("image {}", source.place);
@@ -233,18 +251,29 @@ pub(super) fn plan(
                 other: BTreeMap::new(),
             };
             let image = load_image(source, descriptor, manifest)?;
-            check_platform(&image, platform, &what)?;
+            check_platform(&image, platforms, &what)?;
             (None, vec![image])
         }
         Document::Index(index) => {
-            if let Some(platform) = platform {
-                let chosen = index.select(platform, &what)?.clone();
-                (None, vec![load_descriptor(source, chosen)?])
-            } else {
-                let images = load_all(source, &index, observer)?;
-                let media_type = index.media_type.clone();
-                let media_type = media_type.unwrap_or_else(|| OCI_INDEX.to_owned());
-                (Some((index, media_type)), images)
+            let media_type = index.media_type.clone();
+            let media_type = media_type.unwrap_or_else(|| OCI_INDEX.to_owned());
+            match platforms {
+                [] => (
+                    Some((index.clone(), media_type)),
+                    load_all(source, &index, observer)?,
+                ),
+                [platform] => {
+                    let chosen = index.select(platform, &what)?.clone();
+                    (None, vec![load_descriptor(source, chosen)?])
+                }
+                several => {
+                    let images = several.iter().map(|platform| {
+                        let chosen = index.select(platform, &what)?.clone();
+                        load_descriptor(source, chosen)
+                    });
+                    let images = images.collect::<Result<_>>()?;
+                    (Some((index, media_type)), images)
+                }
             }
         }
     };
@@ -268,10 +297,10 @@ pub(super) fn plan(
 }
 
 /// An image without an index says in its configuration what it is for.
-fn check_platform(image: &Image, wanted: Option<&Platform>, what: &str) -> Result<()> {
-    let Some(wanted) = wanted else {
+fn check_platform(image: &Image, wanted: &[Platform], what: &str) -> Result<()> {
+    if wanted.is_empty() {
         return Ok(());
-    };
+    }
     let field = |name: &str| {
         image
             .config
@@ -283,12 +312,12 @@ fn check_platform(image: &Image, wanted: Option<&Platform>, what: &str) -> Resul
         "" => format!("{}/{}", field("os"), field("architecture")).parse()?,
         variant => format!("{}/{}/{variant}", field("os"), field("architecture")).parse()?,
     };
-    if wanted.accepts(&is) {
-        return Ok(());
+    match wanted.iter().find(|wanted| !wanted.accepts(&is)) {
+        None => Ok(()),
+        Some(wanted) => Err(Error::NotFound(format!(
+            "{what} for {wanted} (it is for {is})"
+        ))),
     }
-    Err(Error::NotFound(format!(
-        "{what} for {wanted} (it is for {is})"
-    )))
 }
 
 /// The images of an index. Attestations speak of manifests that the new index no longer has.
@@ -429,7 +458,7 @@ fn store_image(
         // To the byte: the image's ID stays the same.
         workshop
             .destination
-            .copy_from(&workshop.source, &manifest.config, workshop.dir)?;
+            .copy_from(workshop.source, &manifest.config, workshop.dir)?;
         manifest.layers = layers.into_iter().map(|layer| layer.descriptor).collect();
         let bytes = to_json(&manifest)?;
         let descriptor = describe(media_type, &bytes, image.descriptor);

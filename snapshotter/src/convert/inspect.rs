@@ -7,8 +7,11 @@ use crate::error::{Error, Result};
 use crate::fetch::manifest::{Descriptor, Document, Manifest};
 use crate::fetch::{Platform, Registry};
 
-use super::place::{Place, Store};
+use super::image::default_temp_dir;
+use super::place::Place;
 use super::reuse;
+use super::store::Store;
+use super::undo::Undo;
 
 /// An image as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -61,7 +64,8 @@ pub enum LayerFormat {
 
 /// Looks at the image at `place`, at the one for `platform` if it is one of several.
 pub fn inspect(registry: &Registry, place: &Place, platform: &Platform) -> Result<Inspection> {
-    let store = Store { registry, place };
+    let undo = Undo::new();
+    let store = Store::source(registry, place, &default_temp_dir(), &undo)?;
     let what = format!("image {place}");
     let top = store.manifest()?;
     let (digest, manifest, platforms) = match top.document(&what)? {

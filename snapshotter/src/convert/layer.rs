@@ -12,9 +12,9 @@ use crate::fetch::manifest::Descriptor;
 use crate::formats::estargz::toc::TOC_DIGEST_ANNOTATION;
 
 use super::member::Pool;
-use super::place::Store;
 use super::progress::Observer;
 use super::spool::spool;
+use super::store::Store;
 use super::target::{Style, Target};
 
 /// Annotations of other formats and tools, which no longer hold once a layer is rewritten.
@@ -74,8 +74,8 @@ pub(super) struct DoneLayer {
 
 /// What all layers of a conversion share.
 pub(super) struct Workshop<'a> {
-    pub(super) source: Store<'a>,
-    pub(super) destination: Store<'a>,
+    pub(super) source: &'a Store<'a>,
+    pub(super) destination: &'a Store<'a>,
     pub(super) style: &'a Style,
     /// Layers that are in the format already are rewritten too.
     pub(super) rewrite: bool,
@@ -104,7 +104,7 @@ impl Workshop<'_> {
         let Some(toc_digest) = self.style.toc_digest(ranges.as_ref(), layer)? else {
             return Ok(None);
         };
-        self.destination.copy_from(&self.source, layer, self.dir)?;
+        self.destination.copy_from(self.source, layer, self.dir)?;
         self.observer.read(&layer.digest, layer.size);
         let mut descriptor = layer.clone();
         if self.style.target == Target::Estargz {

@@ -5,15 +5,15 @@ use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
-use tempfile::NamedTempFile;
 
+use super::undo::Undo;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::FetchedManifest;
 use crate::fetch::manifest::{Descriptor, Document, Index, MAX_MANIFEST, OCI_INDEX};
 
 /// Annotation in `index.json` that holds an image's name.
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 
 /// A layout, and the image in it that is meant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,17 +45,8 @@ impl Layout {
     /// The named image, or the only one.
     pub(super) fn manifest(&self) -> Result<FetchedManifest> {
         let index = self.read_index()?;
-        let named = |descriptor: &&Descriptor| match &self.name {
-            Some(name) => descriptor.annotations.get(REF_NAME) == Some(name),
-            None => true,
-        };
-        let mut found = index.manifests.iter().filter(named);
-        let missing = || Error::NotFound(format!("image {self}"));
-        let descriptor = found.next().ok_or_else(missing)?;
-        if self.name.is_none() && found.next().is_some() {
-            let reason = format!("{self} holds several images: name one as oci:DIR:NAME");
-            return Err(Error::InvalidArgument(reason));
-        }
+        let what = format!("oci:{}", self.dir.display());
+        let descriptor = select(&index, self.name.as_deref(), &what)?;
         self.document(descriptor)
     }
 
@@ -99,13 +90,18 @@ impl Layout {
     }
 
     /// Stores `content`, which must have `digest`; the blob is there as a whole or not at all.
-    pub(super) fn put_blob(&self, digest: &Digest, mut content: impl Read) -> Result<()> {
+    pub(super) fn put_blob(
+        &self,
+        digest: &Digest,
+        mut content: impl Read,
+        undo: &Undo,
+    ) -> Result<()> {
         let path = self.blob_path(digest);
-        self.store(&path, |file| io::copy(&mut content, file).map(drop))
+        self.store(&path, undo, |file| io::copy(&mut content, file).map(drop))
     }
 
     /// Adds or replaces the image in `index.json`.
-    pub(super) fn put_image(&self, mut image: Descriptor) -> Result<()> {
+    pub(super) fn put_image(&self, mut image: Descriptor, undo: &Undo) -> Result<()> {
         let mut index = match self.read_index() {
             Ok(index) => index,
             Err(Error::NotFound(_)) => Index {
@@ -125,12 +121,14 @@ impl Layout {
         }
         index.manifests.push(image);
         let marker = json!({"imageLayoutVersion": "1.0.0"}).to_string();
-        self.store(&self.dir.join("oci-layout"), |file| {
+        self.store(&self.dir.join("oci-layout"), undo, |file| {
             file.write_all(marker.as_bytes())
         })?;
         let text = serde_json::to_vec(&index)
             .map_err(|error| Error::Internal(format!("index as JSON: {error}")))?;
-        self.store(&self.dir.join("index.json"), |file| file.write_all(&text))
+        self.store(&self.dir.join("index.json"), undo, |file| {
+            file.write_all(&text)
+        })
     }
 
     fn read_index(&self) -> Result<Index> {
@@ -155,23 +153,44 @@ impl Layout {
         self.dir.join("blobs/sha256").join(digest.hex())
     }
 
-    fn store(&self, path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> Result<()> {
+    fn store(
+        &self,
+        path: &Path,
+        undo: &Undo,
+        write: impl FnOnce(&mut File) -> io::Result<()>,
+    ) -> Result<()> {
         let dir = path.parent().unwrap_or(&self.dir);
-        fs::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        let mut file = NamedTempFile::new_in(dir).map_err(Error::io("create file in", dir))?;
+        undo.create_dirs(dir)?;
+        let mut file = undo.temp_file(dir)?;
         write(file.as_file_mut()).map_err(|error| match error.downcast::<Error>() {
             Ok(error) => error,
             Err(error) => Error::io("write", path)(error),
         })?;
-        // A temporary file is its owner's alone; an image is for everyone.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        file.as_file()
-            .set_permissions(mode)
-            .map_err(Error::io("set mode of", path))?;
-        file.persist(path)
-            .map_err(|error| Error::io("write", path)(error.error))?;
-        Ok(())
+        undo.persist(file, path)
     }
+}
+
+/// The image called `name`, or the only one, of the layout `what`.
+pub(super) fn select<'a>(
+    index: &'a Index,
+    name: Option<&str>,
+    what: &str,
+) -> Result<&'a Descriptor> {
+    let called = |descriptor: &&Descriptor| match name {
+        Some(name) => descriptor.annotations.get(REF_NAME).map(String::as_str) == Some(name),
+        None => true,
+    };
+    let mut found = index.manifests.iter().filter(called);
+    let missing = || match name {
+        Some(name) => Error::NotFound(format!("image {name} in {what}")),
+        None => Error::NotFound(format!("an image in {what}")),
+    };
+    let descriptor = found.next().ok_or_else(missing)?;
+    if name.is_none() && found.next().is_some() {
+        let reason = format!("{what} holds several images: name one as {what}:NAME");
+        return Err(Error::InvalidArgument(reason));
+    }
+    Ok(descriptor)
 }
 
 impl std::fmt::Display for Layout {
@@ -195,9 +214,21 @@ mod tests {
         }
     }
 
+    fn put(layout: &Layout, digest: &Digest, content: &[u8]) {
+        let undo = Undo::new();
+        layout.put_blob(digest, content, &undo).unwrap();
+        undo.keep_all();
+    }
+
+    fn put_image(layout: &Layout, image: Descriptor) {
+        let undo = Undo::new();
+        layout.put_image(image, &undo).unwrap();
+        undo.keep_all();
+    }
+
     fn image(layout: &Layout, content: &str) -> Descriptor {
         let digest = Digest::of(content.as_bytes());
-        layout.put_blob(&digest, content.as_bytes()).unwrap();
+        put(layout, &digest, content.as_bytes());
         Descriptor {
             media_type: OCI_MANIFEST.into(),
             digest,
@@ -232,10 +263,10 @@ mod tests {
             layout(dir.path(), Some("one")),
             layout(dir.path(), Some("two")),
         );
-        one.put_image(image(&one, "1")).unwrap();
+        put_image(&one, image(&one, "1"));
         assert_eq!(layout(dir.path(), None).manifest().unwrap().bytes, b"1");
-        two.put_image(image(&two, "2")).unwrap();
-        one.put_image(image(&one, "3")).unwrap();
+        put_image(&two, image(&two, "2"));
+        put_image(&one, image(&one, "3"));
         assert_eq!(one.manifest().unwrap().bytes, b"3");
         assert_eq!(two.manifest().unwrap().bytes, b"2");
         let error = layout(dir.path(), None).manifest().unwrap_err().to_string();
@@ -244,7 +275,7 @@ mod tests {
             .manifest()
             .unwrap_err()
             .to_string();
-        assert!(error.contains(":no"), "{error}");
+        assert!(error.contains("image no in oci:"), "{error}");
     }
 
     #[test]
@@ -256,15 +287,14 @@ mod tests {
             }
         }
         let dir = tempfile::tempdir().unwrap();
-        let layout = layout(dir.path(), None);
-        let error = layout.put_blob(&Digest::of(b""), Failing).unwrap_err();
+        let layout = layout(&dir.path().join("new"), None);
+        let undo = Undo::new();
+        let error = layout
+            .put_blob(&Digest::of(b""), Failing, &undo)
+            .unwrap_err();
         assert!(matches!(error, Error::NotFound(_)));
-        assert_eq!(
-            fs::read_dir(dir.path().join("blobs/sha256"))
-                .unwrap()
-                .count(),
-            0
-        );
+        drop(undo);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
@@ -273,7 +303,7 @@ mod tests {
         let layout = layout(dir.path(), None);
         let descriptor = image(&layout, "good");
         fs::write(layout.blob_path(&descriptor.digest), "evil").unwrap();
-        layout.put_image(descriptor).unwrap();
+        put_image(&layout, descriptor);
         assert!(matches!(
             layout.manifest(),
             Err(Error::DigestMismatch { .. })

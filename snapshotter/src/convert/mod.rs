@@ -6,6 +6,7 @@
 //! are, with every chunk a zstd frame, and a `tarsplit`. Members and frames are made by the threads
 //! of `member`; `target` knows the formats. The same input gives the same digests.
 
+mod archive;
 mod beside;
 mod entry;
 mod estargz;
@@ -20,11 +21,14 @@ mod place;
 mod progress;
 mod reuse;
 mod spool;
+mod store;
 pub(crate) mod tar;
 mod target;
 mod tarsplit;
+mod undo;
 mod zstdchunked;
 
+pub use archive::{Archive, ArchiveKind};
 pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
 pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
 pub use layer::LayerReport;
@@ -33,3 +37,4 @@ pub use order::parse_list;
 pub use place::Place;
 pub use progress::Observer;
 pub use target::Target;
+pub use undo::Undo;

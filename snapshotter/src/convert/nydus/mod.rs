@@ -23,12 +23,11 @@ use super::image::{
     Image, ImageReport, LAYERS_AT_ONCE, Options, Report, describe, plan, publish, to_json,
 };
 use super::layer::LayerReport;
-use super::place::Store;
 use super::progress::Observer;
 use super::spool::spool;
+use super::store::Store;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::fetch::Registry;
 use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
 use crate::formats::nydus::{
     BLOB_ANNOTATION, BLOB_MEDIA_TYPE, BOOTSTRAP_ANNOTATION, BOOTSTRAP_NAME, OS_FEATURE,
@@ -50,17 +49,16 @@ const LEVEL: u32 = 3;
 
 /// Converts an image. Nothing at the destination names anything new until all of it is there.
 pub(super) fn convert(
-    registry: &Registry,
+    source: &Store<'_>,
+    destination: &Store<'_>,
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report> {
     let style = style(options)?;
-    let store = |place| Store { registry, place };
-    let (source, destination) = (store(&options.source), store(&options.destination));
     let top = source.manifest()?;
     // Asks for anything at all: wrong credentials must not show after minutes of work.
     destination.has_blob(&top.digest)?;
-    let plan = plan(&source, &top, options.platform.as_ref(), observer)?;
+    let plan = plan(source, &top, &options.platforms, observer)?;
     let work = Work {
         source,
         destination,
@@ -83,7 +81,7 @@ pub(super) fn convert(
         }
         manifests.push((descriptor, bytes));
     }
-    publish(&destination, options, plan.index, manifests, images)
+    publish(destination, options, plan.index, manifests, images)
 }
 
 /// How chunks are made, as the options say.
@@ -109,8 +107,8 @@ fn style(options: &Options) -> Result<Style> {
 
 /// What all parts of a conversion share.
 struct Work<'a> {
-    source: Store<'a>,
-    destination: Store<'a>,
+    source: &'a Store<'a>,
+    destination: &'a Store<'a>,
     options: &'a Options,
     observer: &'a dyn Observer,
     style: Style,

@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::*;
-use crate::convert::{Format, Place};
-use crate::fetch::RegistryConfig;
+use crate::convert::{Format, Place, Undo, convert};
 use crate::fetch::manifest::{Document, Manifest};
+use crate::fetch::{Registry, RegistryConfig};
 use crate::fill::unpack::unpack;
 use crate::formats::nydus::{Bootstrap, unpack_bootstrap};
 use crate::index::{Kind, LayerIndex, Prefetch, Tree as Merged};
@@ -116,7 +116,7 @@ fn convert_prioritized(
         source: place(&from),
         destination: place(&to),
         format: Format::Nydus,
-        platform: None,
+        platforms: Vec::new(),
         chunk_size: Some(chunk_size),
         level: None,
         prioritized: prioritized.iter().map(ToString::to_string).collect(),
@@ -124,7 +124,7 @@ fn convert_prioritized(
         temp_dir: root.path().to_owned(),
     };
     let registry = Registry::new(RegistryConfig::default()).unwrap();
-    let report = convert(&registry, &options, &Silent)?;
+    let report = convert(&registry, &options, &Silent, &Undo::new())?;
     let read = |digest: &Digest| std::fs::read(to.join("blobs/sha256").join(digest.hex())).unwrap();
     let document = Document::parse(&read(&report.digest), OCI_MANIFEST, "it").unwrap();
     let Document::Manifest(manifest) = document else {

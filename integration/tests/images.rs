@@ -1,0 +1,140 @@
+//! `image convert` from and to archives, and what other tools make of them.
+
+use integration::hosts::{HostOptions, NativeHost, Service};
+
+/// `describe DIR` tells everything there is to know of a tree, but not what eStargz adds to it; `api`
+/// speaks to dockerd, whose own command Debian packs apart.
+const TOOLS: &str = r#"set -e
+mkdir -p /var/lib/story && cd /var/lib/story
+describe() {
+    cd "$1"
+    find . -mindepth 1 ! -name .no.prefetch.landmark ! -name .prefetch.landmark ! -name stargz.index.json \
+        \( -type d -printf '%p %y %m %U %G %T@\n' -o -printf '%p %y %m %U %G %T@ %n %l\n' \) | sort
+    find . -type f ! -name .no.prefetch.landmark ! -name .prefetch.landmark ! -name stargz.index.json \
+        -exec sha256sum {} + | sort -k2
+    cd - > /dev/null
+}
+same() { cmp $1 $2 || { diff $1 $2 | head -5; echo "$2 differs"; exit 1; }; echo "$2 is right"; }
+api() {
+    method=$1; path=$2; shift 2
+    curl -sf --max-time 60 --unix-socket /run/docker.sock -X $method "$@" http://docker/v1.44$path
+}
+docker_up() {
+    dockerd --iptables=false --ip6tables=false --bridge=none > dockerd.log 2>&1 & dockerd=$!
+    until api GET /_ping > /dev/null; do sleep 0.1; done
+}
+docker_load() {
+    api POST '/images/load?quiet=1' -H 'Content-Type: application/x-tar' --data-binary @$1 | grep -q Loaded
+}
+podman_describe() { describe $(podman image mount $1); }
+convert() { xebec-snapshotter image convert "$@" > /dev/null; }
+"#;
+
+fn tell(host: &NativeHost, script: &str) -> String {
+    let output = host.sh(&format!("{TOOLS}{script}")).expect("a script runs");
+    assert!(output.success(), "{}\n{}", output.stdout, output.stderr);
+    output.stdout
+}
+
+#[test]
+fn archives_of_docker_and_podman_are_converted_and_docker_podman_and_containerd_load_the_result() {
+    let services = [Service::Containerd, Service::Snapshotter];
+    let host = NativeHost::start(HostOptions::with(&services)).expect("a native host starts");
+    let told = tell(
+        &host,
+        r#"
+docker_up
+skopeo copy -q oci:/srv/corpus/busybox:busybox docker-daemon:busybox:v1
+api GET /images/busybox:v1/get > docker.tar
+podman pull -q oci:/srv/corpus/busybox:busybox > /dev/null
+podman save -q --format docker-archive -o podman.tar $(podman images -q)
+podman_describe $(podman images -q) > source
+
+convert docker-archive:docker.tar docker-archive:stargz.tar:busybox:stargz --to estargz
+convert docker-archive:podman.tar docker-archive:chunked.tar:h.test/busybox:chunked --to zstd-chunked
+# Both writers saved the same layers, compressed or not, so the images are the same too.
+gzip -1 < docker.tar > docker.tar.gz
+convert docker-archive:docker.tar.gz:busybox:v1 oci-archive:from-docker.tar:v1 --to zstd-chunked
+convert docker-archive:podman.tar oci-archive:from-podman.tar:v1 --to zstd-chunked
+cmp from-docker.tar from-podman.tar && echo "docker's and podman's give the same"
+
+docker_load stargz.tar; docker_load chunked.tar
+ids() { api GET /images/$1/json | jq -c .RootFS.Layers; }
+[ "$(ids h.test/busybox:chunked)" = "$(ids busybox:v1)" ] && echo "docker: diff IDs are kept"
+[ "$(ids busybox:stargz)" = "$(skopeo inspect --config docker-archive:stargz.tar | jq -c .rootfs.diff_ids)" ] \
+    && echo "docker: diff IDs are right"
+kill $dockerd; wait $dockerd || true
+
+podman load -q -i stargz.tar > /dev/null; podman load -q -i chunked.tar > /dev/null
+podman_describe docker.io/library/busybox:stargz > by-podman-stargz; same source by-podman-stargz
+podman_describe h.test/busybox:chunked > by-podman-chunked; same source by-podman-chunked
+
+# containerd takes the layout in docker's archive, with the annotations that make layers lazy.
+ctr images import --snapshotter overlayfs stargz.tar > /dev/null
+ctr images mount --snapshotter overlayfs docker.io/library/busybox:stargz /mnt > /dev/null
+describe /mnt > by-containerd; ctr images unmount /mnt > /dev/null; same source by-containerd
+manifest=$(ctr images ls name==docker.io/library/busybox:stargz | awk 'END {print $3}')
+ctr content get $manifest | grep -c stargz/toc.digest
+ctr images import --snapshotter overlayfs --base-name h.test/oci from-docker.tar > /dev/null
+ctr images mount --snapshotter overlayfs h.test/oci:v1 /mnt > /dev/null
+describe /mnt > by-containerd-oci; ctr images unmount /mnt > /dev/null; same source by-containerd-oci
+ls -A | tr '\n' ' '
+"#,
+    );
+    let lines: Vec<_> = told.lines().collect();
+    assert_eq!(
+        lines,
+        [
+            "docker's and podman's give the same",
+            "docker: diff IDs are kept",
+            "docker: diff IDs are right",
+            "by-podman-stargz is right",
+            "by-podman-chunked is right",
+            "by-containerd is right",
+            "1",
+            "by-containerd-oci is right",
+            "by-containerd by-containerd-oci by-podman-chunked by-podman-stargz chunked.tar docker.tar \
+             docker.tar.gz dockerd.log from-docker.tar from-podman.tar podman.tar source stargz.tar ",
+        ]
+    );
+}
+
+#[test]
+fn a_conversion_that_is_interrupted_or_fails_leaves_nothing() {
+    let host = NativeHost::start(HostOptions::bare()).expect("a native host starts");
+    let told = tell(
+        &host,
+        r#"
+until_there() { until [ -n "$(find $1 -type f 2>/dev/null)" ]; do sleep 0.05; done; }
+interrupted() {
+    mkdir out
+    xebec-snapshotter image convert oci:/srv/corpus/python3-numpy $1 2> errors & pid=$!
+    until_there out; kill -$2 $pid
+    wait $pid && status=0 || status=$?
+    echo "$status, left: $(find out -mindepth 1 | wc -l), $(tail -1 errors)"
+    rm -r out
+}
+interrupted oci-archive:out/x.tar INT
+interrupted oci:out/deep/layout TERM
+mkdir out spoilt; cp -r /srv/corpus/busybox/. spoilt; cp -r spoilt before
+for blob in spoilt/blobs/sha256/*; do
+    [ $(stat -c %s $blob) -lt 100000 ] || printf x | dd of=$blob bs=1 seek=50000 conv=notrunc status=none
+done
+for to in oci:out/new docker-archive:out/x.tar oci:before:again; do
+    convert oci:spoilt $to 2>> errors && echo "converted to $to"
+done
+echo "left: $(find out -mindepth 1 | wc -l)"; diff -r /srv/corpus/busybox before
+tail -n +3 errors | grep -c 'digest mismatch'
+"#,
+    );
+    let line = "xebec-snapshotter: interrupted: nothing was left behind";
+    let lines: Vec<_> = told.lines().collect();
+    let interrupted = |code: &str| format!("{code}, left: 0, {line}");
+    let expected = [
+        interrupted("130"),
+        interrupted("143"),
+        "left: 0".into(),
+        "3".into(),
+    ];
+    assert_eq!(lines, expected, "{told}");
+}
