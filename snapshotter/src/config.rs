@@ -54,6 +54,10 @@ pub enum MountMode {
 pub struct LazySection {
     /// Accept layers whose manifest does not state the digest of their table of contents.
     pub allow_unverified_toc: bool,
+    /// Read ordinary images from their Nydus form, where the index around them lists one.
+    pub nydus_alternative: bool,
+    /// With `allow_unverified_toc`: what follows an image's tag in that of its Nydus form.
+    pub nydus_tag_suffix: String,
     /// Threads that serve each mounted tree.
     pub fuse_threads: usize,
     /// Seconds that reads of the kernel back end wait for a daemon before they get EIO.
@@ -75,6 +79,8 @@ impl Default for LazySection {
     fn default() -> Self {
         let LazyConfig {
             allow_unverified_toc,
+            nydus_alternative,
+            nydus_tag_suffix,
             fuse_threads,
             passthrough,
             prefetch_limit,
@@ -85,6 +91,8 @@ impl Default for LazySection {
         } = LazyConfig::default();
         Self {
             allow_unverified_toc,
+            nydus_alternative,
+            nydus_tag_suffix,
             fuse_threads,
             keeper_deadline: 60,
             passthrough,
@@ -100,6 +108,8 @@ impl From<&LazySection> for LazyConfig {
     fn from(section: &LazySection) -> Self {
         let LazySection {
             allow_unverified_toc,
+            nydus_alternative,
+            nydus_tag_suffix,
             fuse_threads,
             passthrough,
             prefetch_limit,
@@ -107,9 +117,11 @@ impl From<&LazySection> for LazyConfig {
             plain,
             profile_seconds,
             keeper_deadline: _,
-        } = *section;
+        } = section.clone();
         Self {
             allow_unverified_toc,
+            nydus_alternative,
+            nydus_tag_suffix,
             fuse_threads,
             passthrough,
             prefetch_limit,

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, OnceLock};
 
+use super::alternative::{self, Routes};
 use super::lock;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -22,6 +23,8 @@ pub struct Image {
     asking: Mutex<()>,
     /// What refers to it, by type, once it was asked for.
     referrers: Mutex<HashMap<String, Vec<Descriptor>>>,
+    /// Its Nydus form, once that was looked for.
+    nydus: OnceLock<Option<Arc<Image>>>,
 }
 
 impl Image {
@@ -69,7 +72,35 @@ impl Image {
             index,
             asking: Mutex::new(()),
             referrers: Mutex::default(),
+            nydus: OnceLock::new(),
         }
+    }
+
+    /// The image in another manifest of the same repository.
+    pub(super) fn other(&self, descriptor: Descriptor, manifest: Manifest) -> Self {
+        let (blobs, index) = (Arc::clone(&self.blobs), OnceLock::from(None));
+        Self::new(blobs, &self.reference, descriptor, manifest, index)
+    }
+
+    /// The image whose manifest has this digest, in the same repository.
+    pub(super) fn fetch_other(&self, digest: Digest) -> Result<Self> {
+        let (descriptor, manifest) = manifest_at(&*self.blobs, &self.reference, digest)?;
+        Ok(self.other(descriptor, manifest))
+    }
+
+    pub(super) fn blobs(&self) -> &dyn Blobs {
+        &*self.blobs
+    }
+
+    /// The Nydus form of this image, if there is one on the `routes`. Looked for once.
+    pub fn nydus(&self, routes: &Routes) -> Option<Arc<Self>> {
+        let look = || {
+            let (place, found) = alternative::find(self, routes)?;
+            let image = &self.reference;
+            tracing::info!(%image, place, manifest = %found.digest(), "has a Nydus form");
+            Some(found)
+        };
+        self.nydus.get_or_init(look).clone()
     }
 
     /// The reference it was asked for by.
@@ -164,7 +195,7 @@ impl Image {
 }
 
 /// What a reference itself leads to.
-fn first(blobs: &dyn Blobs, reference: &ImageRef) -> Result<(Descriptor, Document)> {
+pub(super) fn first(blobs: &dyn Blobs, reference: &ImageRef) -> Result<(Descriptor, Document)> {
     let fetched = blobs.manifest(reference)?;
     let document = fetched.document(&format!("image {reference}"))?;
     Ok((describe(&fetched), document))

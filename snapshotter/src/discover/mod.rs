@@ -7,6 +7,7 @@
 //! refers to it. [`Images::get`] fetches the manifest once for all layers of a pull and remembers
 //! it for a moment; index and referrers are asked for only by the formats that look there.
 
+mod alternative;
 mod image;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+pub use alternative::Routes;
 pub use image::Image;
 
 use crate::digest::Digest;

@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::fetch::BlobSource;
 use crate::fetch::artifact::Artifact;
 use crate::fetch::manifest::{OCI_INDEX, OCI_MANIFEST};
+use crate::formats::nydus;
 
 const LAYER: &[u8] = b"layer";
 
@@ -51,8 +52,19 @@ impl Manifests for Access {
         })
     }
 
-    fn referrers(&self, _: &ImageRef, _: &Digest, _: &str) -> Result<Vec<Descriptor>> {
-        Ok(Vec::new())
+    fn referrers(&self, _: &ImageRef, of: &Digest, kind: &str) -> Result<Vec<Descriptor>> {
+        self.0.asked.fetch_add(1, Ordering::SeqCst);
+        let documents = lock(&self.0.documents);
+        let found = documents.values().filter_map(|(media_type, bytes)| {
+            let document: Value = serde_json::from_slice(bytes).unwrap();
+            let is_of = document["subject"]["digest"] == of.to_string();
+            let digest = Digest::of(bytes);
+            (is_of && document["artifactType"] == kind).then(|| {
+                let found = descriptor(digest, &json!({"mediaType": media_type}));
+                serde_json::from_value(found).unwrap()
+            })
+        });
+        Ok(found.collect())
     }
 }
 
@@ -200,4 +212,102 @@ fn the_memory_of_images_is_bounded() {
         .get(&reference(&format!("v{}", MAX_IMAGES * 2 - 1)), None)
         .unwrap();
     assert_eq!(registry.asked(), 0, "the latest is remembered");
+}
+
+/// The manifest of a Nydus image, with `more` in it.
+fn nydus_manifest(more: &Value) -> Value {
+    let mut nydus = manifest("nydus");
+    let bootstrap = json!({"annotations": {nydus::BOOTSTRAP_ANNOTATION: "true"}});
+    nydus["layers"]
+        .as_array_mut()
+        .unwrap()
+        .push(descriptor(Digest::of(b"bootstrap"), &bootstrap));
+    for (key, value) in more.as_object().unwrap() {
+        nydus[key] = value.clone();
+    }
+    nydus
+}
+
+/// Puts an index of an ordinary image for this platform and of the given others; its digest and the
+/// image's.
+fn put_beside(registry: &Registry, tag: &str, others: &[Value]) -> (Digest, Digest) {
+    let host = crate::fetch::Platform::host().architecture;
+    let ours = registry.put(None, OCI_MANIFEST, &manifest("ours"));
+    let platform = json!({"mediaType": OCI_MANIFEST,
+        "platform": {"os": "linux", "architecture": host}});
+    let mut manifests = others.to_vec();
+    manifests.push(descriptor(ours, &platform));
+    let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests});
+    (registry.put(Some(tag), OCI_INDEX, &index), ours)
+}
+
+fn routes(index: bool, referrers: bool, tag_suffix: Option<&str>) -> Routes {
+    Routes {
+        index,
+        referrers,
+        tag_suffix: tag_suffix.map(str::to_owned),
+    }
+}
+
+#[test]
+fn the_nydus_form_in_the_index_is_found_by_either_mark_for_this_platform_only() {
+    let host = crate::fetch::Platform::host().architecture;
+    let marks = [
+        json!({"artifactType": nydus::ARTIFACT_TYPE}),
+        json!({"platform": {"os.features": [nydus::OS_FEATURE]}}),
+    ];
+    for mark in marks {
+        for (architecture, is_found) in [(host.as_str(), true), ("s390x", false)] {
+            let (registry, images) = images();
+            let digest = registry.put(None, OCI_MANIFEST, &nydus_manifest(&json!({})));
+            let mut entry = descriptor(digest, &mark);
+            entry["mediaType"] = OCI_MANIFEST.into();
+            entry["platform"]["os"] = "linux".into();
+            entry["platform"]["architecture"] = architecture.into();
+            let (index, ours) = put_beside(&registry, "v1", &[entry]);
+            for known in [None, Some(ours)] {
+                let image = images.get(&reference("v1"), known).unwrap();
+                assert_eq!(image.digest(), ours, "the ordinary one is chosen");
+                let found = image.nydus(&routes(true, false, None));
+                assert_eq!(found.map(|it| it.digest()), is_found.then_some(digest));
+                registry.asked();
+                image.nydus(&routes(true, false, None));
+                assert_eq!(registry.asked(), 0, "it is looked for once");
+            }
+            // By digest the index itself is checked, and a manifest's digest leads to nothing else.
+            let by_digest = |digest| {
+                let image = images.get(&reference("v1").at_digest(digest), Some(ours));
+                image.unwrap().nydus(&routes(true, false, None)).is_some()
+            };
+            assert_eq!((by_digest(index), by_digest(ours)), (is_found, false));
+            let image = images.get(&reference("v1").at_digest(index), None).unwrap();
+            assert!(image.nydus(&routes(false, true, Some("-n"))).is_none());
+        }
+    }
+}
+
+#[test]
+fn a_nydus_form_that_nobody_vouches_for_is_looked_for_only_where_that_is_allowed() {
+    let (registry, images) = images();
+    let ours = registry.put(Some("v1"), OCI_MANIFEST, &manifest("ours"));
+    let unrelated = registry.put(Some("v1-other"), OCI_MANIFEST, &manifest("other"));
+    let look = |routes: &Routes| {
+        let images = Images::new(Arc::clone(&images.blobs));
+        let image = images.get(&reference("v1"), Some(ours)).unwrap();
+        image.nydus(routes).map(|found| found.digest())
+    };
+    assert_eq!(look(&routes(true, true, Some("-nydus"))), None);
+    assert_eq!(
+        look(&routes(true, true, Some("-other"))),
+        None,
+        "{unrelated}"
+    );
+    let tagged = registry.put(Some("v1-nydus"), OCI_MANIFEST, &nydus_manifest(&json!({})));
+    assert_eq!(look(&routes(true, false, None)), None);
+    assert_eq!(look(&routes(true, true, Some("-nydus"))), Some(tagged));
+    let subject = json!({"artifactType": nydus::CONFIG_MEDIA_TYPE,
+        "subject": descriptor(ours, &json!({}))});
+    let referring = registry.put(None, OCI_MANIFEST, &nydus_manifest(&subject));
+    assert_eq!(look(&routes(true, true, Some("-nydus"))), Some(referring));
+    assert_eq!(look(&routes(true, false, Some("-nydus"))), Some(tagged));
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
+use crate::formats::nydus;
 
 use super::platform::Platform;
 
@@ -146,7 +147,8 @@ pub fn is_index(media_type: &str) -> bool {
 }
 
 impl Index {
-    /// The first image for `platform`; `what` names the index in the error.
+    /// The first image for `platform`, a Nydus form only if there is no other; `what` names the index
+    /// in the error.
     pub fn select(&self, platform: &Platform, what: &str) -> Result<&Descriptor> {
         let offered = |descriptor: &&Descriptor| {
             descriptor
@@ -154,14 +156,19 @@ impl Index {
                 .as_ref()
                 .is_some_and(|offered| platform.accepts(offered))
         };
-        self.manifests.iter().find(offered).ok_or_else(|| {
-            let all: Vec<_> = self
-                .manifests
-                .iter()
-                .filter_map(|descriptor| descriptor.platform.as_ref().map(Platform::to_string))
-                .collect();
-            Error::NotFound(format!("{what} for {platform} (it has {})", all.join(", ")))
-        })
+        let ordinary = |descriptor: &&Descriptor| !nydus::is_marked(descriptor);
+        let all = || self.manifests.iter().filter(offered);
+        all()
+            .find(ordinary)
+            .or_else(|| all().next())
+            .ok_or_else(|| {
+                let all: Vec<_> = self
+                    .manifests
+                    .iter()
+                    .filter_map(|descriptor| descriptor.platform.as_ref().map(Platform::to_string))
+                    .collect();
+                Error::NotFound(format!("{what} for {platform} (it has {})", all.join(", ")))
+            })
     }
 }
 

@@ -15,7 +15,9 @@ use super::guide::Guide;
 use super::kernel::{self, Gate, Kernel};
 use super::layers::Layers;
 use super::session;
-use super::{BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint};
+use super::{
+    Alternative, BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint,
+};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::HostHealth;
@@ -151,6 +153,23 @@ impl Lazy {
             elapsed = ?begun.elapsed(), "lazy layer is ready"
         );
         Ok(Some(index.layer().into()))
+    }
+
+    /// What the Nydus form of its image makes of a layer; `None` means that there is none and that
+    /// the layer itself is to be added.
+    pub fn alternative(&self, source: &LayerSource) -> Result<Option<Alternative>> {
+        let Some((alternative, filler)) = self.layers.alternative(source, &self.config)? else {
+            return Ok(None);
+        };
+        if let Alternative::Whole(layer) = alternative {
+            self.guide.fetch_ahead(&[*layer.digest()], &filler);
+        }
+        Ok(Some(alternative))
+    }
+
+    /// Whether a layer is in the store, all of its bytes or not.
+    pub fn contains(&self, layer: LayerId) -> bool {
+        self.layers.store.contains(layer.digest())
     }
 
     /// The profile of a chain of layers, bottom first.

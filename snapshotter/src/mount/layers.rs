@@ -102,7 +102,10 @@ impl Layers {
     }
 
     /// What the manifest says of a layer; it is asked for unless containerd has told enough.
-    fn describe(&self, source: &LayerSource) -> Result<(LayerSource, Option<Arc<Image>>)> {
+    pub(super) fn describe(
+        &self,
+        source: &LayerSource,
+    ) -> Result<(LayerSource, Option<Arc<Image>>)> {
         let mut source = source.clone();
         if tells_enough(&source)? {
             return Ok((source, None));
@@ -199,14 +202,25 @@ impl Layers {
         if let Some(image) = &image {
             self.open_above(&source, image, config);
         }
-        let blob = self.blob_of(&source)?;
+        self.add_described(id, &source, image.as_ref(), config)
+    }
+
+    /// Reads what describes a layer of which all is known that manifests tell.
+    pub(super) fn add_described(
+        self: &Arc<Self>,
+        id: LayerId,
+        source: &LayerSource,
+        image: Option<&Arc<Image>>,
+        config: &LazyConfig,
+    ) -> Result<Option<Arc<Filler>>> {
+        let blob = self.blob_of(source)?;
         let streams = config.plain == Plain::Stream && source.is_tar();
         let query = LayerQuery {
             blob: &*blob,
             layer: source.layer,
             media_type: &source.media_type,
             annotations: &source.annotations,
-            image: image.as_ref(),
+            image,
             skip_footer: streams,
             allow_unverified: config.allow_unverified_toc,
         };
@@ -226,12 +240,13 @@ impl Layers {
                 Box::new(kept.index)
             }
             Ok(Opened::Ordinary | Opened::Unverified) if streams => {
-                if let Some(image) = &image
+                if let Some(image) = image
+                    && !source.alone
                     && !names_index(image)
                 {
-                    self.stream_above(&source, image);
+                    self.stream_above(source, image);
                 }
-                return self.stream(&source, blob);
+                return self.stream(source, blob);
             }
             Ok(Opened::Ordinary) => {
                 tracing::info!(layer = %id, image = %source.image, "not lazy: an ordinary layer");

@@ -8,6 +8,7 @@
 //! mounted anew when somebody asks for them.
 
 mod ahead;
+mod alternative;
 mod attr;
 mod engine;
 mod fuse;
@@ -110,6 +111,10 @@ pub struct LayerSource {
     pub annotations: BTreeMap<String, String>,
     /// All layers of the image, bottom first; empty when unknown.
     pub chain: Vec<Digest>,
+    /// Number of layers of the image below this one.
+    pub below: usize,
+    /// Those above it are not wanted.
+    pub alone: bool,
 }
 
 impl LayerSource {
@@ -123,6 +128,8 @@ impl LayerSource {
             media_type: String::new(),
             annotations: BTreeMap::new(),
             chain: Vec::new(),
+            below: 0,
+            alone: false,
         }
     }
 
@@ -179,6 +186,11 @@ pub struct LazyConfig {
     /// Layers whose manifest does not state the TOC's digest are mounted lazily all the same: the
     /// registry is then trusted for their metadata.
     pub allow_unverified_toc: bool,
+    /// Ordinary images that have a Nydus form are read from that: one that the index around the
+    /// image lists or, with `allow_unverified_toc`, that refers to it or has its tag and a suffix.
+    pub nydus_alternative: bool,
+    /// That suffix; empty for none.
+    pub nydus_tag_suffix: String,
     /// Threads that serve each FUSE mount.
     pub fuse_threads: usize,
     /// Hand complete large files to the kernel (FUSE passthrough, Linux 6.9).
@@ -214,6 +226,8 @@ impl Default for LazyConfig {
             back_end: BackEnd::Fuse,
             keeping: None,
             allow_unverified_toc: false,
+            nydus_alternative: true,
+            nydus_tag_suffix: "-nydus".to_owned(),
             fuse_threads: 4,
             passthrough: true,
             prefetch_limit: 32 << 20,
@@ -224,6 +238,15 @@ impl Default for LazyConfig {
             profile_push: false,
         }
     }
+}
+
+/// What the Nydus form of an image makes of one of its layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Alternative {
+    /// Nothing of it is needed, unless an image without such a form shares it.
+    Below,
+    /// It is the topmost one: this layer of the store holds the image's whole tree.
+    Whole(LayerId),
 }
 
 /// A mounted chain of lazy layers.

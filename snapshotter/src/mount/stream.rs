@@ -81,6 +81,11 @@ impl Streams {
         ahead.contains_key(&id)
     }
 
+    /// Says that a layer of the store will be asked for.
+    pub(super) fn expect(&self, id: LayerId) {
+        lock(&self.ahead).insert(id, Ahead::Done(Instant::now()));
+    }
+
     /// Whether the layer was not known yet; it is then.
     pub(super) fn begin(&self, id: LayerId) -> bool {
         let mut ahead = lock(&self.ahead);
@@ -199,7 +204,7 @@ impl Layers {
 }
 
 /// Whether a layer is in no lazy format, as far as the manifest tells.
-fn is_ordinary(layer: &Descriptor) -> bool {
+pub(super) fn is_ordinary(layer: &Descriptor) -> bool {
     let plain = nydus::part(&layer.annotations).is_none();
     plain && is_tar(&layer.media_type) && matches!(vouched(&layer.annotations), Ok(None))
 }

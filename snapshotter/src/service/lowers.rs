@@ -7,6 +7,13 @@ use crate::error::{Error, Result};
 use crate::mount::{LayerId, Lazy, MountPoint};
 use crate::snapshots::record::{Record, SnapshotId};
 
+/// Those of `parents`, topmost first, that are part of the tree they make: what lies below a layer
+/// that is a whole tree is not.
+pub(super) fn needed(parents: &[Record]) -> &[Record] {
+    let whole = parents.iter().position(|parent| parent.whole);
+    whole.map_or(parents, |at| &parents[..=at])
+}
+
 /// The parents of a snapshot, by how they are mounted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Lowers {
@@ -23,7 +30,7 @@ impl Lowers {
     /// merged tree, so they could not hide anything of an ordinary layer below it.
     pub(super) fn of(parents: &[Record]) -> Result<Self> {
         let mut lowers = Self::default();
-        for parent in parents {
+        for parent in needed(parents) {
             match parent.layer {
                 None if lowers.lazy.is_empty() => lowers.ordinary.push(parent.id),
                 None => {
@@ -118,7 +125,7 @@ mod tests {
         let record = |(n, &lazy): (usize, &bool)| {
             let id = SnapshotId(n as u64);
             if lazy {
-                Record::lazy(id, None, Labels::new(), now, layer(n as u8))
+                Record::lazy(id, None, Labels::new(), now, layer(n as u8).into())
             } else {
                 Record::new(id, Kind::Committed, None, Labels::new(), now)
             }
@@ -143,6 +150,15 @@ mod tests {
             let chain: Vec<_> = chain.iter().copied().map(layer).collect();
             assert_eq!(lowers.chain().unwrap_or_default(), chain, "{lazy:?}");
         }
+    }
+
+    #[test]
+    fn what_lies_below_a_whole_tree_is_left_out() {
+        let mut parents = parents(&[false, true, true, true, false]);
+        parents[2].whole = true;
+        let lowers = Lowers::of(&parents).unwrap();
+        assert_eq!(lowers.ordinary, [SnapshotId(0)]);
+        assert_eq!(lowers.lazy, [layer(2), layer(1)]);
     }
 
     #[test]

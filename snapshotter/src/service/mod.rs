@@ -1,5 +1,6 @@
 //! containerd's snapshots API over the node's snapshots and its lazy layers.
 
+mod absent;
 mod chain;
 mod grpc;
 mod labels;

@@ -12,17 +12,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::absent;
 use super::chain;
 use super::labels::{self, Request};
 use super::locks::KeyedLocks;
 use super::lowers::{HeldTree, Lowers};
 use crate::error::{Error, Result};
-use crate::mount::{LayerId, LayerSource, Lazy};
+use crate::mount::{Alternative, LayerId, LayerSource, Lazy};
 use crate::snapshots::catalog::{Catalog, Named};
 use crate::snapshots::dirs::{self, LayerDirs, Owner};
 use crate::snapshots::filter::Filters;
 use crate::snapshots::mounts::{self, Mount, Parts};
-use crate::snapshots::record::{Kind, Labels, Record, SnapshotId, Usage};
+use crate::snapshots::record::{Kind, Labels, LazyLayer, Record, SnapshotId, Usage};
 use crate::snapshots::usage;
 
 /// All snapshots of one root, ordinary and lazy.
@@ -110,7 +111,7 @@ impl Snapshotter {
         let record = self.catalog.get(key)?;
         match (record.kind, record.layer, &self.lazy) {
             (Kind::Active, _, _) => usage::of_tree(&self.dirs.upper(record.id)),
-            (_, Some(layer), Some(lazy)) => {
+            (_, Some(layer), Some(lazy)) if lazy.contains(layer) => {
                 let (bytes, inodes) = lazy.usage(layer)?;
                 Ok(Usage { inodes, bytes })
             }
@@ -159,7 +160,7 @@ impl Snapshotter {
                 return Err(Error::NotFound(format!("snapshot {key:?}")));
             }
             let held = self.held().remove(&record.id);
-            let held = held.map_or_else(|| self.hold(&lowers), |tree| Ok(Some(tree)))?;
+            let held = held.map_or_else(|| self.hold(&lowers, &parents), |tree| Ok(Some(tree)))?;
             let paths = lowers.paths(|id| self.dirs.upper(id), held.as_ref());
             self.keep(record.id, held);
             Ok(paths)
@@ -255,7 +256,7 @@ impl Snapshotter {
 
     /// What there is of a lazy layer on this node.
     pub fn layer(&self, layer: LayerId) -> Result<LayerState> {
-        let Some(lazy) = &self.lazy else {
+        let Some(lazy) = self.lazy.as_ref().filter(|lazy| lazy.contains(layer)) else {
             return Ok(LayerState::default());
         };
         let (local_bytes, inodes) = lazy.usage(layer)?;
@@ -308,15 +309,10 @@ impl Snapshotter {
     ) -> Result<Option<String>> {
         // Fails for a parent that nothing can build on, before any byte is fetched for it.
         let parents = self.catalog.parents(place.parent)?;
-        let must_be_lazy = must_be_lazy(source, &parents);
-        let refused = |reason: &str| {
-            let what = format!("layer {} of Nydus image {}", source.layer, source.image);
-            Err(Error::FailedPrecondition(format!("{what} {reason}")))
-        };
         if parents.iter().any(|parent| parent.layer.is_none()) {
             let layer = source.layer;
-            if must_be_lazy {
-                return refused("lies on an ordinary layer");
+            if must_be_lazy(source, &parents) {
+                return Err(refused(source, "lies on an ordinary layer"));
             }
             tracing::info!(image = %source.image, %layer, "not lazy: it lies on an ordinary layer");
             return Ok(None);
@@ -325,37 +321,25 @@ impl Snapshotter {
             return Ok(Some(name));
         }
         let mut source = source.clone();
+        source.below = parents.len();
         if !source.chain.is_empty() {
             // Parents come topmost first.
             let below = parents.iter().rev().filter_map(|parent| parent.layer);
             let below = below.map(|layer| *layer.digest());
             source.chain.splice(0..0, below);
         }
-        let source = &source;
-        let layer = match lazy.add_layer(source) {
-            Ok(Some(layer)) => layer,
-            // The reason is logged.
-            Ok(None) if must_be_lazy => return refused("cannot be read lazily"),
-            Ok(None) => return Ok(None),
-            Err(error) if must_be_lazy => return Err(error),
-            Err(error) => {
-                tracing::warn!(image = %source.image, layer = %source.layer, %error, "not lazy");
-                return Ok(None);
-            }
+        let alternative = lazy.alternative(&source).unwrap_or_else(|error| {
+            tracing::debug!(image = %source.image, %error, "no Nydus form was looked for");
+            None
+        });
+        let layer = match alternative {
+            Some(Alternative::Whole(layer)) => LazyLayer { layer, whole: true },
+            Some(Alternative::Below) => LayerId::from(source.layer).into(),
+            None => match add(lazy, target, &source, &parents)? {
+                Some(layer) => layer.into(),
+                None => return Ok(None),
+            },
         };
-        if let Some(diff_id) = lazy.diff_id(layer)? {
-            let actual = chain::id(&parents, &diff_id);
-            if actual != target {
-                if must_be_lazy {
-                    return refused("has another diff ID than its configuration says");
-                }
-                tracing::warn!(
-                    image = %source.image, layer = %source.layer, %diff_id, %actual, target,
-                    "not lazy: the configuration gives the layer another diff ID"
-                );
-                return Ok(None);
-            }
-        }
         let mut labels = labels.clone();
         labels.insert(labels::REMOTE.to_owned(), "xebec".to_owned());
         // The wanted name may belong to the same layer on another parent (one that another
@@ -391,7 +375,7 @@ impl Snapshotter {
     fn create(&self, place: &Place<'_>, labels: Labels) -> Result<Vec<Mount>> {
         let parents = self.catalog.parents(place.parent)?;
         let lowers = Lowers::of(&parents)?;
-        let held = self.hold(&lowers)?;
+        let held = self.hold(&lowers, &parents)?;
         let paths = lowers.paths(|id| self.dirs.upper(id), held.as_ref());
         // The root directory of an overlay is that of its upper layer, so it takes over the owner.
         let owner = match mounts::mapped_root(&labels)? {
@@ -405,11 +389,14 @@ impl Snapshotter {
         Ok(self.plan(&record, &paths))
     }
 
-    /// Mounts the lazy tree of `lowers`, if they have one.
-    fn hold(&self, lowers: &Lowers) -> Result<Option<HeldTree>> {
+    /// Mounts the lazy tree of `lowers`, if they have one; they are those of `parents`.
+    fn hold(&self, lowers: &Lowers, parents: &[Record]) -> Result<Option<HeldTree>> {
         match (lowers.chain(), &self.lazy) {
             (None, _) => Ok(None),
-            (Some(chain), Some(lazy)) => HeldTree::mount(lazy, chain).map(Some),
+            (Some(chain), Some(lazy)) => {
+                absent::complete(lazy, parents)?;
+                HeldTree::mount(lazy, chain).map(Some)
+            }
             (Some(_), None) => Err(Error::FailedPrecondition(
                 "the image was pulled lazily, but lazy mounts are switched off".to_owned(),
             )),
@@ -461,6 +448,50 @@ fn adopt(catalog: &Catalog, lazy: Option<&Arc<Lazy>>) -> Result<HashMap<Snapshot
     }
     lazy.clear_unadopted()?;
     Ok(held)
+}
+
+/// Makes a layer itself ready to be read. `None`: containerd must pull it, the reason is logged.
+fn add(
+    lazy: &Lazy,
+    target: &str,
+    source: &LayerSource,
+    parents: &[Record],
+) -> Result<Option<LayerId>> {
+    // containerd could not do without them either.
+    absent::complete(lazy, parents)?;
+    let must_be_lazy = must_be_lazy(source, parents);
+    let layer = match lazy.add_layer(source) {
+        Ok(Some(layer)) => layer,
+        // The reason is logged.
+        Ok(None) if must_be_lazy => return Err(refused(source, "cannot be read lazily")),
+        Ok(None) => return Ok(None),
+        Err(error) if must_be_lazy => return Err(error),
+        Err(error) => {
+            tracing::warn!(image = %source.image, layer = %source.layer, %error, "not lazy");
+            return Ok(None);
+        }
+    };
+    let Some(diff_id) = lazy.diff_id(layer)? else {
+        return Ok(Some(layer));
+    };
+    let actual = chain::id(parents, &diff_id);
+    if actual == target {
+        return Ok(Some(layer));
+    }
+    if must_be_lazy {
+        let reason = "has another diff ID than its configuration says";
+        return Err(refused(source, reason));
+    }
+    tracing::warn!(
+        image = %source.image, layer = %source.layer, %diff_id, %actual, target,
+        "not lazy: the configuration gives the layer another diff ID"
+    );
+    Ok(None)
+}
+
+fn refused(source: &LayerSource, reason: &str) -> Error {
+    let what = format!("layer {} of Nydus image {}", source.layer, source.image);
+    Error::FailedPrecondition(format!("{what} {reason}"))
 }
 
 /// Whether a layer cannot be unpacked: it is part of a Nydus image, or lies on a part that adds

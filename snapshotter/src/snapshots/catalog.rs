@@ -11,9 +11,8 @@ use redb::{ReadOnlyTable, ReadableTable, Table, TableDefinition, TableError, Wri
 
 use super::database::Reopening;
 use super::filter::Filters;
-use super::record::{Kind, Labels, Record, SnapshotId, Timestamp, Usage};
+use super::record::{Kind, Labels, LazyLayer, Record, SnapshotId, Timestamp, Usage};
 use crate::error::{Error, Result};
-use crate::mount::LayerId;
 
 const RECORDS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 /// (parent's name, child's directory number) → nothing.
@@ -123,7 +122,7 @@ impl Catalog {
         name: &str,
         parent: Option<&str>,
         labels: Labels,
-        layer: LayerId,
+        layer: LazyLayer,
     ) -> Result<Record> {
         self.write(|tables| {
             let id = tables.next_id()?;
@@ -283,6 +282,7 @@ fn decode(name: &str, bytes: &[u8]) -> Result<Record> {
 mod tests {
     use super::*;
     use crate::digest::Digest;
+    use crate::mount::LayerId;
     use tonic::Code;
 
     fn catalog() -> (tempfile::TempDir, Catalog) {
@@ -449,7 +449,7 @@ mod tests {
                 "lazy",
                 Some("base"),
                 Labels::new(),
-                Digest::of(b"layer").into(),
+                LayerId::from(Digest::of(b"layer")).into(),
             )
             .unwrap();
         let before = catalog.select(|_, _| true).unwrap();

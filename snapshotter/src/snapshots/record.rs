@@ -99,6 +99,25 @@ pub struct Record {
     /// The layer whose files are read lazily; such a snapshot has no directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub layer: Option<LayerId>,
+    /// That layer is the tree of all layers up to here: those below it are not looked at.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
+}
+
+/// The layer of a lazy snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LazyLayer {
+    /// The layer.
+    pub layer: LayerId,
+    /// Whether it is the tree of all layers up to here.
+    pub whole: bool,
+}
+
+impl From<LayerId> for LazyLayer {
+    fn from(layer: LayerId) -> Self {
+        let whole = false;
+        Self { layer, whole }
+    }
 }
 
 impl Record {
@@ -119,6 +138,7 @@ impl Record {
             updated: now,
             usage: Usage::default(),
             layer: None,
+            whole: false,
         }
     }
 
@@ -128,11 +148,12 @@ impl Record {
         parent: Option<&str>,
         labels: Labels,
         now: Timestamp,
-        layer: LayerId,
+        LazyLayer { layer, whole }: LazyLayer,
     ) -> Self {
         let record = Self::new(id, Kind::Committed, parent, labels, now);
         Self {
             layer: Some(layer),
+            whole,
             ..record
         }
     }
@@ -306,7 +327,10 @@ mod tests {
             None,
             labels(&[("a", "1")]),
             NOW,
-            Digest::of(b"layer").into(),
+            LazyLayer {
+                layer: Digest::of(b"layer").into(),
+                whole: true,
+            },
         );
         for record in [record(Kind::View), lazy] {
             let bytes = serde_json::to_vec(&record).unwrap();

@@ -26,6 +26,7 @@ pub(crate) use self::v6::layout;
 use self::assemble::Assembler;
 use super::Flaw;
 use crate::digest::Digest;
+use crate::fetch::manifest::Descriptor;
 use crate::index::LayerIndex;
 
 /// Layer annotation of a data blob, with the value `true`.
@@ -36,8 +37,13 @@ pub const BOOTSTRAP_ANNOTATION: &str = "containerd.io/snapshot/nydus-bootstrap";
 pub const VERSION_ANNOTATION: &str = "containerd.io/snapshot/nydus-fs-version";
 /// Media type of a data blob.
 pub const BLOB_MEDIA_TYPE: &str = "application/vnd.oci.image.layer.nydus.blob.v1";
-/// Feature by which an index marks the manifest of a Nydus image.
+/// Feature by which an index marks the manifest of a Nydus image, in `platform`'s `os.features`.
 pub const OS_FEATURE: &str = "nydus.remoteimage.v1";
+/// Type by which later versions of Nydus' tools mark it, as `artifactType`.
+pub const ARTIFACT_TYPE: &str = "application/vnd.nydus.image.manifest.v1+json";
+/// Media type of the configuration of a Nydus image that stands beside an ordinary one, so that
+/// containerd leaves it alone.
+pub const CONFIG_MEDIA_TYPE: &str = "application/vnd.nydus.image.config.v1+json";
 /// Path of the bootstrap in its layer's archive.
 pub const BOOTSTRAP_NAME: &str = "image/image.boot";
 
@@ -58,6 +64,14 @@ pub fn part(annotations: &BTreeMap<String, String>) -> Option<Part> {
     } else {
         says(BLOB_ANNOTATION).then_some(Part::Blob)
     }
+}
+
+/// Whether an index marks this entry as a Nydus image.
+pub fn is_marked(descriptor: &Descriptor) -> bool {
+    let platform = descriptor.platform.as_ref();
+    let features = platform.and_then(|platform| platform.other.get("os.features")?.as_array());
+    descriptor.artifact_type() == Some(ARTIFACT_TYPE)
+        || features.is_some_and(|all| all.iter().any(|one| one.as_str() == Some(OS_FEATURE)))
 }
 
 /// A bootstrap of either version.
