@@ -83,7 +83,8 @@ impl<'a> Ctr<'a> {
         self.output(&Self::pull_arguments(image, snapshotter))
     }
 
-    fn pull_arguments<'b>(image: &'b str, snapshotter: &'b str) -> [&'b str; 7] {
+    /// The arguments of a pull, after `ctr`.
+    pub(crate) fn pull_arguments<'b>(image: &'b str, snapshotter: &'b str) -> [&'b str; 7] {
         const HOSTS: &str = "/etc/containerd/certs.d";
         [
             "images",

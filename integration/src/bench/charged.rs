@@ -56,7 +56,7 @@ pub fn measure(host: NativeHost) -> Charged {
         Ok((format!("{place}, kernel {kernel}"), samples))
     });
     let row = |cells| RowSamples {
-        name: NAME,
+        name: NAME.into(),
         unit: Unit::Kibibytes,
         cells,
     };

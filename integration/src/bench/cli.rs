@@ -11,14 +11,14 @@ use super::suite::Random;
 use super::{Bench, charged, plot, select, targets};
 use crate::command;
 use crate::error::{Error, Result};
-use crate::hosts::{HostOptions, NativeHost, Service};
+use crate::hosts::{HostOptions, NativeHost};
 use crate::paths::Paths;
 use crate::progress::Step;
 
 /// `integration bench NAME`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which benchmark: runtime, smoke, or `all` for every one that exists
+    /// Which benchmark: runtime, smoke, snapshotter, or `all` for every one that exists
     pub name: String,
     /// Print the promises of SPECIFICATION.md that were missed and exit with 1 if there are any
     #[arg(long)]
@@ -107,7 +107,7 @@ pub fn main(args: &Args) -> Result<i32> {
 
 fn run(bench: &Bench, quick: bool) -> Result<Report> {
     let step = Step::begin(format!("bench {} on a native host", bench.name));
-    let host = NativeHost::start(HostOptions::with(&[Service::Containerd]))?;
+    let host = NativeHost::start(HostOptions::with(bench.services))?;
     let rounds = if quick {
         bench.rounds.1
     } else {

@@ -82,15 +82,19 @@ pub struct Memory {
     pub private: u64,
 }
 
-/// Memory of the shim that is the parent of a container's init, together with its own children
-/// that run the same program (a spawner, say), so that no design hides memory in a second process.
+/// Memory of the shim that is the parent of a container's init, and of its helpers.
 pub fn shim_memory(init: u32) -> Result<Memory> {
-    let shim = parent_of(init)?;
-    let program = read_link(shim)?;
-    let mut total = memory_of(shim)?;
+    family_memory(parent_of(init)?)
+}
+
+/// Memory of a process together with its own children that run the same program (a spawner, a
+/// keeper), so that no design hides memory in a second process.
+pub fn family_memory(parent: u32) -> Result<Memory> {
+    let program = read_link(parent)?;
+    let mut total = memory_of(parent)?;
     for pid in processes()? {
-        // A process that ends while the list is walked is no part of an idle shim.
-        let is_helper = parent_of(pid).is_ok_and(|parent| parent == shim)
+        // A process that ends while the list is walked is no part of what is weighed.
+        let is_helper = parent_of(pid).is_ok_and(|its| its == parent)
             && read_link(pid).is_ok_and(|exe| exe == program);
         if is_helper {
             let more = memory_of(pid)?;

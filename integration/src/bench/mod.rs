@@ -15,9 +15,11 @@ pub mod plot;
 pub mod report;
 pub mod runtime;
 pub mod smoke;
+mod snapshotter;
 pub mod stats;
 pub mod suite;
 pub mod targets;
+pub mod weigh;
 
 use std::collections::BTreeMap;
 
@@ -25,11 +27,14 @@ pub use cli::{Args, MeasureArgs, main, measure};
 pub use report::Report;
 
 use crate::error::{Error, Result};
+use crate::hosts::Service;
 use suite::Random;
 
 /// A benchmark by name.
 struct Bench {
     name: &'static str,
+    /// Daemons that its host runs before it begins.
+    services: &'static [Service],
     /// Rounds of an ordinary and of a quick run.
     rounds: (u32, u32),
     run: fn(u32, &mut Random) -> Result<Measured>,
@@ -48,14 +53,24 @@ struct Measured {
 const BENCHES: &[Bench] = &[
     Bench {
         name: "runtime",
+        services: &[Service::Containerd],
         rounds: (100, 10),
         run: run_runtime,
         charged: true,
     },
     Bench {
         name: "smoke",
+        services: &[Service::Containerd],
         rounds: (50, 10),
         run: run_smoke,
+        charged: false,
+    },
+    Bench {
+        name: "snapshotter",
+        // It starts and stops daemons by itself.
+        services: &[],
+        rounds: (3, 1),
+        run: run_snapshotter,
         charged: false,
     },
 ];
@@ -63,7 +78,7 @@ const BENCHES: &[Bench] = &[
 fn run_runtime(rounds: u32, random: &mut Random) -> Result<Measured> {
     let fixtures = runtime::Fixtures::start()?;
     let samples = suite::run(
-        &mut runtime::operations(&fixtures),
+        &mut tasks(runtime::operations(&fixtures)),
         rounds,
         random,
         tell(rounds),
@@ -78,7 +93,7 @@ fn run_runtime(rounds: u32, random: &mut Random) -> Result<Measured> {
 fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
     let fixtures = smoke::Fixtures::start()?;
     let samples = suite::run(
-        &mut smoke::operations(&fixtures),
+        &mut tasks(smoke::operations(&fixtures)),
         rounds,
         random,
         tell(rounds),
@@ -88,6 +103,21 @@ fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
         versions: smoke::versions(),
         phases: Vec::new(),
     })
+}
+
+fn run_snapshotter(rounds: u32, random: &mut Random) -> Result<Measured> {
+    let fixtures = snapshotter::Fixtures::start()?;
+    let samples = snapshotter::measure(&fixtures, rounds, random)?;
+    Ok(Measured {
+        samples,
+        versions: snapshotter::versions(),
+        phases: Vec::new(),
+    })
+}
+
+fn tasks(operations: Vec<suite::Operation<'_>>) -> Vec<suite::Task<'_>> {
+    let tasks = operations.into_iter().flat_map(suite::Operation::tasks);
+    tasks.collect()
 }
 
 fn tell(rounds: u32) -> impl FnMut(u32) {
@@ -123,9 +153,9 @@ mod tests {
 
     #[test]
     fn an_unknown_bench_is_refused_with_the_list_of_those_that_exist() {
-        let error = select("snapshotter").map(drop).unwrap_err().to_string();
+        let error = select("everything").map(drop).unwrap_err().to_string();
         assert!(
-            error.contains("snapshotter") && error.contains("runtime, smoke, all"),
+            error.contains("everything") && error.contains("runtime, smoke, snapshotter, all"),
             "{error}"
         );
     }

@@ -118,7 +118,11 @@ mod tests {
 
     #[test]
     fn every_time_of_a_report_has_a_bar_with_its_name() {
-        let row = |name, unit, cells| RowSamples { name, unit, cells };
+        let row = |name: &'static str, unit, cells| RowSamples {
+            name: name.into(),
+            unit,
+            cells,
+        };
         let samples = Run {
             rows: vec![
                 row(

@@ -198,12 +198,16 @@ impl Report {
 }
 
 fn line(label: &str, cell: &Cell, unit: Unit) -> String {
+    const COLUMN: usize = 26;
+    if label.chars().count() > COLUMN {
+        return format!("{label}\n{}", line("", cell, unit));
+    }
     let Some(s) = &cell.summary else {
         return format!("{label:<26} {:<25} {:>9}\n", cell.contestant, "absent");
     };
     let digits = match unit {
         Unit::Milliseconds if s.median < 1.0 => 3,
-        Unit::Milliseconds => 2,
+        Unit::Milliseconds | Unit::Microseconds | Unit::ProcessorSeconds => 2,
         Unit::Kibibytes | Unit::Calls => 0,
     };
     let ratio = cell
@@ -271,12 +275,12 @@ mod tests {
         Run {
             rows: vec![
                 RowSamples {
-                    name: "run",
+                    name: "run".into(),
                     unit: Unit::Milliseconds,
                     cells: vec![(OURS, vec![4.0]), ("runc", vec![40.0]), ("crun", vec![])],
                 },
                 RowSamples {
-                    name: "idle shim private",
+                    name: "idle shim private".into(),
                     unit: Unit::Kibibytes,
                     cells: vec![
                         (OURS, vec![900.0]),
@@ -339,7 +343,7 @@ mod tests {
         let targets = targets("| `runtime/created: memory charged` | ≤ 1536 KiB |");
         let mut report = Report::new("runtime", samples(), &targets);
         let row = |cells| RowSamples {
-            name: "created: memory charged",
+            name: "created: memory charged".into(),
             unit: Unit::Kibibytes,
             cells,
         };

@@ -14,12 +14,12 @@ use super::measure::{in_path, output, wall_ms};
 use super::phases::{self, Phase};
 use super::stats::Summary;
 use super::suite::{OURS, Operation, Run, Sampler, Unit};
+use super::weigh::{self, Used, numbers};
 use crate::error::{Error, Result};
 
 /// Programs of `integration/programs`, where a native host has the product's binaries.
 const FLOOR: &str = "/opt/xebec/bench-floor";
 const LIBRARY: &str = "/opt/xebec/bench-library";
-const WEIGH: &str = "/opt/xebec/bench-weigh";
 
 /// Containers of a crowd, and how many are made at once.
 const CROWD: u32 = 100;
@@ -205,22 +205,8 @@ pub fn phases(fixtures: &Fixtures, samples: &Run) -> Result<Vec<Phase>> {
     phases::measure(|n| fixtures.run_command(runner, "phases", n), summary.p10)
 }
 
-/// What a run used.
-struct Used {
-    kib: f64,
-    ms: f64,
-}
-
 fn weigh(fixtures: &Fixtures, runner: Runner, what: &str, round: u32) -> Result<Used> {
-    let command = fixtures.run_command(runner, what, round);
-    let text = output(&[&[WEIGH.to_owned()], &command[..]].concat())?;
-    match numbers(&text)?[..] {
-        [kib, microseconds] => Ok(Used {
-            kib,
-            ms: microseconds / 1e3,
-        }),
-        _ => Err(Error::invalid(WEIGH, text)),
-    }
+    weigh::command(&fixtures.run_command(runner, what, round))
 }
 
 /// Starts many containers, several at a time, and removes them when the clock has stopped.
@@ -325,25 +311,9 @@ impl Drop for Library {
     }
 }
 
-fn numbers(text: &str) -> Result<Vec<f64>> {
-    let figures: std::result::Result<_, _> = text.split_whitespace().map(str::parse).collect();
-    figures.map_err(|_| Error::invalid("figures of a program", text))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn figures_are_numbers_and_nothing_else() {
-        assert_eq!(numbers("2816 3120\n").unwrap(), [2816.0, 3120.0]);
-        assert!(
-            numbers("2816 KiB\n")
-                .unwrap_err()
-                .to_string()
-                .contains("KiB")
-        );
-    }
 
     #[test]
     fn each_member_of_a_crowd_is_made_once_and_a_failure_is_told() {

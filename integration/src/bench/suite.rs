@@ -1,6 +1,7 @@
 //! A suite: operations × contestants, measured in interleaved rounds of random order, so that
 //! whatever else the machine does falls on all contestants alike.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
@@ -22,6 +23,12 @@ pub enum Unit {
     /// System calls.
     #[serde(rename = "calls")]
     Calls,
+    /// Microseconds of wall time, for what is done very often.
+    #[serde(rename = "µs")]
+    Microseconds,
+    /// Seconds of processor time in user mode, of all threads together.
+    #[serde(rename = "CPU s")]
+    ProcessorSeconds,
 }
 
 impl Unit {
@@ -31,11 +38,36 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Kibibytes => "KiB",
             Self::Calls => "calls",
+            Self::Microseconds => "µs",
+            Self::ProcessorSeconds => "CPU s",
         }
     }
 }
 
-/// Takes one sample: one figure for each row of the operation, in the order of `Operation::rows`.
+/// Where a figure goes: a row, and whose cell of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Feed {
+    /// The row's name.
+    pub row: Cow<'static, str>,
+    /// The row's unit.
+    pub unit: Unit,
+    /// `xebec` or the peer's name.
+    pub contestant: &'static str,
+}
+
+/// What is done at once in a round; its figures may be of several rows and contestants.
+pub struct Task<'a> {
+    /// Where the figures of a sample go, in their order.
+    pub feeds: Vec<Feed>,
+    /// Done in every `every`-th round, and at least in the last one.
+    pub every: u32,
+    /// Done once before what counts, too.
+    pub warms_up: bool,
+    /// How it is done, or why it cannot be on this host.
+    pub sampler: std::result::Result<Sampler<'a>, Absent>,
+}
+
+/// Takes one sample: one figure for each of the feeds of its task, in their order.
 pub type Sampler<'a> = Box<dyn FnMut(u32) -> Result<Vec<f64>> + 'a>;
 
 /// One side of an operation.
@@ -62,6 +94,31 @@ pub struct Operation<'a> {
     pub contestants: Vec<Contestant<'a>>,
 }
 
+impl<'a> Operation<'a> {
+    /// A task for each contestant.
+    pub fn tasks(self) -> impl Iterator<Item = Task<'a>> {
+        let Self {
+            rows,
+            unit,
+            every,
+            contestants,
+        } = self;
+        contestants.into_iter().map(move |contestant| Task {
+            feeds: rows
+                .iter()
+                .map(|&row| Feed {
+                    row: row.into(),
+                    unit,
+                    contestant: contestant.name,
+                })
+                .collect(),
+            every,
+            warms_up: true,
+            sampler: contestant.sampler,
+        })
+    }
+}
+
 /// All samples of a run.
 #[derive(Debug, Default)]
 pub struct Run {
@@ -75,10 +132,10 @@ pub struct Run {
 #[derive(Debug)]
 pub struct RowSamples {
     /// The row's name.
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// What the figures count.
     pub unit: Unit,
-    /// Contestant and its figures, ours first.
+    /// Contestant and its figures.
     pub cells: Vec<(&'static str, Vec<f64>)>,
 }
 
@@ -86,25 +143,25 @@ pub struct RowSamples {
 ///
 /// `progress` hears how many rounds are done.
 pub fn run(
-    operations: &mut [Operation<'_>],
+    tasks: &mut [Task<'_>],
     rounds: u32,
     random: &mut Random,
     mut progress: impl FnMut(u32),
 ) -> Result<Run> {
-    let mut samples = empty_samples(operations);
+    let mut samples = empty_samples(tasks);
     for round in 0..=rounds {
-        for (op, who) in order(operations, round, random) {
-            let operation = &mut operations[op];
-            let rows = operation.rows;
-            let contestant = &mut operation.contestants[who];
-            let Ok(sampler) = &mut contestant.sampler else {
+        for number in order(tasks, round, rounds, random) {
+            let task = &mut tasks[number];
+            let Ok(sampler) = &mut task.sampler else {
                 continue;
             };
             let figures = sampler(round).map_err(|error| {
-                Error::invalid(format!("{} by {}", rows[0], contestant.name), error)
+                let what = task.feeds.first();
+                let what = what.map(|feed| format!("{} by {}", feed.row, feed.contestant));
+                Error::invalid(what.unwrap_or_default(), error)
             })?;
             if round > 0 {
-                samples.add(rows, contestant.name, &figures);
+                samples.add(&task.feeds, &figures);
             }
         }
         progress(round);
@@ -112,62 +169,68 @@ pub fn run(
     Ok(samples)
 }
 
-/// The measurements of one round, shuffled. Round 0 warms up everything once.
-fn order(operations: &[Operation<'_>], round: u32, random: &mut Random) -> Vec<(usize, usize)> {
-    let mut order: Vec<_> = operations
-        .iter()
-        .enumerate()
-        .filter(|(_, op)| round.is_multiple_of(op.every))
-        .flat_map(|(i, op)| (0..op.contestants.len()).map(move |j| (i, j)))
-        .collect();
+/// The tasks of one round, shuffled. Round 0 warms up what wants it.
+fn order(tasks: &[Task<'_>], round: u32, rounds: u32, random: &mut Random) -> Vec<usize> {
+    let is_due = |task: &Task<'_>| match round {
+        0 => task.warms_up,
+        _ => round.is_multiple_of(task.every.min(rounds)),
+    };
+    let due = tasks.iter().enumerate().filter(|(_, task)| is_due(task));
+    let mut order: Vec<_> = due.map(|(number, _)| number).collect();
     random.shuffle(&mut order);
     order
 }
 
-fn empty_samples(operations: &[Operation<'_>]) -> Run {
+/// Rows and cells in the order in which tasks name them.
+fn empty_samples(tasks: &[Task<'_>]) -> Run {
     let mut samples = Run::default();
-    for op in operations {
-        for contestant in &op.contestants {
-            if let Err(why) = &contestant.sampler {
-                samples.absent.insert(why.clone());
-            }
+    for task in tasks {
+        if let Err(why) = &task.sampler {
+            samples.absent.insert(why.clone());
         }
-        let cells = || {
-            op.contestants
-                .iter()
-                .map(|c| (c.name, Vec::new()))
-                .collect()
-        };
-        samples.rows.extend(op.rows.iter().map(|name| RowSamples {
-            name,
-            unit: op.unit,
-            cells: cells(),
-        }));
+        for feed in &task.feeds {
+            samples.cell(feed);
+        }
     }
     samples
 }
 
 impl Run {
-    fn add(&mut self, rows: &[&str], contestant: &str, figures: &[f64]) {
+    /// Appends the rows of another part of the same suite.
+    pub fn extend(&mut self, part: Self) {
+        self.rows.extend(part.rows);
+        self.absent.extend(part.absent);
+    }
+
+    fn add(&mut self, feeds: &[Feed], figures: &[f64]) {
         assert_eq!(
-            rows.len(),
+            feeds.len(),
             figures.len(),
-            "a sampler yields one figure a row"
+            "a sampler yields one figure a feed"
         );
-        for (row, figure) in rows.iter().zip(figures) {
-            let cells = self
-                .rows
-                .iter_mut()
-                .find(|r| r.name == *row)
-                .map(|r| &mut r.cells);
-            let cell = cells
-                .into_iter()
-                .flatten()
-                .find(|(name, _)| *name == contestant);
-            if let Some((_, values)) = cell {
-                values.push(*figure);
-            }
+        for (feed, figure) in feeds.iter().zip(figures) {
+            self.cell(feed).push(*figure);
         }
+    }
+
+    /// The figures so far of one cell, which is made at its first mention.
+    fn cell(&mut self, feed: &Feed) -> &mut Vec<f64> {
+        let row = self.rows.iter().position(|row| row.name == feed.row);
+        let row = row.unwrap_or_else(|| {
+            self.rows.push(RowSamples {
+                name: feed.row.clone(),
+                unit: feed.unit,
+                cells: Vec::new(),
+            });
+            self.rows.len() - 1
+        });
+        let cells = &mut self.rows[row].cells;
+        let cell = cells.iter().position(|(name, _)| *name == feed.contestant);
+        let cell = cell.unwrap_or_else(|| {
+            cells.push((feed.contestant, Vec::new()));
+            cells.len() - 1
+        });
+        &mut cells[cell].1
     }
 }
 
@@ -217,16 +280,20 @@ mod tests {
         }
     }
 
+    fn tasks<const N: usize>(operations: [Operation<'_>; N]) -> Vec<Task<'_>> {
+        operations.into_iter().flat_map(Operation::tasks).collect()
+    }
+
     #[test]
     fn the_warm_up_is_run_but_not_counted() {
         let log = RefCell::new(Vec::new());
-        let mut ops = [Operation {
+        let ops = [Operation {
             rows: &["a", "b"],
             unit: Unit::Milliseconds,
             every: 1,
             contestants: vec![contestant(OURS, &log), contestant("peer", &log)],
         }];
-        let samples = run(&mut ops, 3, &mut Random::new(1), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 3, &mut Random::new(1), |_| ()).unwrap();
         assert_eq!(log.borrow().len(), 8);
         assert_eq!(samples.rows[0].cells[0], (OURS, vec![1.0, 2.0, 3.0]));
         assert_eq!(samples.rows[1].cells[1], ("peer", vec![1.0; 3]));
@@ -235,13 +302,13 @@ mod tests {
     #[test]
     fn rounds_are_interleaved_and_their_order_varies() {
         let log = RefCell::new(Vec::new());
-        let mut ops = [Operation {
+        let ops = [Operation {
             rows: &["a", "b"],
             unit: Unit::Milliseconds,
             every: 1,
             contestants: vec![contestant(OURS, &log), contestant("peer", &log)],
         }];
-        run(&mut ops, 32, &mut Random::new(7), |_| ()).unwrap();
+        run(&mut tasks(ops), 32, &mut Random::new(7), |_| ()).unwrap();
         let log = log.borrow();
         let firsts: Vec<_> = log.chunks(2).map(|round| round[0].0).collect();
         assert!(log.chunks(2).all(|r| r[0].1 == r[1].1 && r[0].0 != r[1].0));
@@ -251,14 +318,34 @@ mod tests {
     #[test]
     fn a_slow_operation_is_sampled_in_some_rounds_only() {
         let log = RefCell::new(Vec::new());
-        let mut ops = [Operation {
+        let ops = [Operation {
             rows: &["a", "b"],
             unit: Unit::Kibibytes,
             every: 4,
             contestants: vec![contestant(OURS, &log)],
         }];
-        let samples = run(&mut ops, 8, &mut Random::new(7), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 8, &mut Random::new(7), |_| ()).unwrap();
         assert_eq!(samples.rows[0].cells[0].1, [4.0, 8.0]);
+    }
+
+    #[test]
+    fn a_task_feeds_cells_of_several_rows_and_contestants() {
+        let log = RefCell::new(Vec::new());
+        let feed = |row: &'static str, contestant| Feed {
+            row: row.into(),
+            unit: Unit::Milliseconds,
+            contestant,
+        };
+        let mut tasks = [Task {
+            feeds: vec![feed("cold", OURS), feed("cold", "floor")],
+            every: 3,
+            warms_up: false,
+            sampler: contestant(OURS, &log).sampler,
+        }];
+        let samples = run(&mut tasks, 2, &mut Random::new(7), |_| ()).unwrap();
+        let cells = vec![(OURS, vec![2.0]), ("floor", vec![1.0])];
+        assert_eq!(samples.rows[0].cells, cells);
+        assert_eq!(log.borrow().len(), 1, "no warm-up, and once at the end");
     }
 
     #[test]
@@ -268,20 +355,20 @@ mod tests {
             name: "crun",
             sampler: Err(Absent("not installed".into())),
         };
-        let mut ops = [Operation {
+        let ops = [Operation {
             rows: &["a", "b"],
             unit: Unit::Milliseconds,
             every: 1,
             contestants: vec![contestant(OURS, &log), absent],
         }];
-        let samples = run(&mut ops, 2, &mut Random::new(7), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 2, &mut Random::new(7), |_| ()).unwrap();
         assert!(samples.absent.contains(&Absent("not installed".into())));
         assert!(samples.rows[0].cells[1].1.is_empty());
     }
 
     #[test]
     fn a_failed_sample_names_operation_and_contestant() {
-        let mut ops = [Operation {
+        let ops = [Operation {
             rows: &["run"],
             unit: Unit::Milliseconds,
             every: 1,
@@ -290,7 +377,7 @@ mod tests {
                 sampler: Ok(Box::new(|_| Err(Error::invalid("x", "y")))),
             }],
         }];
-        let error = run(&mut ops, 1, &mut Random::new(7), |_| ())
+        let error = run(&mut tasks(ops), 1, &mut Random::new(7), |_| ())
             .unwrap_err()
             .to_string();
         assert!(error.contains("run") && error.contains("runc"), "{error}");

@@ -174,6 +174,11 @@ impl Services {
         Ok(())
     }
 
+    /// The process of a service that runs here: the way into another host has one of its own.
+    pub fn pid(&self, service: Service) -> Option<u32> {
+        self.running.get(&service).map(Child::id)
+    }
+
     /// The log of a service so far, of all its runs.
     pub fn log(&self, service: Service) -> String {
         fs::read(self.log_file(service))

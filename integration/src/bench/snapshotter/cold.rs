@@ -1,0 +1,177 @@
+//! Cold starts: from the request of a pull to the container's first line, on a node that has never
+//! seen the image.
+
+use std::path::Path;
+
+use super::super::measure::in_path;
+use super::super::suite::{Absent, Feed, OURS, Sampler, Task, Unit};
+use super::node::{NETWORKS, Network, Node, Started};
+use super::{Image, OVERLAYFS};
+use crate::ctr::Stack;
+use crate::error::Result;
+
+/// What nothing can be faster than.
+const FLOOR: &str = "floor";
+/// The time that an image's layers are on the wire, and a warm start.
+const WIRE: &str = "wire + warm start";
+
+/// Snapshotters of containerd's own that pull everything first.
+const FULL: [&str; 2] = [OVERLAYFS, "erofs"];
+
+/// Daemons of other lazy snapshotters.
+const LAZY_PEERS: [(&str, &str); 3] = [
+    ("stargz", "containerd-stargz-grpc"),
+    ("nydus", "containerd-nydus-grpc"),
+    ("soci", "soci-snapshotter-grpc"),
+];
+
+/// A row of cold starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// An eStargz image, and a profile of such a start.
+    Profile,
+    /// The same without a profile.
+    Estargz,
+    /// The ordinary image, without any index.
+    Plain,
+}
+
+const KINDS: [Kind; 3] = [Kind::Profile, Kind::Estargz, Kind::Plain];
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Profile => "profile",
+            Self::Estargz => "estargz",
+            Self::Plain => "plain",
+        }
+    }
+
+    fn row(self, network: Network, image: &Image) -> String {
+        format!("{}, {}: {}", self.name(), network.name, image.recipe.name)
+    }
+}
+
+fn feed(row: String, unit: Unit, contestant: &'static str) -> Feed {
+    Feed {
+        row: row.into(),
+        unit,
+        contestant,
+    }
+}
+
+/// All cold starts of `images`, and what is measured along with them.
+pub(super) fn tasks<'a>(node: &'a Node, images: &'a [Image]) -> Vec<Task<'a>> {
+    let mut tasks = Vec::new();
+    for network in NETWORKS {
+        for image in images {
+            tasks.push(ours(node, network, image));
+            tasks.extend(FULL.map(|snapshotter| full(node, network, image, snapshotter)));
+        }
+    }
+    tasks.extend(LAZY_PEERS.map(|(name, daemon)| lazy_peer(name, daemon, images)));
+    tasks
+}
+
+/// The rows that are the same for a full pull as for ours, in the order of their figures.
+fn common(network: Network, image: &Image, contestant: &'static str) -> Vec<Feed> {
+    let row = |what: &str| format!("{what}, {}: {}", network.name, image.recipe.name);
+    let rows = [
+        ("second start", Unit::Milliseconds),
+        ("bytes", Unit::Kibibytes),
+        ("pull alone", Unit::Milliseconds),
+    ];
+    rows.map(|(what, unit)| feed(row(what), unit, contestant))
+        .into()
+}
+
+/// Ours in each of its ways one after the other, and what the figures are held against.
+fn ours<'a>(node: &'a Node, network: Network, image: &'a Image) -> Task<'a> {
+    let ms = Unit::Milliseconds;
+    let rows = KINDS.map(|kind| kind.row(network, image));
+    let [profile, _, plain] = rows.clone();
+    let mut feeds: Vec<_> = rows.into_iter().map(|row| feed(row, ms, OURS)).collect();
+    feeds.push(feed(profile, ms, FLOOR));
+    feeds.push(feed(plain, ms, WIRE));
+    feeds.extend(common(network, image, OURS));
+    let sampler = move |_| {
+        let stack = Stack::XEBEC;
+        let start = |reference: &str, profile: Option<&Path>| -> Result<Started> {
+            node.forget(profile)?;
+            node.cold(stack, network, image.recipe, reference)
+        };
+        let guided = start(&image.estargz, Some(&image.profile))?;
+        let warm = node.warm(stack, network, image.recipe, &image.estargz)?;
+        let lazy = start(&image.estargz, None)?;
+        let plain = start(&image.ordinary, None)?;
+        let wire = network.wire_ms(image.profile_bytes);
+        Ok(vec![
+            guided.ms,
+            lazy.ms,
+            plain.ms,
+            wire + network.round_trips_ms(3) + warm,
+            network.wire_ms(image.layer_bytes) + warm,
+            warm,
+            guided.bytes as f64 / 1024.0,
+            guided.pull_ms,
+        ])
+    };
+    Task {
+        feeds,
+        every: 1,
+        warms_up: false,
+        sampler: Ok(Box::new(sampler)),
+    }
+}
+
+/// A full pull, which is the same for every row.
+fn full<'a>(
+    node: &'a Node,
+    network: Network,
+    image: &'a Image,
+    snapshotter: &'static str,
+) -> Task<'a> {
+    let rows = KINDS.map(|kind| kind.row(network, image));
+    let mut feeds: Vec<_> = rows
+        .into_iter()
+        .map(|row| feed(row, Unit::Milliseconds, snapshotter))
+        .collect();
+    feeds.extend(common(network, image, snapshotter));
+    let stack = Stack {
+        snapshotter,
+        ..Stack::XEBEC
+    };
+    let sampler = move |_| {
+        node.forget(None)?;
+        let started = node.cold(stack, network, image.recipe, &image.ordinary)?;
+        let second = node.warm(stack, network, image.recipe, &image.ordinary)?;
+        let Started { ms, pull_ms, bytes } = started;
+        Ok(vec![ms, ms, ms, second, bytes as f64 / 1024.0, pull_ms])
+    };
+    let can = node.can_pull(stack, &image.ordinary);
+    Task {
+        feeds,
+        every: if snapshotter == OVERLAYFS { 1 } else { u32::MAX },
+        warms_up: false,
+        sampler: can.map(|()| -> Sampler<'a> { Box::new(sampler) }),
+    }
+}
+
+/// One of the other lazy snapshotters: what its figures would stand in, and why there are none.
+fn lazy_peer<'a>(name: &'static str, daemon: &'static str, images: &[Image]) -> Task<'a> {
+    let rows = NETWORKS
+        .into_iter()
+        .flat_map(|network| images.iter().map(move |i| Kind::Profile.row(network, i)));
+    let why = match in_path(daemon) {
+        None => format!("{daemon} was not found in PATH"),
+        Some(_) => format!("{daemon} is there, but this benchmark cannot drive it yet"),
+    };
+    Task {
+        feeds: rows
+            .map(|row| feed(row, Unit::Milliseconds, name))
+            .collect(),
+        every: u32::MAX,
+        warms_up: false,
+        sampler: Err(Absent(why)),
+    }
+}

@@ -1,0 +1,58 @@
+//! What conversions cost in processor time.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use super::super::suite::{Feed, OURS, Task, Unit};
+use super::super::weigh;
+use super::Image;
+use crate::error::Result;
+
+const FORMATS: [&str; 4] = ["estargz", "zstd-chunked", "nydus", "index"];
+
+/// What was converted so far, and the seconds of processor time that it took.
+#[derive(Debug, Default)]
+pub(super) struct Converted(RefCell<BTreeMap<String, f64>>);
+
+impl Converted {
+    /// Converts an image of the registry; its reference there. An index is beside the image, which
+    /// stays what it is.
+    pub(super) fn convert(&self, image: &str, format: &str) -> Result<String> {
+        let target = image.replacen(":v1", &format!(":{format}"), 1);
+        if !self.0.borrow().contains_key(&target) {
+            let used = weigh::command(&[
+                "xebec-snapshotter",
+                "image",
+                "convert",
+                "--to",
+                format,
+                image,
+                &target,
+            ])?;
+            self.0.borrow_mut().insert(target.clone(), used.ms / 1e3);
+        }
+        Ok(target)
+    }
+}
+
+/// A conversion of each image to each format; once is enough for what is no time on a wall.
+pub(super) fn tasks<'a>(converted: &'a Converted, images: &'a [Image]) -> Vec<Task<'a>> {
+    let each = FORMATS
+        .into_iter()
+        .flat_map(|format| images.iter().map(move |image| (format, image)));
+    each.map(|(format, image)| Task {
+        feeds: vec![Feed {
+            row: format!("convert to {format}: {}", image.recipe.name).into(),
+            unit: Unit::ProcessorSeconds,
+            contestant: OURS,
+        }],
+        every: u32::MAX,
+        warms_up: false,
+        sampler: Ok(Box::new(move |_| {
+            let target = converted.convert(&image.ordinary, format)?;
+            let used = converted.0.borrow().get(&target).copied();
+            Ok(vec![used.unwrap_or(f64::NAN)])
+        })),
+    })
+    .collect()
+}
