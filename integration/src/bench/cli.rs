@@ -4,11 +4,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
+use clap::ValueEnum as _;
 use rustix::rand::GetRandomFlags;
 
 use super::report::Report;
 use super::suite::Random;
-use super::{Bench, charged, plot, select, targets};
+use super::{Bench, Part, charged, plot, select, targets};
 use crate::command;
 use crate::error::{Error, Result};
 use crate::hosts::{HostOptions, NativeHost};
@@ -32,6 +33,9 @@ pub struct Args {
     /// Take few samples: a look at the order of magnitude
     #[arg(long)]
     pub quick: bool,
+    /// Measure only this part of `snapshotter`
+    #[arg(long)]
+    pub part: Option<Part>,
 }
 
 /// `integration measure NAME`, inside the host; its report goes to standard output as JSON.
@@ -42,6 +46,9 @@ pub struct MeasureArgs {
     /// How many rounds to run
     #[arg(long)]
     pub rounds: u32,
+    /// Only this part
+    #[arg(long)]
+    pub part: Option<Part>,
     /// Seed of the order of measurements
     #[arg(long)]
     pub seed: u64,
@@ -53,7 +60,7 @@ pub fn measure(args: &MeasureArgs) -> Result<()> {
         return Err(Error::invalid("measure", "one benchmark at a time"));
     };
     let targets = targets::specified().map_err(|e| Error::invalid("target", e))?;
-    let measured = (bench.run)(args.rounds, &mut Random::new(args.seed))?;
+    let measured = (bench.run)(args.rounds, args.part, &mut Random::new(args.seed))?;
     let mut report = Report::new(bench.name, measured.samples, &targets);
     report.versions = measured.versions;
     report.phases = measured.phases;
@@ -76,9 +83,13 @@ fn first_word(path: &str) -> Result<String> {
 
 /// Starts a native host, runs the suites in it, and reports.
 pub fn main(args: &Args) -> Result<i32> {
-    let reports = select(&args.name)?
+    let benches = select(&args.name)?;
+    if args.part.is_some() && !benches.iter().all(|bench| bench.has_parts) {
+        return Err(Error::invalid("--part", "only `snapshotter` has parts"));
+    }
+    let reports = benches
         .into_iter()
-        .map(|bench| run(bench, args.quick))
+        .map(|bench| run(bench, args))
         .collect::<Result<Vec<_>>>()?;
     for report in &reports {
         println!("{}", report.table());
@@ -105,15 +116,15 @@ pub fn main(args: &Args) -> Result<i32> {
     Ok(i32::from(!missed.is_empty()))
 }
 
-fn run(bench: &Bench, quick: bool) -> Result<Report> {
+fn run(bench: &Bench, args: &Args) -> Result<Report> {
     let step = Step::begin(format!("bench {} on a native host", bench.name));
     let host = NativeHost::start(HostOptions::with(bench.services))?;
-    let rounds = if quick {
+    let rounds = if args.quick {
         bench.rounds.1
     } else {
         bench.rounds.0
     };
-    let argv = [
+    let mut argv = vec![
         Paths::find()?.program.into_os_string(),
         "measure".into(),
         bench.name.into(),
@@ -122,6 +133,9 @@ fn run(bench: &Bench, quick: bool) -> Result<Report> {
         "--seed".into(),
         seed()?.to_string().into(),
     ];
+    if let Some(part) = args.part.as_ref().and_then(Part::to_possible_value) {
+        argv.extend(["--part".into(), part.get_name().into()]);
+    }
     let mut command = host.command(&argv);
     command.stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command

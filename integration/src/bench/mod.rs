@@ -25,6 +25,7 @@ use std::collections::BTreeMap;
 
 pub use cli::{Args, MeasureArgs, main, measure};
 pub use report::Report;
+pub use snapshotter::Part;
 
 use crate::error::{Error, Result};
 use crate::hosts::Service;
@@ -37,7 +38,9 @@ struct Bench {
     services: &'static [Service],
     /// Rounds of an ordinary and of a quick run.
     rounds: (u32, u32),
-    run: fn(u32, &mut Random) -> Result<Measured>,
+    run: fn(u32, Option<Part>, &mut Random) -> Result<Measured>,
+    /// Parts of it can be run alone.
+    has_parts: bool,
     /// Also measures what a created container is charged with, wherever that can be told.
     charged: bool,
 }
@@ -56,6 +59,7 @@ const BENCHES: &[Bench] = &[
         services: &[Service::Containerd],
         rounds: (100, 10),
         run: run_runtime,
+        has_parts: false,
         charged: true,
     },
     Bench {
@@ -63,6 +67,7 @@ const BENCHES: &[Bench] = &[
         services: &[Service::Containerd],
         rounds: (50, 10),
         run: run_smoke,
+        has_parts: false,
         charged: false,
     },
     Bench {
@@ -71,11 +76,12 @@ const BENCHES: &[Bench] = &[
         services: &[],
         rounds: (3, 1),
         run: run_snapshotter,
+        has_parts: true,
         charged: false,
     },
 ];
 
-fn run_runtime(rounds: u32, random: &mut Random) -> Result<Measured> {
+fn run_runtime(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Measured> {
     let fixtures = runtime::Fixtures::start()?;
     let samples = suite::run(
         &mut tasks(runtime::operations(&fixtures)),
@@ -90,7 +96,7 @@ fn run_runtime(rounds: u32, random: &mut Random) -> Result<Measured> {
     })
 }
 
-fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
+fn run_smoke(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Measured> {
     let fixtures = smoke::Fixtures::start()?;
     let samples = suite::run(
         &mut tasks(smoke::operations(&fixtures)),
@@ -105,9 +111,9 @@ fn run_smoke(rounds: u32, random: &mut Random) -> Result<Measured> {
     })
 }
 
-fn run_snapshotter(rounds: u32, random: &mut Random) -> Result<Measured> {
+fn run_snapshotter(rounds: u32, only: Option<Part>, random: &mut Random) -> Result<Measured> {
     let fixtures = snapshotter::Fixtures::start()?;
-    let samples = snapshotter::measure(&fixtures, rounds, random)?;
+    let samples = snapshotter::measure(&fixtures, only, rounds, random)?;
     Ok(Measured {
         samples,
         versions: snapshotter::versions(),

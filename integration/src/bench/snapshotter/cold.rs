@@ -6,7 +6,7 @@ use std::path::Path;
 use super::super::measure::in_path;
 use super::super::suite::{Absent, Feed, OURS, Sampler, Task, Unit};
 use super::node::{NETWORKS, Network, Node, Started};
-use super::{Image, OVERLAYFS};
+use super::{Image, OVERLAYFS, Profile};
 use crate::ctr::Stack;
 use crate::error::Result;
 
@@ -61,11 +61,15 @@ fn feed(row: String, unit: Unit, contestant: &'static str) -> Feed {
 }
 
 /// All cold starts of `images`, and what is measured along with them.
-pub(super) fn tasks<'a>(node: &'a Node, images: &'a [Image]) -> Vec<Task<'a>> {
+pub(super) fn tasks<'a>(
+    node: &'a Node,
+    images: &'a [Image],
+    profiles: &'a [Profile],
+) -> Vec<Task<'a>> {
     let mut tasks = Vec::new();
     for network in NETWORKS {
-        for image in images {
-            tasks.push(ours(node, network, image));
+        for (image, profile) in images.iter().zip(profiles) {
+            tasks.push(ours(node, network, image, profile));
             tasks.extend(FULL.map(|snapshotter| full(node, network, image, snapshotter)));
         }
     }
@@ -86,12 +90,17 @@ fn common(network: Network, image: &Image, contestant: &'static str) -> Vec<Feed
 }
 
 /// Ours in each of its ways one after the other, and what the figures are held against.
-fn ours<'a>(node: &'a Node, network: Network, image: &'a Image) -> Task<'a> {
+fn ours<'a>(
+    node: &'a Node,
+    network: Network,
+    image: &'a Image,
+    profile: &'a Profile,
+) -> Task<'a> {
     let ms = Unit::Milliseconds;
     let rows = KINDS.map(|kind| kind.row(network, image));
-    let [profile, _, plain] = rows.clone();
+    let [guided, _, plain] = rows.clone();
     let mut feeds: Vec<_> = rows.into_iter().map(|row| feed(row, ms, OURS)).collect();
-    feeds.push(feed(profile, ms, FLOOR));
+    feeds.push(feed(guided, ms, FLOOR));
     feeds.push(feed(plain, ms, WIRE));
     feeds.extend(common(network, image, OURS));
     let sampler = move |_| {
@@ -100,11 +109,11 @@ fn ours<'a>(node: &'a Node, network: Network, image: &'a Image) -> Task<'a> {
             node.forget(profile)?;
             node.cold(stack, network, image.recipe, reference)
         };
-        let guided = start(&image.estargz, Some(&image.profile))?;
+        let guided = start(&image.estargz, Some(&profile.file))?;
         let warm = node.warm(stack, network, image.recipe, &image.estargz)?;
         let lazy = start(&image.estargz, None)?;
         let plain = start(&image.ordinary, None)?;
-        let wire = network.wire_ms(image.profile_bytes);
+        let wire = network.wire_ms(profile.bytes);
         Ok(vec![
             guided.ms,
             lazy.ms,

@@ -139,12 +139,10 @@ impl<'a> Crowd<'a> {
 
     /// Snapshots for containers, evenly over all images that are there.
     fn make_snapshots(&self) -> Result<()> {
-        let known = list()?;
-        let is_parent = |key: &str| known.iter().any(|(_, parent)| parent == key);
-        let tops: Vec<_> = known
-            .iter()
-            .filter(|(key, _)| key.starts_with("sha256:") && !is_parent(key))
-            .collect();
+        let mut layers = list()?;
+        layers.retain(|(key, _)| key.starts_with("sha256:"));
+        let is_parent = |key: &str| layers.iter().any(|(_, parent)| parent == key);
+        let tops: Vec<_> = layers.iter().filter(|(key, _)| !is_parent(key)).collect();
         if tops.is_empty() {
             return Err(Error::invalid("snapshots", "there are no images"));
         }
@@ -169,7 +167,7 @@ fn list() -> Result<Vec<(String, String)>> {
     Ok(lines.collect())
 }
 
-/// Both daemons are weighed first: what is left of that is found again.
+/// The weight of both daemons.
 pub(super) fn weigh_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
     let task = |daemon: Daemon| Task {
         feeds: vec![
@@ -183,6 +181,7 @@ pub(super) fn weigh_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
     DAEMONS.map(task).into()
 }
 
+/// A restart of the daemon that has been weighed.
 pub(super) fn restart_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
     vec![Task {
         feeds: vec![feed("start-up, 500 snapshots".to_owned(), Unit::Milliseconds)],

@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use self::convert::Converted;
@@ -44,12 +45,15 @@ struct Image {
     ordinary: String,
     /// Converted, without any more.
     estargz: String,
-    /// The profile of a start of the converted one.
-    profile: PathBuf,
-    /// What that profile needs on the wire.
-    profile_bytes: u64,
     /// Bytes of the ordinary layers.
     layer_bytes: u64,
+}
+
+/// What was recorded of a start of the converted image.
+struct Profile {
+    file: PathBuf,
+    /// What it needs on the wire.
+    bytes: u64,
 }
 
 /// What lives as long as the suite.
@@ -64,7 +68,7 @@ impl Fixtures {
     pub(super) fn start() -> Result<Self> {
         let node = Node::start()?;
         let converted = Converted::default();
-        let images = IMAGES.map(|name| prepare(&node, &converted, name));
+        let images = IMAGES.map(|name| prepare(&converted, name));
         let images = images.into_iter().collect::<Result<Vec<_>>>()?;
         Ok(Self {
             node,
@@ -74,32 +78,74 @@ impl Fixtures {
     }
 }
 
-/// Measures everything, in parts whose rounds are apart: each has the node to itself.
-pub(super) fn measure(fixtures: &Fixtures, rounds: u32, random: &mut Random) -> Result<Run> {
-    let tell = |part: &'static str| {
-        move |done: u32| eprintln!("... {part}: round {done}")
-    };
-    let mut starts = cold::tasks(&fixtures.node, &fixtures.images);
-    starts.extend(convert::tasks(&fixtures.converted, &fixtures.images));
-    let mut all = suite::run(&mut starts, rounds, random, tell("cold starts"))?;
+/// A part of the suite, whose rounds are apart from the others': it has the node to itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Part {
+    /// Cold starts over slow links
+    Cold,
+    /// What conversions cost
+    Convert,
+    /// Index and metadata image of many files
+    Metadata,
+    /// Reads of a mounted image
+    Reads,
+    /// Memory with many images, start-up with many snapshots
+    Crowd,
+}
 
-    let mut metadata = tasks(index::operations());
-    all.extend(suite::run(&mut metadata, rounds * READS, random, tell("metadata"))?);
-
-    let image = fixtures.images.last();
-    let image = image.ok_or_else(|| Error::invalid("images", "there are none"))?;
-    let mounted = Mounted::prepare(&fixtures.node, image)?;
-    let mut reads = mounted::tasks(&mounted);
-    all.extend(suite::run(&mut reads, rounds * READS, random, tell("reads"))?);
-    drop(reads);
-    drop(mounted);
-
-    let crowd = Crowd::prepare(fixtures)?;
-    let mut weighings = crowd::weigh_tasks(&crowd);
-    all.extend(suite::run(&mut weighings, 1, random, tell("memory"))?);
-    let mut restarts = crowd::restart_tasks(&crowd);
-    all.extend(suite::run(&mut restarts, rounds, random, tell("start-up"))?);
+/// Measures all parts, or `only` one.
+pub(super) fn measure(
+    fixtures: &Fixtures,
+    only: Option<Part>,
+    rounds: u32,
+    random: &mut Random,
+) -> Result<Run> {
+    let mut all = Run::default();
+    for &part in Part::value_variants() {
+        if only.is_none_or(|only| only == part) {
+            all.extend(part.measure(fixtures, rounds, random)?);
+        }
+    }
     Ok(all)
+}
+
+impl Part {
+    fn measure(self, fixtures: &Fixtures, rounds: u32, random: &mut Random) -> Result<Run> {
+        let tell = |round: u32| eprintln!("... {self:?}: round {round}");
+        match self {
+            Self::Cold => {
+                let (node, images) = (&fixtures.node, &fixtures.images);
+                let profiles = images.iter().map(|image| record(node, image));
+                let profiles = profiles.collect::<Result<Vec<_>>>()?;
+                let mut starts = cold::tasks(node, images, &profiles);
+                suite::run(&mut starts, rounds, random, tell)
+            }
+            Self::Convert => {
+                let mut conversions = convert::tasks(&fixtures.converted, &fixtures.images);
+                suite::run(&mut conversions, 1, random, tell)
+            }
+            Self::Metadata => {
+                let mut metadata = tasks(index::operations());
+                suite::run(&mut metadata, rounds * READS, random, tell)
+            }
+            Self::Reads => {
+                let image = fixtures.images.last();
+                let image = image.ok_or_else(|| Error::invalid("images", "there are none"))?;
+                let mounted = Mounted::prepare(&fixtures.node, image)?;
+                let mut reads = mounted::tasks(&mounted);
+                suite::run(&mut reads, rounds * READS, random, tell)
+            }
+            Self::Crowd => {
+                let crowd = Crowd::prepare(fixtures)?;
+                let mut weighings = crowd::weigh_tasks(&crowd);
+                let mut all = suite::run(&mut weighings, 1, random, tell)?;
+                // Both daemons were weighed first: what is left of that is found again.
+                let mut restarts = crowd::restart_tasks(&crowd);
+                all.extend(suite::run(&mut restarts, rounds, random, tell)?);
+                Ok(all)
+            }
+        }
+    }
 }
 
 /// What the programs say of their versions.
@@ -114,22 +160,16 @@ pub(super) fn versions() -> BTreeMap<String, String> {
     .collect()
 }
 
-/// Has an image in the registry, ordinary and converted, with a profile of its start.
-fn prepare(node: &Node, converted: &Converted, name: &'static str) -> Result<Image> {
+/// Has an image in the registry, ordinary and converted.
+fn prepare(converted: &Converted, name: &'static str) -> Result<Image> {
     let recipe = recipes::ALL.iter().find(|recipe| recipe.name == name);
     let recipe = recipe.ok_or_else(|| Error::invalid(name, "no such image in the corpus"))?;
     let ordinary = push(name)?;
-    let estargz = converted.convert(&ordinary, "estargz")?;
-    let profile = Path::new(PROFILES).join(format!("{name}.json"));
-    record(node, recipe, &estargz, &profile)?;
-    let json = fs::read(&profile).map_err(Error::file("read", &profile))?;
     Ok(Image {
         recipe,
         layer_bytes: layer_bytes(&ordinary)?,
-        profile_bytes: profile_bytes(&json)?,
+        estargz: converted.convert(&ordinary, "estargz")?,
         ordinary,
-        estargz,
-        profile,
     })
 }
 
@@ -144,19 +184,21 @@ fn push(name: &str) -> Result<String> {
 }
 
 /// Starts an image on a node that has never seen it, and takes the profile of that.
-fn record(node: &Node, recipe: &Recipe, image: &str, profile: &Path) -> Result<()> {
+fn record(node: &Node, image: &Image) -> Result<Profile> {
     node.forget(None)?;
-    node::pull(image, Stack::XEBEC)?;
-    node::run(Stack::XEBEC, recipe, image, || crate::proxy::Counters {
-        down: 0,
-        up: 0,
-        connections: 0,
-    })?;
+    node::pull(&image.estargz, Stack::XEBEC)?;
+    node::run(Stack::XEBEC, image.recipe, &image.estargz)?;
     node.pause()?;
     fs::create_dir_all(PROFILES).map_err(Error::file("create", Path::new(PROFILES)))?;
-    let file = profile.to_string_lossy();
-    output(&["xebec-snapshotter", "profile", "export", "-o", &file, image])?;
-    node.resume()
+    let file = Path::new(PROFILES).join(format!("{}.json", image.recipe.name));
+    let export = ["xebec-snapshotter", "profile", "export", "-o"];
+    output(&[&export[..], &[&file.to_string_lossy(), &image.estargz]].concat())?;
+    node.resume()?;
+    let json = fs::read(&file).map_err(Error::file("read", &file))?;
+    Ok(Profile {
+        bytes: profile_bytes(&json)?,
+        file,
+    })
 }
 
 fn layer_bytes(image: &str) -> Result<u64> {
@@ -178,11 +220,11 @@ fn layer_bytes(image: &str) -> Result<u64> {
 /// The bytes that a profile names, each counted once.
 fn profile_bytes(json: &[u8]) -> Result<u64> {
     #[derive(Deserialize)]
-    struct Profile {
+    struct Document {
         /// Layer, first byte, number of bytes, milliseconds.
         reads: Vec<(usize, u64, u64, u32)>,
     }
-    let profile: Profile =
+    let profile: Document =
         serde_json::from_slice(json).map_err(|error| Error::invalid("a profile", error))?;
     let mut ranges: Vec<_> = profile
         .reads

@@ -40,7 +40,7 @@ enum Side {
 }
 
 impl Side {
-    const ALL: [Self; 4] = [Self::Overlayfs, Self::Erofs, Self::Kernel, Self::Fuse];
+    const ALL: [Self; 4] = [Self::Kernel, Self::Fuse, Self::Overlayfs, Self::Erofs];
 
     /// The rows that it is in: of which back end, and as whom.
     fn cells(self) -> &'static [(&'static str, &'static str)] {

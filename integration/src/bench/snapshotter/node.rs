@@ -24,7 +24,7 @@ use crate::demo::FORGET;
 use crate::error::{Error, Result};
 use crate::hosts::Site;
 use crate::hosts::services::{Flavour, Service, Services, config};
-use crate::proxy::{Counters, Proxy, Shape};
+use crate::proxy::{Proxy, Shape};
 
 /// Where our snapshotter listens.
 pub(super) const ADDRESS: &str = Service::SNAPSHOTTER_SOCKET;
@@ -199,12 +199,13 @@ impl Node {
         let began = Instant::now();
         pull(&remote, stack)?;
         let pulled = began.elapsed();
-        let started = run(stack, recipe, &remote, || link.counters())
+        let (ms, bytes) = run_and(stack, recipe, &remote, || link.counters().down)
             .map_err(|error| Error::invalid(self.log(), error))?;
+        let pull_ms = milliseconds(pulled);
         Ok(Started {
-            ms: ms(pulled) + started.ms,
-            pull_ms: ms(pulled),
-            ..started
+            ms: pull_ms + ms,
+            pull_ms,
+            bytes,
         })
     }
 
@@ -218,7 +219,7 @@ impl Node {
     ) -> Result<f64> {
         let link = self.link(network)?;
         let remote = image.replacen(Service::REGISTRY, &link.address().to_string(), 1);
-        run(stack, recipe, &remote, || link.counters()).map(|started| started.ms)
+        run(stack, recipe, &remote)
     }
 }
 
@@ -228,14 +229,18 @@ pub(super) fn pull(image: &str, stack: Stack) -> Result<()> {
     output(&[&["ctr"], &arguments[..]].concat()).map(drop)
 }
 
-/// `ctr run` of what the image runs; the time is until its first line, the bytes are those that
-/// `counters` counts then.
-pub(super) fn run(
+/// `ctr run` of what the image runs, to its end; the milliseconds until its first line.
+pub(super) fn run(stack: Stack, recipe: &Recipe, image: &str) -> Result<f64> {
+    run_and(stack, recipe, image, || ()).map(|(ms, ())| ms)
+}
+
+/// As [`run`], with what `then` says when the first line has come.
+fn run_and<T>(
     stack: Stack,
     recipe: &Recipe,
     image: &str,
-    counters: impl Fn() -> Counters,
-) -> Result<Started> {
+    then: impl Fn() -> T,
+) -> Result<(f64, T)> {
     let (reader, writer) = pipe().map_err(Error::system("make a pipe"))?;
     let second = writer.try_clone().map_err(Error::system("make a pipe"))?;
     let arguments = stack.run_arguments();
@@ -254,7 +259,7 @@ pub(super) fn run(
     drop(command);
     let (mut reader, mut line) = (BufReader::new(reader), String::new());
     let read = reader.read_line(&mut line);
-    let (elapsed, bytes) = (began.elapsed(), counters().down);
+    let (elapsed, then) = (began.elapsed(), then());
     read.map_err(Error::system("read a container's output"))?;
     let mut rest = String::new();
     reader
@@ -268,11 +273,7 @@ pub(super) fn run(
             output: line + &rest,
         });
     }
-    Ok(Started {
-        ms: ms(elapsed),
-        pull_ms: 0.0,
-        bytes,
-    })
+    Ok((milliseconds(elapsed), then))
 }
 
 /// What the first line of an image's output begins with.
@@ -283,7 +284,7 @@ fn first_words(recipe: &Recipe) -> &'static str {
     })
 }
 
-fn ms(time: Duration) -> f64 {
+fn milliseconds(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
