@@ -90,12 +90,7 @@ fn common(network: Network, image: &Image, contestant: &'static str) -> Vec<Feed
 }
 
 /// Ours in each of its ways one after the other, and what the figures are held against.
-fn ours<'a>(
-    node: &'a Node,
-    network: Network,
-    image: &'a Image,
-    profile: &'a Profile,
-) -> Task<'a> {
+fn ours<'a>(node: &'a Node, network: Network, image: &'a Image, profile: &'a Profile) -> Task<'a> {
     let ms = Unit::Milliseconds;
     let rows = KINDS.map(|kind| kind.row(network, image));
     let [guided, _, plain] = rows.clone();
@@ -160,7 +155,11 @@ fn full<'a>(
     let can = node.can_pull(stack, &image.ordinary);
     Task {
         feeds,
-        every: if snapshotter == OVERLAYFS { 1 } else { u32::MAX },
+        every: if snapshotter == OVERLAYFS {
+            1
+        } else {
+            u32::MAX
+        },
         warms_up: false,
         sampler: can.map(|()| -> Sampler<'a> { Box::new(sampler) }),
     }

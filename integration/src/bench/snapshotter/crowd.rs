@@ -59,7 +59,7 @@ pub(super) struct Crowd<'a> {
     node: &'a Node,
     images: Vec<String>,
     second: Second,
-    /// The daemon that already has the snapshots.
+    /// Whether our daemon has the snapshots already.
     is_crowded: RefCell<bool>,
 }
 
@@ -86,14 +86,14 @@ impl<'a> Crowd<'a> {
             if number == HALF {
                 half = self.rss(daemon)?;
             }
-            self.mount_and_read(daemon, image, number)?;
+            Self::mount_and_read(daemon, image, number)?;
         }
         let whole = self.rss(daemon)?;
         let more = (self.images.len() - HALF) as f64;
         Ok(vec![whole, (whole - half) / more])
     }
 
-    fn mount_and_read(&self, daemon: Daemon, image: &str, number: usize) -> Result<()> {
+    fn mount_and_read(daemon: Daemon, image: &str, number: usize) -> Result<()> {
         let stack = Stack {
             snapshotter: daemon.snapshotter,
             ..Stack::XEBEC
@@ -120,7 +120,7 @@ impl<'a> Crowd<'a> {
     /// its first answer.
     fn restart(&self) -> Result<f64> {
         if !self.is_crowded.replace(true) {
-            self.make_snapshots()?;
+            Self::make_snapshots()?;
         }
         self.node.stop(Service::Registry)?;
         self.node.stop(Service::Snapshotter)?;
@@ -138,7 +138,7 @@ impl<'a> Crowd<'a> {
     }
 
     /// Snapshots for containers, evenly over all images that are there.
-    fn make_snapshots(&self) -> Result<()> {
+    fn make_snapshots() -> Result<()> {
         let mut layers = list()?;
         layers.retain(|(key, _)| key.starts_with("sha256:"));
         let is_parent = |key: &str| layers.iter().any(|(_, parent)| parent == key);
@@ -146,11 +146,10 @@ impl<'a> Crowd<'a> {
         if tops.is_empty() {
             return Err(Error::invalid("snapshots", "there are no images"));
         }
-        let lines: String = (0..SNAPSHOTS)
-            .map(|number| format!("crowd-{number} {}\n", tops[number % tops.len()].0))
-            .collect();
+        let line = |number: usize| format!("crowd-{number} {}", tops[number % tops.len()].0);
+        let lines: Vec<_> = (0..SNAPSHOTS).map(line).collect();
         let file = Path::new("/tmp/crowd");
-        fs::write(file, lines).map_err(Error::file("write", file))?;
+        fs::write(file, lines.join("\n")).map_err(Error::file("write", file))?;
         let prepare = "xargs -P 4 -L 1 ctr snapshots --snapshotter xebec prepare < /tmp/crowd";
         output(&["sh", "-ec", prepare]).map(drop)
     }
@@ -171,8 +170,14 @@ fn list() -> Result<Vec<(String, String)>> {
 pub(super) fn weigh_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
     let task = |daemon: Daemon| Task {
         feeds: vec![
-            feed(format!("{}: RSS, 10 images", daemon.back_end), Unit::Kibibytes),
-            feed(format!("{}: RSS, one more", daemon.back_end), Unit::Kibibytes),
+            feed(
+                format!("{}: RSS, 10 images", daemon.back_end),
+                Unit::Kibibytes,
+            ),
+            feed(
+                format!("{}: RSS, one more", daemon.back_end),
+                Unit::Kibibytes,
+            ),
         ],
         every: u32::MAX,
         warms_up: false,
@@ -184,7 +189,10 @@ pub(super) fn weigh_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
 /// A restart of the daemon that has been weighed.
 pub(super) fn restart_tasks<'a>(crowd: &'a Crowd<'a>) -> Vec<Task<'a>> {
     vec![Task {
-        feeds: vec![feed("start-up, 500 snapshots".to_owned(), Unit::Milliseconds)],
+        feeds: vec![feed(
+            "start-up, 500 snapshots".to_owned(),
+            Unit::Milliseconds,
+        )],
         every: 1,
         warms_up: false,
         sampler: Ok(Box::new(move |_| crowd.restart().map(|ms| vec![ms]))),

@@ -136,8 +136,7 @@ impl<'a> Mounted<'a> {
     fn unmount(side: Side) -> Result<()> {
         let point = side.point();
         let Some(snapshotter) = side.snapshotter() else {
-            return unmount(&point, UnmountFlags::empty())
-                .map_err(Error::errno("unmount", &point));
+            return unmount(&point, UnmountFlags::empty()).map_err(Error::errno("unmount", &point));
         };
         let argv = ["ctr", "images", "unmount", "--snapshotter", snapshotter];
         output(&[&argv[..], &["--rm", &text(&point)]].concat()).map(drop)
@@ -188,11 +187,13 @@ pub(super) fn tasks<'a>(mounted: &'a Mounted<'a>) -> Vec<Task<'a>> {
             .enumerate()
             .map(|(number, &(row, unit))| (number, row, unit))
             .flat_map(|(_, row, unit)| {
-                side.cells().iter().map(move |&(back_end, contestant)| Feed {
-                    row: format!("{back_end}: {row}").into(),
-                    unit,
-                    contestant,
-                })
+                side.cells()
+                    .iter()
+                    .map(move |&(back_end, contestant)| Feed {
+                        row: format!("{back_end}: {row}").into(),
+                        unit,
+                        contestant,
+                    })
             })
             .collect(),
         every: 1,

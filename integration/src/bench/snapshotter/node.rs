@@ -129,7 +129,10 @@ impl Node {
                 let reason = error.lines().rev().find(|line| line.contains(": "));
                 let reason = reason.unwrap_or_default();
                 let reason = command::tail(reason, 160);
-                Absent(format!("{} cannot unpack here: {reason}", stack.snapshotter))
+                Absent(format!(
+                    "{} cannot unpack here: {reason}",
+                    stack.snapshotter
+                ))
             })
         });
         tried.clone()
@@ -162,7 +165,9 @@ impl Node {
 
     /// Stops the daemons; a profile is written at the latest by that.
     pub(super) fn pause(&self) -> Result<()> {
-        NODE.into_iter().rev().try_for_each(|service| self.stop(service))
+        NODE.into_iter()
+            .rev()
+            .try_for_each(|service| self.stop(service))
     }
 
     pub(super) fn resume(&self) -> Result<()> {

@@ -99,7 +99,9 @@ impl Files {
         let began = Instant::now();
         for _ in 0..RANDOM_READS {
             // A multiplicative walk: far from in order, and the same for everyone.
-            place = place.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            place = place
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             file.read_at(&mut block, (place >> 20) % blocks * BLOCK as u64)
                 .map_err(Error::file("read", path))?;
         }

@@ -48,7 +48,9 @@ impl Second {
         );
         fs::write(CONFIG, config).map_err(Error::file("write", Path::new(CONFIG)))?;
         let log = File::create(LOG).map_err(Error::file("create", Path::new(LOG)))?;
-        let errors = log.try_clone().map_err(Error::file("open", Path::new(LOG)))?;
+        let errors = log
+            .try_clone()
+            .map_err(Error::file("open", Path::new(LOG)))?;
         let process = Command::new("xebec-snapshotter")
             .args(["serve", "--config", CONFIG])
             .stdin(Stdio::null())
