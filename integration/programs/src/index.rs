@@ -51,7 +51,7 @@ fn measure(files: u32) -> Result<(f64, f64), Box<dyn Error>> {
         return Err(format!("{} inodes, {} bytes", tree.len(), image.len()).into());
     }
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
-    Ok((ms(indexed), ms(done - indexed)))
+    Ok((ms(indexed), ms(done.saturating_sub(indexed))))
 }
 
 /// A TOC as converters write it: every file with its size, owner, mode, time and digest.
