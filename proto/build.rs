@@ -47,6 +47,16 @@ fn main() -> Result<(), Box<dyn Error>> {
             .emit_rerun_if_changed(false)
             .compile_fds_with_config(fds, config_for("containerd.services.snapshots.v1"))?;
     }
+    if enabled("CONTENT") {
+        for name in ["content", "images", "leases"] {
+            let fds = protox::compile([format!("{name}.proto")], ["protos"])?;
+            let package = format!("containerd.services.{name}.v1");
+            tonic_prost_build::configure()
+                .build_server(false)
+                .emit_rerun_if_changed(false)
+                .compile_fds_with_config(fds, config_for(&package))?;
+        }
+    }
     if enabled("CRI") {
         let fds = protox::compile(["cri.proto"], ["protos"])?;
         tonic_prost_build::configure()

@@ -1,4 +1,4 @@
-//! `image convert` from and to archives, and what other tools make of them.
+//! `image convert` from and to archives and containerd, and what other tools make of them.
 
 use integration::hosts::{HostOptions, NativeHost, Service};
 
@@ -135,6 +135,72 @@ tail -n +3 errors | grep -c 'digest mismatch'
         interrupted("143"),
         "left: 0".into(),
         "3".into(),
+    ];
+    assert_eq!(lines, expected, "{told}");
+}
+
+#[test]
+fn images_in_containerd_are_converted_there_and_outlive_its_collector() {
+    let services = [Service::Registry, Service::Containerd, Service::Snapshotter];
+    let host = NativeHost::start(HostOptions::with(&services)).expect("a native host starts");
+    let image = host.push("busybox").expect("the image is pushed");
+    let told = tell(
+        &host,
+        &format!(
+            "image={image}\n{}",
+            r#"
+tree() { ctr $2 images mount --snapshotter overlayfs $1 /mnt > /dev/null; describe /mnt
+         ctr $2 images unmount --rm --snapshotter overlayfs /mnt > /dev/null; }
+collect() { ctr images tag $image collect:v1 > /dev/null; ctr images rm --sync collect:v1 > /dev/null; }
+ctr images pull --hosts-dir /etc/containerd/certs.d --snapshotter overlayfs $image > /dev/null
+tree $image > source
+convert containerd:$image containerd:h.test/stargz:v1
+convert containerd:$image containerd:h.test/stargz:v1
+convert containerd:$image containerd:h.test/chunked:v1 --to zstd-chunked
+convert oci:/srv/corpus/busybox containerd:h.test/other:v1 --namespace other
+collect
+echo "leases: $(ctr leases ls -q | wc -l)"
+for name in stargz chunked; do tree h.test/$name:v1 > $name; same source $name; done
+tree h.test/other:v1 "-n other" > other; same source other
+convert containerd:h.test/stargz:v1 oci-archive:again.tar
+skopeo inspect --raw oci-archive:again.tar | sha256sum | cut -c -64 > digest
+ctr images ls name==h.test/stargz:v1 | grep -c $(cat digest)
+
+convert containerd:h.test/nothere:v1 oci:out 2>&1 || true
+convert containerd:$image oci:out --containerd-address /nowhere.sock 2>&1 || true
+convert containerd:$image containerd:x --to index 2>&1 || true
+echo $(ls)
+
+# What an interrupted conversion has stored goes with its lease.
+ctr content ls -q | sort > before
+skopeo copy -q oci:/srv/corpus/redis oci:big
+xebec-snapshotter image convert oci:big containerd:h.test/big:v1 2> errors & pid=$!
+until [ "$(ctr content ls -q | wc -l)" -gt "$(wc -l < before)" ]; do sleep 0.02; done
+kill -INT $pid; wait $pid || echo $?
+tail -1 errors
+echo "leases: $(ctr leases ls -q | wc -l)"
+collect; ctr content ls -q | sort > after; same before after
+"#
+        ),
+    );
+    let lines: Vec<_> = told.lines().collect();
+    let says = |line: &str| format!("xebec-snapshotter: {line}");
+    let expected = [
+        "leases: 0".to_owned(),
+        "stargz is right".into(),
+        "chunked is right".into(),
+        "other is right".into(),
+        "1".into(),
+        says("image h.test/nothere:v1 in namespace default in containerd: not found"),
+        says("containerd at /nowhere.sock: unavailable: No such file or directory (os error 2)"),
+        says(
+            "containerd keeps no index beside an image: convert it in a registry: invalid argument",
+        ),
+        "again.tar chunked digest other source stargz".into(),
+        "130".into(),
+        says("interrupted: nothing was left behind"),
+        "leases: 0".into(),
+        "after is right".into(),
     ];
     assert_eq!(lines, expected, "{told}");
 }

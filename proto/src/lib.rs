@@ -1,5 +1,6 @@
 //! Generated API types of the services that xebec speaks: containerd's shim Task API and its
-//! events, runc options, cgroup v2 metrics, the snapshots API, and a part of CRI v1.
+//! events, runc options, cgroup v2 metrics, the snapshots API, and parts of the content, images and leases
+//! APIs and of CRI v1.
 //!
 //! The `.proto` files in `protos/` are this project's own; names and numbers are the APIs'.
 //! The crate never contains behaviour, beyond packing a message into an `Any`.
@@ -67,6 +68,21 @@ generated! {
 generated! {
     /// `containerd.services.snapshots.v1`, with its gRPC server and client.
     snapshots, "containerd.services.snapshots.v1"
+}
+#[cfg(feature = "content")]
+generated! {
+    /// `containerd.services.content.v1`, with its gRPC client.
+    content, "containerd.services.content.v1"
+}
+#[cfg(feature = "content")]
+generated! {
+    /// `containerd.services.images.v1`, with its gRPC client.
+    images, "containerd.services.images.v1"
+}
+#[cfg(feature = "content")]
+generated! {
+    /// `containerd.services.leases.v1`, with its gRPC client.
+    leases, "containerd.services.leases.v1"
 }
 #[cfg(feature = "cri")]
 generated! {

@@ -133,6 +133,10 @@ fn convert_between(
         prioritized: options.prioritized.clone(),
     };
     style.check()?;
+    if options.format == Format::Index && destination.is_partial() {
+        let reason = "containerd keeps no index beside an image: convert it in a registry";
+        return Err(Error::InvalidArgument(reason.to_owned()));
+    }
     let top = source.manifest()?;
     // Asks for anything at all: wrong credentials must not show after minutes of work.
     destination.has_blob(&top.digest)?;
@@ -330,7 +334,13 @@ fn load_all(source: &Store<'_>, index: &Index, observer: &dyn Observer) -> Resul
             .is_none_or(|platform| platform.os != "unknown")
             && !descriptor.other.contains_key("artifactType");
         if is_image {
-            images.push(load_descriptor(source, descriptor.clone())?);
+            match load_descriptor(source, descriptor.clone()) {
+                Ok(image) => images.push(image),
+                Err(error @ Error::NotFound(_)) if source.is_partial() => {
+                    observer.note(&format!("{error}: is left out"));
+                }
+                Err(error) => return Err(error),
+            }
         } else {
             observer.note(&format!(
                 "{} is no image and is left out",

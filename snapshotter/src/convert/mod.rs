@@ -8,6 +8,7 @@
 
 mod archive;
 mod beside;
+mod containerd;
 mod entry;
 mod estargz;
 mod image;
@@ -29,6 +30,7 @@ mod undo;
 mod zstdchunked;
 
 pub use archive::{Archive, ArchiveKind};
+pub use containerd::ContainerdImage;
 pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
 pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
 pub use layer::LayerReport;

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::fetch::ImageRef;
 
 use super::archive::{Archive, ArchiveKind};
+use super::containerd::ContainerdImage;
 use super::layout::Layout;
 
 /// An image's place.
@@ -18,6 +19,8 @@ pub enum Place {
     Layout(Layout),
     /// `oci-archive:FILE[:NAME]`, `docker-archive:FILE[:NAME]`.
     Archive(Archive),
+    /// `containerd:NAME`.
+    Containerd(ContainerdImage),
 }
 
 impl FromStr for Place {
@@ -34,6 +37,7 @@ impl FromStr for Place {
                 "docker-archive" => {
                     return Archive::parse(ArchiveKind::Docker, rest).map(Self::Archive);
                 }
+                "containerd" => return ContainerdImage::parse(rest).map(Self::Containerd),
                 _ => {}
             }
         }
@@ -48,6 +52,7 @@ impl fmt::Display for Place {
             Self::Registry(image) => image.fmt(f),
             Self::Layout(layout) => layout.fmt(f),
             Self::Archive(archive) => archive.fmt(f),
+            Self::Containerd(image) => image.fmt(f),
         }
     }
 }
@@ -65,6 +70,7 @@ mod tests {
             ("oci-archive:x.tar", "oci-archive:x.tar"),
             ("oci-archive:x.tar:a/b:v1", "oci-archive:x.tar:a/b:v1"),
             ("docker-archive:/x.tar:b:v1", "docker-archive:/x.tar:b:v1"),
+            ("containerd:h.test/a:v1", "containerd:h.test/a:v1"),
         ] {
             let place: Place = text.parse().unwrap();
             assert_eq!(place.to_string(), shown);
@@ -75,6 +81,7 @@ mod tests {
             "oci-archive:",
             "docker-archive::x",
             "docker-archive:x:",
+            "containerd:",
             "A b",
         ] {
             let error = text.parse::<Place>().unwrap_err().to_string();

@@ -1,8 +1,10 @@
 //! A place with what is needed to read from it or write to it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Seek};
 use std::path::Path;
+use std::sync::Arc;
 
 use crate::digest::{Digest, HashingReader};
 use crate::error::{Error, Result};
@@ -10,6 +12,7 @@ use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, FetchedManifest, FileBlob, ImageRef, Registry};
 
 use super::archive::{NewArchive, OpenArchive};
+use super::containerd::Client;
 use super::layout::Layout;
 use super::place::Place;
 use super::undo::Undo;
@@ -25,6 +28,7 @@ enum Shelf<'a> {
     Layout(&'a Layout, &'a Undo),
     Archive(OpenArchive),
     NewArchive(NewArchive<'a>),
+    Containerd(Arc<Client>),
 }
 
 impl<'a> Store<'a> {
@@ -39,6 +43,7 @@ impl<'a> Store<'a> {
             Place::Registry(image) => Shelf::Registry(registry, image),
             Place::Layout(layout) => Shelf::Layout(layout, undo),
             Place::Archive(archive) => Shelf::Archive(OpenArchive::open(archive, dir)?),
+            Place::Containerd(image) => Shelf::Containerd(Arc::new(Client::connect(image)?)),
         };
         Ok(Self { place, shelf })
     }
@@ -53,6 +58,7 @@ impl<'a> Store<'a> {
             Place::Registry(image) => Shelf::Registry(registry, image),
             Place::Layout(layout) => Shelf::Layout(layout, undo),
             Place::Archive(archive) => Shelf::NewArchive(NewArchive::create(archive, undo)?),
+            Place::Containerd(image) => Shelf::Containerd(Client::with_lease(image, undo)?),
         };
         Ok(Self { place, shelf })
     }
@@ -71,6 +77,7 @@ impl<'a> Store<'a> {
             Shelf::Registry(registry, image) => registry.manifest(image),
             Shelf::Layout(layout, _) => layout.manifest(),
             Shelf::Archive(archive) => Ok(archive.manifest()),
+            Shelf::Containerd(client) => client.manifest(),
             Shelf::NewArchive(_) => Err(self.is_new()),
         }
     }
@@ -83,6 +90,7 @@ impl<'a> Store<'a> {
             }
             Shelf::Layout(layout, _) => layout.document(descriptor),
             Shelf::Archive(archive) => archive.document(descriptor),
+            Shelf::Containerd(client) => client.document(&descriptor.media_type, descriptor.digest),
             Shelf::NewArchive(_) => Err(self.is_new()),
         }
     }
@@ -98,6 +106,10 @@ impl<'a> Store<'a> {
             Shelf::Archive(archive) => {
                 let section = archive.section(&descriptor.digest)?;
                 Box::new(self.verified(section, descriptor))
+            }
+            Shelf::Containerd(client) => {
+                let content = client.read(descriptor.digest);
+                Box::new(self.verified(content, descriptor))
             }
             Shelf::NewArchive(_) => return Err(self.is_new()),
         })
@@ -143,6 +155,7 @@ impl<'a> Store<'a> {
                 Box::new(FileBlob::new(layout.open(&descriptor.digest)?, name)?)
             }
             Shelf::Archive(archive) => Box::new(archive.section(&descriptor.digest)?),
+            Shelf::Containerd(client) => Box::new(client.blob(descriptor.digest, descriptor.size)),
             Shelf::NewArchive(_) => return Err(self.is_new()),
         })
     }
@@ -153,21 +166,27 @@ impl<'a> Store<'a> {
             Shelf::Layout(layout, _) => Ok(layout.has_blob(digest)),
             Shelf::Archive(archive) => Ok(archive.section(digest).is_ok()),
             Shelf::NewArchive(archive) => Ok(archive.has_blob(digest)),
+            Shelf::Containerd(client) => client.has_blob(digest),
         }
+    }
+
+    /// Whether a blob need not be stored. containerd is told of those that it has as well, so that
+    /// our lease holds them.
+    fn may_skip(&self, digest: &Digest) -> Result<bool> {
+        Ok(!matches!(self.shelf, Shelf::Containerd(_)) && self.has_blob(digest)?)
     }
 
     /// Stores the blob in `file`, unless it is there.
     pub(super) fn put_file(&self, descriptor: &Descriptor, mut file: File) -> Result<()> {
-        if self.has_blob(&descriptor.digest)? {
+        if self.may_skip(&descriptor.digest)? {
             return Ok(());
         }
+        let rewind_error = Error::io("rewind", Path::new("temporary file"));
+        file.rewind().map_err(rewind_error)?;
         match &self.shelf {
             Shelf::Registry(registry, image) => registry.push_blob(image, descriptor, file),
-            Shelf::Layout(layout, undo) => {
-                file.rewind()
-                    .map_err(Error::io("rewind", Path::new("temporary file")))?;
-                layout.put_blob(&descriptor.digest, file, undo)
-            }
+            Shelf::Layout(layout, undo) => layout.put_blob(&descriptor.digest, file, undo),
+            Shelf::Containerd(client) => put(client, descriptor, file),
             Shelf::Archive(_) => Err(self.is_old()),
             Shelf::NewArchive(archive) => {
                 archive.put_file(descriptor, file);
@@ -178,12 +197,16 @@ impl<'a> Store<'a> {
 
     pub(super) fn put_bytes(&self, content: &[u8]) -> Result<()> {
         let digest = Digest::of(content);
-        if self.has_blob(&digest)? {
+        if self.may_skip(&digest)? {
             return Ok(());
         }
         match &self.shelf {
             Shelf::Registry(registry, image) => registry.push_bytes(image, content),
             Shelf::Layout(layout, undo) => layout.put_blob(&digest, content, undo),
+            Shelf::Containerd(client) => {
+                let size = content.len() as u64;
+                client.put(digest, size, content, HashMap::new())
+            }
             Shelf::Archive(_) => Err(self.is_old()),
             Shelf::NewArchive(archive) => {
                 archive.put_bytes(content);
@@ -199,7 +222,7 @@ impl<'a> Store<'a> {
         descriptor: &Descriptor,
         dir: &Path,
     ) -> Result<()> {
-        if self.has_blob(&descriptor.digest)? {
+        if self.may_skip(&descriptor.digest)? {
             return Ok(());
         }
         if let (Some((registry, to)), Some((_, from))) = (self.as_registry(), source.as_registry())
@@ -209,6 +232,9 @@ impl<'a> Store<'a> {
         }
         if let Shelf::Layout(layout, undo) = &self.shelf {
             return layout.put_blob(&descriptor.digest, source.read(descriptor)?, undo);
+        }
+        if let Shelf::Containerd(client) = &self.shelf {
+            return put(client, descriptor, source.read(descriptor)?);
         }
         let mut file =
             tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
@@ -228,6 +254,7 @@ impl<'a> Store<'a> {
             Shelf::Layout(layout, undo) => layout.put_blob(&digest, content, undo).map(|()| digest),
             Shelf::Archive(_) => Err(self.is_old()),
             Shelf::NewArchive(archive) => Ok(archive.put_bytes(content)),
+            Shelf::Containerd(client) => client.put_document(media_type, content),
         }
     }
 
@@ -243,7 +270,16 @@ impl<'a> Store<'a> {
             }
             Shelf::Archive(_) => Err(self.is_old()),
             Shelf::NewArchive(archive) => archive.put_top(descriptor, content),
+            Shelf::Containerd(client) => {
+                client.put_document(&descriptor.media_type, content)?;
+                client.put_image(&descriptor)
+            }
         }
+    }
+
+    /// Whether images of an index may be missing here: containerd fetches those of its own platform.
+    pub(super) fn is_partial(&self) -> bool {
+        matches!(self.shelf, Shelf::Containerd(_))
     }
 
     fn is_new(&self) -> Error {
@@ -253,6 +289,11 @@ impl<'a> Store<'a> {
     fn is_old(&self) -> Error {
         Error::Internal(format!("{} is a source", self.place))
     }
+}
+
+fn put(client: &Client, descriptor: &Descriptor, content: impl Read + Send) -> Result<()> {
+    let (digest, size) = (descriptor.digest, descriptor.size);
+    client.put(digest, size, content, HashMap::new())
 }
 
 /// The crate's error that a stream carries, or one of its own about `what`.

@@ -15,9 +15,10 @@ use crate::error::{Error, Result};
 enum Step {
     RemoveFile(PathBuf),
     RemoveDir(PathBuf),
+    Call(Box<dyn FnOnce() + Send>),
 }
 
-/// Files and directories that go again unless [`Undo::keep_all`] is called.
+/// Files, directories and leases that go again unless [`Undo::keep_all`] is called.
 #[derive(Default)]
 pub struct Undo {
     steps: Mutex<Vec<Step>>,
@@ -71,9 +72,23 @@ impl Undo {
         Ok(())
     }
 
-    /// All is well: files stay.
+    /// Makes something that `undo` takes back; both happen, or neither.
+    pub(super) fn make<T>(
+        &self,
+        make: impl FnOnce() -> Result<T>,
+        undo: impl FnOnce() + Send + 'static,
+    ) -> Result<T> {
+        let mut steps = self.steps();
+        let made = make()?;
+        steps.push(Step::Call(Box::new(undo)));
+        Ok(made)
+    }
+
+    /// All is well: files stay. What was made for the time of the conversion only goes now.
     pub(super) fn keep_all(&self) {
-        self.steps().clear();
+        let mut steps = self.steps();
+        steps.retain(|step| matches!(step, Step::Call(_)));
+        take_back(&mut steps);
     }
 
     /// Takes everything back, the newest first. Errors are told, not returned: whoever calls this
@@ -99,6 +114,10 @@ fn take_back(steps: &mut Vec<Step>) {
         let (outcome, path) = match step {
             Step::RemoveFile(path) => (fs::remove_file(&path), path),
             Step::RemoveDir(path) => (fs::remove_dir(&path), path),
+            Step::Call(call) => {
+                call();
+                continue;
+            }
         };
         if let Err(error) = outcome {
             // Its owner was quicker, or others have put their own files there.
@@ -146,12 +165,17 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_stays() {
+    fn what_is_kept_stays_but_what_is_only_borrowed_is_given_back() {
         let dir = tempfile::tempdir().unwrap();
         let undo = Undo::new();
         write(&undo, &dir.path().join("new/file"));
+        let (sender, receiver) = std::sync::mpsc::channel();
+        undo.make(|| Ok(()), move || sender.send(()).unwrap())
+            .unwrap();
         undo.keep_all();
         drop(undo);
         assert!(dir.path().join("new/file").exists());
+        receiver.try_recv().unwrap();
+        assert!(receiver.try_recv().is_err(), "once only");
     }
 }

@@ -1,0 +1,117 @@
+//! `image convert`.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use super::progress::Progress;
+use super::{AccessArgs, Output, to_json};
+use crate::cli::interrupt::undo_on_signal;
+use crate::convert::{self, Format, Options, Place, Report};
+use crate::error::{Error, Result};
+use crate::fetch::{Platform, Registry};
+
+/// Format to convert to.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Target {
+    /// gzip layers with a table of contents; any containerd can also pull them as usual
+    Estargz,
+    /// the same layers, each with an index by which it can be read lazily
+    Index,
+    /// zstd layers with a table of contents, as podman, buildah and skopeo write them; layers keep
+    /// their diff IDs
+    ZstdChunked,
+    /// Nydus (RAFS v6): data blobs and a bootstrap; only lazy snapshotters can pull them
+    Nydus,
+}
+
+impl From<Target> for Format {
+    fn from(target: Target) -> Self {
+        match target {
+            Target::Estargz => Self::Layers(convert::Target::Estargz),
+            Target::ZstdChunked => Self::Layers(convert::Target::ZstdChunked),
+            Target::Index => Self::Index,
+            Target::Nydus => Self::Nydus,
+        }
+    }
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Image to convert: HOST/NAME:TAG, oci:DIR[:NAME] for an OCI layout,
+    /// oci-archive:FILE[:NAME] for one in a tar archive, docker-archive:FILE[:NAME] for what
+    /// `docker save` writes, containerd:NAME for one in containerd
+    #[arg(value_name = "SRC")]
+    source: Place,
+    /// Where the converted image goes, in the same forms
+    #[arg(value_name = "DST")]
+    destination: Place,
+    /// Format to convert to
+    #[arg(long, value_enum, default_value = "estargz")]
+    to: Target,
+    /// Convert the images for these platforms (OS/ARCH[/VARIANT]) only; otherwise all of an index.
+    /// For one platform the result has no index
+    #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
+    platform: Vec<Platform>,
+    /// Largest piece of a file that is fetched at once, in bytes [default: estargz 4194304,
+    /// zstd-chunked 524288, nydus 1048576]
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
+    chunk_size: Option<u64>,
+    /// Compression level: estargz 0 to 9 [default: 6], zstd-chunked and nydus
+    /// 1 to 22 [default: 3]
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(u32).range(0..=22))]
+    level: Option<u32>,
+    /// File that lists, one a line, the paths a container reads first
+    #[arg(long, value_name = "FILE")]
+    prioritize: Option<PathBuf>,
+    /// Convert layers again that are in the format already
+    #[arg(long)]
+    rewrite: bool,
+    /// Directory for temporary files [default: $TMPDIR, else /var/tmp]
+    #[arg(long, value_name = "DIR")]
+    temp_dir: Option<PathBuf>,
+    /// Format of the result on standard output
+    #[arg(long, value_enum, default_value = "text")]
+    format: Output,
+    #[command(flatten)]
+    access: AccessArgs,
+}
+
+pub(super) fn run(mut args: Args) -> Result<()> {
+    let prioritized = match &args.prioritize {
+        Some(path) => {
+            convert::parse_list(&std::fs::read_to_string(path).map_err(Error::io("read", path))?)
+        }
+        None => Vec::new(),
+    };
+    let registry = Registry::new(
+        args.access
+            .apply(&mut [&mut args.source, &mut args.destination])?,
+    )?;
+    let options = Options {
+        source: args.source,
+        destination: args.destination,
+        format: args.to.into(),
+        platforms: args.platform,
+        chunk_size: args.chunk_size,
+        level: args.level,
+        prioritized,
+        rewrite: args.rewrite,
+        temp_dir: args.temp_dir.unwrap_or_else(convert::default_temp_dir),
+    };
+    let progress = Progress::new(std::io::stderr().is_terminal());
+    let undo = undo_on_signal()?;
+    let report = convert::convert(&registry, &options, &progress, &undo)?;
+    progress.clear();
+    print(&report, args.format)
+}
+
+fn print(report: &Report, format: Output) -> Result<()> {
+    let text = match format {
+        Output::Text => format!("{}@{}", report.destination, report.digest),
+        Output::Json => to_json(report)?,
+    };
+    println!("{text}");
+    Ok(())
+}
