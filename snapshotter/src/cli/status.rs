@@ -130,6 +130,7 @@ fn render(report: &Report) -> String {
         host,
         state,
         failures,
+        wrong,
     } in registries
     {
         let state = match state {
@@ -137,7 +138,11 @@ fn render(report: &Report) -> String {
             BreakerState::HalfOpen => "is probed",
             BreakerState::Open => "does not answer",
         };
-        let _ = writeln!(out, "  {host}  {state}, {failures} failures in a row");
+        let _ = write!(out, "  {host}  {state}, {failures} failures in a row");
+        let _ = match wrong {
+            0 => writeln!(out),
+            times => writeln!(out, ", wrong bytes {times} times"),
+        };
     }
     out
 }
@@ -185,6 +190,7 @@ mod tests {
                 host: "h:5000".into(),
                 state: BreakerState::Open,
                 failures: 4,
+                wrong: 1,
             }],
         };
         let text = render(&report);

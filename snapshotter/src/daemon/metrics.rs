@@ -132,6 +132,16 @@ fn render(facts: &Facts) -> String {
             failures,
         );
     }
+    family(
+        &mut out,
+        "registry_wrong_bytes_total",
+        "counter",
+        "Times that a host sent wrong bytes while others had the right ones",
+    );
+    for host in &facts.hosts {
+        let (labels, wrong) = ([("host", host.host.as_str())], u64::from(host.wrong));
+        sample(&mut out, "registry_wrong_bytes_total", &labels, wrong);
+    }
     out
 }
 
@@ -253,6 +263,7 @@ mod tests {
                 host: "h:5000".to_owned(),
                 state: BreakerState::Open,
                 failures: 9,
+                wrong: 2,
             }],
             times: histograms(),
         };
@@ -263,6 +274,7 @@ mod tests {
             "xebec_verification_failures_total{image=\"h/a\\\"b\",layer=\"sha256:1\"} 3",
             "xebec_registry_state{host=\"h:5000\"} 2",
             "xebec_registry_failures{host=\"h:5000\"} 9",
+            "xebec_registry_wrong_bytes_total{host=\"h:5000\"} 2",
             "# TYPE xebec_fetch_seconds histogram",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");

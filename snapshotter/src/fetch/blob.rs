@@ -20,6 +20,7 @@ use super::range;
 use super::reference::ImageRef;
 use super::registry::{Registry, Session, pull_scope, subject};
 use super::source::{BlobSource, check_range};
+use super::trust::Trust;
 
 /// How long a redirect's target is used directly. Signed URLs live for minutes; a target that
 /// stops answering before is asked for again at once.
@@ -41,6 +42,7 @@ struct Blob {
     path: String,
     /// Where each endpoint (by its API root) last sent us.
     targets: Mutex<Vec<(Url, Url, Instant)>>,
+    trust: Trust,
 }
 
 impl Registry {
@@ -54,6 +56,7 @@ impl Registry {
             scope: pull_scope(image),
             path: format!("{}/blobs/{digest}", image.repository()),
             targets: Mutex::default(),
+            trust: Trust::default(),
         })))
     }
 }
@@ -126,6 +129,18 @@ impl BlobSource for RemoteBlob {
             .recv()
             .unwrap_or_else(|_| Err(Error::Internal("the registry client has shut down".into())))
     }
+
+    fn suspect(&self, offset: u64, len: u64) -> bool {
+        let Blob { session, trust, .. } = &*self.0;
+        let suspects = trust.suspect(&(offset..offset.saturating_add(len)));
+        session.has_others(&self.0.image, Capability::Blob, &suspects)
+    }
+
+    fn convict(&self) {
+        for host in self.0.trust.suspects() {
+            self.0.session.breakers.convict(&host, &self.0.digest);
+        }
+    }
 }
 
 /// Where the bytes of an answer go. An attempt after a failed one asks for the rest only.
@@ -171,7 +186,14 @@ impl Blob {
         let read =
             |_, endpoint| Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts));
         self.session
-            .attempt_within(limit, &self.image, Capability::Blob, &action, read)
+            .attempt_avoiding(
+                &self.trust.suspects(),
+                limit,
+                &self.image,
+                Capability::Blob,
+                &action,
+                read,
+            )
             .await
     }
 
@@ -182,32 +204,49 @@ impl Blob {
         len: u64,
         parts: Arc<Parts>,
     ) -> Result<(), Failure> {
-        let (offset, len) = (offset + parts.arrived(), len - parts.arrived());
+        let before = parts.arrived();
+        let read = self
+            .read_rest(&endpoint, offset + before, len - before, &parts)
+            .await;
+        if parts.arrived() > before {
+            let sent = offset + before..offset + parts.arrived();
+            self.trust.note(sent, endpoint.label());
+        }
+        read
+    }
+
+    async fn read_rest(
+        &self,
+        endpoint: &Endpoint,
+        offset: u64,
+        len: u64,
+        parts: &Parts,
+    ) -> Result<(), Failure> {
         let mut headers = HeaderMap::new();
         let value = HeaderValue::from_str(&range::request(offset, len))
             .map_err(|error| Failure::Protocol(error.to_string()))?;
         headers.insert(RANGE, value);
-        if let Some(target) = self.target(&endpoint) {
+        if let Some(target) = self.target(endpoint) {
             let make =
                 |client: &reqwest::Client| client.get(target.clone()).headers(headers.clone());
             let response = self
                 .session
-                .send_foreign(&endpoint, &target, self.session.config.stall_timeout, make)
+                .send_foreign(endpoint, &target, self.session.config.stall_timeout, make)
                 .await?;
             if !response.status().is_client_error() && !response.status().is_redirection() {
-                return self.receive(response, offset, len, &parts).await;
+                return self.receive(response, offset, len, parts).await;
             }
             // The signed URL has expired.
-            self.remember(&endpoint, None);
+            self.remember(endpoint, None);
         }
         let subject = subject(&self.image, &self.scope);
         let request = (Method::GET, self.path.as_str());
         let (response, target) = self
             .session
-            .get(&endpoint, subject, request, &headers)
+            .get(endpoint, subject, request, &headers)
             .await?;
-        self.receive(response, offset, len, &parts).await?;
-        self.remember(&endpoint, target);
+        self.receive(response, offset, len, parts).await?;
+        self.remember(endpoint, target);
         Ok(())
     }
 

@@ -11,11 +11,16 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use crate::digest::Digest;
+
 /// Failures in a row that it takes at least: one broken connection is no outage.
 const MIN_FAILURES: u32 = 3;
 /// The first pause between two probes; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How long a host that has sent wrong bytes is asked after all others.
+const SENTENCE: Duration = Duration::from_mins(10);
 
 /// How one host answers, for status and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +31,9 @@ pub struct HostHealth {
     pub state: BreakerState,
     /// Requests that failed since the last that did not.
     pub failures: u32,
+    /// How often it sent bytes that were wrong, while others had the right ones.
+    #[serde(default)]
+    pub wrong: u32,
 }
 
 /// What happens to requests to a host.
@@ -92,10 +100,30 @@ impl Breakers {
                 host: host.clone(),
                 state: breaker.state(),
                 failures: breaker.failures,
+                wrong: breaker.wrong,
             })
             .collect();
         health.sort_by(|one, other| one.host.cmp(&other.host));
         health
+    }
+
+    /// Notes that `host` has sent wrong bytes of `blob`: it is asked last for a while.
+    pub(super) fn convict(&self, host: &str, blob: &Digest) {
+        let mut hosts = self.lock();
+        let breaker = hosts.entry(host.to_owned()).or_default();
+        breaker.wrong = breaker.wrong.saturating_add(1);
+        breaker.convicted = Some(Instant::now());
+        tracing::warn!(
+            host, %blob, times = breaker.wrong,
+            "this host sends wrong bytes: others are asked in its place"
+        );
+    }
+
+    /// Whether `host` has sent wrong bytes lately.
+    pub(super) fn is_convicted(&self, host: &str) -> bool {
+        let hosts = self.lock();
+        let since = hosts.get(host).and_then(|breaker| breaker.convicted);
+        since.is_some_and(|since| since.elapsed() < SENTENCE)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Breaker>> {
@@ -153,6 +181,9 @@ struct Breaker {
     /// When the first request of those that failed in a row was sent.
     since: Option<Instant>,
     open: Option<Open>,
+    /// How often it has sent wrong bytes, and when last.
+    wrong: u32,
+    convicted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -185,9 +216,9 @@ impl Breaker {
 
     /// Whether this has closed the breaker.
     fn answered(&mut self) -> bool {
-        let was_open = self.open.is_some();
-        *self = Self::default();
-        was_open
+        self.failures = 0;
+        self.since = None;
+        self.open.take().is_some()
     }
 
     /// Whether this has opened the breaker. A request from before it opened, and one that was sent

@@ -20,6 +20,8 @@ mod hosts;
 mod kubelet;
 pub mod manifest;
 #[cfg(test)]
+mod mirrors;
+#[cfg(test)]
 mod outage;
 mod pace;
 mod platform;
@@ -31,6 +33,7 @@ mod referrers;
 mod registry;
 mod request;
 mod source;
+mod trust;
 
 pub use blob::RemoteBlob;
 pub use breaker::{BreakerState, HostHealth};
@@ -39,3 +42,4 @@ pub use pull::{BlobReader, FetchedManifest};
 pub use reference::ImageRef;
 pub use registry::{Registry, RegistryConfig};
 pub use source::{BlobSource, FileBlob};
+pub(crate) use source::{by_other_hosts, is_spoilt};

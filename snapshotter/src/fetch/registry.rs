@@ -160,7 +160,7 @@ pub(super) struct Session {
     endpoints: Mutex<HashMap<String, Arc<[Arc<Endpoint>]>>>,
     /// Hosts that have said that they list no referrers: they are not asked again.
     pub(super) unlisting: Mutex<HashSet<String>>,
-    breakers: Arc<Breakers>,
+    pub(super) breakers: Arc<Breakers>,
 }
 
 impl Session {
@@ -212,12 +212,30 @@ impl Session {
         F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
+        self.attempt_avoiding(&[], limit, image, capability, action, operation)
+            .await
+    }
+
+    /// The same without the hosts `avoided`, unless there are no others.
+    pub(super) async fn attempt_avoiding<T, F, Fut>(
+        self: &Arc<Self>,
+        avoided: &[String],
+        limit: Duration,
+        image: &ImageRef,
+        capability: Capability,
+        action: &str,
+        operation: F,
+    ) -> Result<T>
+    where
+        F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
+        Fut: Future<Output = Result<T, Failure>>,
+    {
         let mut last = (
             image.host().to_owned(),
             Failure::Unreachable("no answer yet".into()),
         );
         let until = Instant::now() + limit;
-        let rounds = self.rounds(image, capability, until, &mut last, operation);
+        let rounds = self.rounds((image, capability, avoided), until, &mut last, operation);
         let failure = match timeout_at(until, rounds).await {
             Ok(Ok(value)) => return Ok(value),
             Ok(Err(failure)) => failure,
@@ -231,8 +249,7 @@ impl Session {
 
     async fn rounds<T, F, Fut>(
         self: &Arc<Self>,
-        image: &ImageRef,
-        capability: Capability,
+        (image, capability, avoided): (&ImageRef, Capability, &[String]),
         until: Instant,
         last: &mut (String, Failure),
         operation: F,
@@ -243,20 +260,17 @@ impl Session {
     {
         let mut pause = FIRST_PAUSE;
         loop {
-            let mut offered = false;
-            for endpoint in self.endpoints(image.host()).await?.iter() {
-                if !endpoint.can(capability) {
-                    continue;
-                }
-                offered = true;
+            let all = self.endpoints(image.host()).await?;
+            let able = self.able(&all, capability, avoided);
+            if able.is_empty() {
+                let reason = format!("no host of {} offers {capability:?}", image.host());
+                return Err(Failure::Configuration(reason));
+            }
+            for endpoint in able {
                 match self.try_at(endpoint, &operation).await {
                     Ok(value) => return Ok(value),
                     Err(failure) => *last = (endpoint.label(), failure),
                 }
-            }
-            if !offered {
-                let reason = format!("no host of {} offers {capability:?}", image.host());
-                return Err(Failure::Configuration(reason));
             }
             if !last.1.is_transient() {
                 return Err(last.1.clone());
@@ -270,6 +284,40 @@ impl Session {
             sleep(wait).await;
             pause = (pause * 2).min(LAST_PAUSE);
         }
+    }
+
+    /// The endpoints to try, in their order: without those that are avoided or were convicted of
+    /// wrong bytes, unless there are no others.
+    fn able<'a>(
+        &self,
+        all: &'a [Arc<Endpoint>],
+        capability: Capability,
+        avoided: &[String],
+    ) -> Vec<&'a Arc<Endpoint>> {
+        let able = all.iter().filter(|endpoint| endpoint.can(capability));
+        let able: Vec<_> = able.collect();
+        let is_good = |endpoint: &&&Arc<Endpoint>| {
+            let label = endpoint.label();
+            !avoided.contains(&label) && !self.breakers.is_convicted(&label)
+        };
+        let good: Vec<_> = able.iter().filter(is_good).copied().collect();
+        if good.is_empty() || capability == Capability::Push {
+            able
+        } else {
+            good
+        }
+    }
+
+    /// Whether there are hosts for `image` that are not among `avoided`.
+    pub(super) fn has_others(
+        &self,
+        image: &ImageRef,
+        capability: Capability,
+        avoided: &[String],
+    ) -> bool {
+        let known = self.known().get(image.host()).cloned();
+        let mut able = known.iter().flat_map(|all| all.iter());
+        able.any(|endpoint| endpoint.can(capability) && !avoided.contains(&endpoint.label()))
     }
 
     /// One attempt at one endpoint, if it is in order.

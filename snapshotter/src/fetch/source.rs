@@ -20,6 +20,49 @@ pub trait BlobSource: Send + Sync {
         part(&self.read_range(offset, len)?);
         Ok(())
     }
+
+    /// Says that the bytes of this range do not match their digest. Whether they are worth another
+    /// read: it goes to somebody else then.
+    fn suspect(&self, _offset: u64, _len: u64) -> bool {
+        false
+    }
+
+    /// Says that the right bytes have come after all: what was wrong were those who sent others.
+    fn convict(&self) {}
+}
+
+/// Most hosts that are asked, one after the other, for bytes that turn out to be wrong.
+const MAX_HOSTS: usize = 4;
+
+/// Whether what came is not what its digest promises, which may be the fault of who sent it.
+pub(crate) fn is_spoilt(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::Malformed { .. } | Error::DigestMismatch { .. }
+    )
+}
+
+/// Runs `attempt`, which reads and verifies a range of `source`; again by other hosts when what
+/// came is spoilt, as long as there are some.
+pub(crate) fn by_other_hosts<T>(
+    source: &dyn BlobSource,
+    (offset, len): (u64, u64),
+    mut attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    let mut outcome = attempt();
+    for _ in 1..MAX_HOSTS {
+        match &outcome {
+            Err(error) if is_spoilt(error) && source.suspect(offset, len) => {
+                tracing::warn!(%error, "spoilt bytes; another host is asked");
+                outcome = attempt();
+                if outcome.is_ok() {
+                    source.convict();
+                }
+            }
+            _ => break,
+        }
+    }
+    outcome
 }
 
 /// A blob in a local file, such as a layer of an OCI layout.

@@ -36,7 +36,7 @@ use self::quiet::Quiet;
 use self::touch::Watchers;
 use crate::digest::Digest;
 use crate::error::Error;
-use crate::fetch::BlobSource;
+use crate::fetch::{BlobSource, by_other_hosts, is_spoilt};
 use crate::index::{Codec, Inode, LayerIndex, Span, Unit};
 use crate::profile::Recording;
 use crate::store::Blob;
@@ -255,6 +255,7 @@ impl Filler {
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
         let begun = Instant::now();
         let mut packed = Vec::with_capacity(len as usize);
+        let mut spoilt = Vec::new();
         let mut run = run.into_iter().peekable();
         let mut take = |part: &[u8]| {
             packed.extend_from_slice(part);
@@ -262,10 +263,11 @@ impl Filler {
                 self.index().unit(claim.unit()).end() - start <= packed.len() as u64
             };
             while let Some(claim) = run.next_if(has_arrived) {
-                self.arrive(claim, start, &packed);
+                spoilt.extend(self.arrive(claim, start, &packed));
             }
         };
-        let read = match self.sources.get(usize::from(first.blob)) {
+        let source = self.sources.get(usize::from(first.blob));
+        let read = match source {
             Some(source) => source.read_parts(start, len, &mut take),
             None => Err(Error::Internal(format!(
                 "blob {} has no source",
@@ -287,23 +289,52 @@ impl Filler {
                 claim.land(Err(Arc::clone(&error)));
             }
         }
+        for (claim, error) in spoilt {
+            self.fetch_again(claim, error, source.map(|source| &**source));
+        }
     }
 
-    /// Makes a unit local whose bytes are in `packed`, which begins at `start` of the blob.
-    fn arrive(&self, claim: Claim, start: u64, packed: &[u8]) {
+    /// Fetches a unit whose bytes were wrong from other hosts, if there are any.
+    fn fetch_again(&self, claim: Claim, error: Error, source: Option<&dyn BlobSource>) {
         let unit = self.index().unit(claim.unit());
-        let from = (unit.offset - start) as usize;
-        let stored = self.store(claim.unit(), &packed[from..from + unit.len as usize]);
-        claim.land(stored.map_err(|error| {
-            if !matches!(error, Error::Io { .. }) {
-                self.counters.spoilt();
-            }
+        let (offset, len) = (unit.offset, u64::from(unit.len));
+        let mut first = Some(error);
+        let outcome = match source {
+            Some(source) => by_other_hosts(source, (offset, len), || {
+                first.take().map_or(Ok(()), Err)?;
+                self.store(claim.unit(), &source.read_range(offset, len)?)
+            }),
+            None => first.take().map_or(Ok(()), Err),
+        };
+        claim.land(outcome.map_err(|error| {
             tracing::error!(
-                layer = %self.layer(), offset = unit.offset, %error,
+                layer = %self.layer(), offset, %error,
                 "fetched bytes are not usable; reads of them get EIO"
             );
             Arc::new(error)
         }));
+    }
+
+    /// Makes a unit local whose bytes are in `packed`, which begins at `start` of the blob. Gives
+    /// the claim back if they are wrong, as others may have the right ones.
+    fn arrive(&self, claim: Claim, start: u64, packed: &[u8]) -> Option<(Claim, Error)> {
+        let unit = self.index().unit(claim.unit());
+        let from = (unit.offset - start) as usize;
+        match self.store(claim.unit(), &packed[from..from + unit.len as usize]) {
+            Ok(()) => claim.land(Ok(())),
+            Err(error) if is_spoilt(&error) => {
+                self.counters.spoilt();
+                return Some((claim, error));
+            }
+            Err(error) => {
+                tracing::error!(
+                    layer = %self.layer(), offset = unit.offset, %error,
+                    "fetched bytes cannot be kept; reads of them get EIO"
+                );
+                claim.land(Err(Arc::new(error)));
+            }
+        }
+        None
     }
 
     /// Unpacks a unit, and writes each chunk in it that is absent. Either the unit is verified

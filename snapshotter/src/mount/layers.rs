@@ -9,7 +9,7 @@ use super::{Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, Plain};
 use crate::digest::Digest;
 use crate::discover::{Image, Images};
 use crate::error::{Error, Result};
-use crate::fetch::{BlobSource, HostHealth, ImageRef};
+use crate::fetch::{BlobSource, HostHealth, ImageRef, by_other_hosts};
 use crate::fill::counters::Counts;
 use crate::fill::pool::Pool;
 use crate::fill::{
@@ -224,12 +224,12 @@ impl Layers {
             skip_footer: streams,
             allow_unverified: config.allow_unverified_toc,
         };
-        let opened = match open_layer(&query) {
+        let opened = by_other_hosts(&*blob, (0, blob.size()), || match open_layer(&query) {
             Ok(Opened::TocElsewhere) => self
                 .toc_image(&source.image)
                 .and_then(|toc_image| open_external(&query, &toc_image)),
             opened => opened,
-        };
+        });
         let mut diff_id = None;
         let index = match opened {
             Ok(Opened::Lazy(index)) => index,

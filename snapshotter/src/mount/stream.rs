@@ -12,8 +12,8 @@ use super::layers::{Layers, lock};
 use super::{LayerId, LayerSource};
 use crate::discover::Image;
 use crate::error::{Error, Result};
-use crate::fetch::BlobSource;
 use crate::fetch::manifest::Descriptor;
+use crate::fetch::{BlobSource, by_other_hosts};
 use crate::fill::{Filler, vouched};
 use crate::formats::nydus;
 use crate::ingest::{self, Ingested, download};
@@ -136,10 +136,13 @@ impl Layers {
     ) -> Result<Option<Arc<Filler>>> {
         let _slot = self.streams.slot();
         let begun = Instant::now();
-        let mut stage = self.store.stage(&source.layer)?;
-        let feed = |sink: ingest::Sink<'_>| download::download(&*blob, sink);
-        let ingested = ingest::ingest(source.layer, blob.size(), feed, &mut stage);
-        let Ingested { index, diff_id } = match ingested {
+        let ingested = by_other_hosts(&*blob, (0, blob.size()), || {
+            let mut stage = self.store.stage(&source.layer)?;
+            let feed = |sink: ingest::Sink<'_>| download::download(&*blob, sink);
+            let ingested = ingest::ingest(source.layer, blob.size(), feed, &mut stage)?;
+            Ok((ingested, stage))
+        });
+        let (Ingested { index, diff_id }, stage) = match ingested {
             Ok(ingested) => ingested,
             Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
                 tracing::warn!(image = %source.image, %error, "containerd is to pull this layer");
