@@ -65,7 +65,7 @@ fn choose(mode: MountMode, root: &Path) -> Result<Option<BackEnd>> {
     }
 }
 
-/// The kernel back end wherever it works: it is faster at everything, and containers outlive the
+/// The kernel back end wherever it works: it is faster at everything, and what is local needs no
 /// daemon.
 fn best(root: &Path) -> Option<BackEnd> {
     let reason = match probe(root) {

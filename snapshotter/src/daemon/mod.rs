@@ -44,6 +44,7 @@ pub(crate) fn log(filter: &str) -> Result<()> {
 pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
     raise_file_limit();
+    crate::sys::keep_no_large_pieces();
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root, LOCK_PATIENCE)?;
     let lazy = engine::open(config)?;

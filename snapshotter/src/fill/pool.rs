@@ -167,6 +167,11 @@ impl Pool {
         self.work.notify_all();
     }
 
+    /// Whether [`Pool::close`] was called: what fails now fails because this process ends.
+    pub fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     fn wake(self: &Arc<Self>, state: &mut MutexGuard<'_, State>) {
         if state.idle > state.calls {
             state.calls += 1;

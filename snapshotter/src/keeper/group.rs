@@ -22,6 +22,10 @@ const DENY: u32 = 2;
 /// Where an answer holds the error that a denied read gets (Linux 6.14).
 const ERROR_SHIFT: u32 = 24;
 const EIO: u32 = 5;
+/// Numbers that events of a dead keeper may have: it has no more descriptors.
+const MOST_EVENTS: i32 = 1 << 20;
+/// That many unused numbers in a row, and there are no further events.
+const GAP: i32 = 4096;
 
 /// The group's descriptor.
 #[derive(Debug)]
@@ -59,8 +63,24 @@ impl Group {
         self.answer_known(id, verdict).map(drop)
     }
 
+    /// Denies what a dead keeper had taken from the queue and told nobody: a wrong number is no
+    /// error, so all are tried.
+    pub(crate) fn deny_lost(&self) {
+        let mut last = 0;
+        for id in 0..MOST_EVENTS {
+            match self.answer_known(id, Verdict::Deny) {
+                Ok(true) => {
+                    tracing::error!("a read got EIO, since the keeper died with it");
+                    last = id;
+                }
+                _ if id - last > GAP => return,
+                _ => {}
+            }
+        }
+    }
+
     /// Answers the event `id`; whether there was one.
-    pub(crate) fn answer_known(&self, id: i32, verdict: Verdict) -> io::Result<bool> {
+    fn answer_known(&self, id: i32, verdict: Verdict) -> io::Result<bool> {
         let response = match verdict {
             Verdict::Allow => ALLOW,
             Verdict::Deny => DENY | EIO << ERROR_SHIFT,

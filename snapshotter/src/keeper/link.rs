@@ -10,11 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 
 use rustix::net::{
-    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen,
-    shutdown, socket_with, socketpair,
+    AddressFamily, SendFlags, Shutdown, SocketAddrUnix, SocketFlags, SocketType, bind, connect,
+    listen, shutdown, socket_with, socketpair,
 };
 
 use super::group::Group;
+use super::session::Kept;
 use super::wire::{self, Event};
 use crate::error::{Error, Result};
 use crate::mount::Keeping;
@@ -28,10 +29,13 @@ pub(crate) struct Link {
     child: Mutex<Option<Child>>,
 }
 
+/// A keeper that was there already, and what it holds.
+pub(crate) type Found = (Link, Option<Group>, Vec<Kept>);
+
 impl Link {
-    /// Connects to the keeper that an earlier daemon has left, if there is one, and takes the
-    /// group over.
-    pub(crate) fn to_keeper(path: &Path) -> Result<Option<(Self, Group)>> {
+    /// Connects to the keeper that an earlier daemon has left, if there is one, and takes over
+    /// what it holds.
+    pub(crate) fn to_keeper(path: &Path) -> Result<Option<Found>> {
         let failed = || Error::io::<io::Error>("take over from the keeper at", path);
         let address = address(path)?;
         let socket = new_socket().map_err(failed())?;
@@ -40,18 +44,24 @@ impl Link {
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::CONNREFUSED) => return Ok(None),
             Err(errno) => return Err(failed()(errno.into())),
         }
-        let group = wire::receive_hello(&socket).map_err(failed())?;
+        let hello = wire::receive_hello(&socket).map_err(failed())?;
+        let sessions = (0..hello.sessions).map(|_| wire::receive_session(&socket));
+        let sessions = sessions.collect::<io::Result<_>>().map_err(failed())?;
         let peer = rustix::net::sockopt::socket_peercred(&socket);
         let link = Self {
             pid: peer.map_or(0, |peer| peer.pid.as_raw_nonzero().get() as u32),
             socket,
             child: Mutex::new(None),
         };
-        Ok(Some((link, group)))
+        Ok(Some((link, hello.group, sessions)))
     }
 
-    /// Starts a keeper and gives it the group.
-    pub(crate) fn to_new_keeper(group: &Group, keeping: &Keeping) -> Result<Self> {
+    /// Starts a keeper and gives it all that is to be kept.
+    pub(crate) fn to_new_keeper<'a>(
+        group: Option<&Group>,
+        sessions: impl Iterator<Item = &'a Kept>,
+        keeping: &Keeping,
+    ) -> Result<Self> {
         let path = &keeping.socket;
         let listener = listener(path)?;
         let failed = || Error::io::<io::Error>("start a keeper at", path);
@@ -78,9 +88,13 @@ impl Link {
             pid: child.id(),
             child: Mutex::new(Some(child)),
         };
-        wire::send_start(&link.socket, group.as_fd(), listener.as_fd()).map_err(failed())?;
+        let group = group.map(AsFd::as_fd);
+        wire::send_start(&link.socket, listener.as_fd(), group).map_err(failed())?;
         // Nothing is mounted before the keeper has what it is to keep.
         wire::receive_hello(&link.socket).map_err(failed())?;
+        for kept in sessions {
+            wire::send_session(&link.socket, kept, SendFlags::empty()).map_err(failed())?;
+        }
         Ok(link)
     }
 
@@ -97,18 +111,29 @@ impl Link {
         }
     }
 
-    /// Tells the keeper that an event was answered. Its death shows elsewhere.
+    /// Tells the keeper that an event was answered. Its death shows elsewhere, here and below.
     pub(crate) fn done(&self, id: i32) {
-        if let Err(error) = wire::send_done(&self.socket, id) {
-            tracing::debug!(%error, "tell the keeper of an answer");
-        }
+        told(wire::send_done(&self.socket, id));
+    }
+
+    /// Gives the keeper a watch that has just begun.
+    pub(crate) fn watch(&self, group: &Group) {
+        told(wire::send_group(&self.socket, group.as_fd()));
+    }
+
+    /// Gives the keeper a session.
+    pub(crate) fn keep(&self, kept: &Kept) {
+        told(wire::send_session(&self.socket, kept, SendFlags::empty()).map(drop));
+    }
+
+    /// Tells the keeper that a session has ended.
+    pub(crate) fn forget(&self, name: &str) {
+        told(wire::send_forget(&self.socket, name));
     }
 
     /// Lets the keeper end.
     pub(crate) fn dismiss(&self) {
-        if let Err(error) = wire::send_dismissal(&self.socket) {
-            tracing::debug!(%error, "dismiss the keeper");
-        }
+        told(wire::send_dismissal(&self.socket));
     }
 
     /// Ends the connection for every thread.
@@ -130,6 +155,12 @@ impl Link {
             let _ = child.kill();
             let _ = child.wait();
         }
+    }
+}
+
+fn told(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the keeper is not told");
     }
 }
 

@@ -1,24 +1,33 @@
-//! The keeper: a small process that holds the fanotify group through the daemon's death.
+//! The keeper: a small process that holds what containers need through the daemon's death.
 //!
-//! Mounts of the kernel back end read sparse files, and whoever reads a hole waits until the
-//! daemon has filled it. The kernel makes them wait for as long as some process holds the group's
-//! descriptor; when the last one goes, **it lets everyone through and holes read as zeros**. So
-//! the descriptor is held twice, by the daemon and by this process, and each of them replaces the
-//! other: a daemon that finds its keeper dead starts a new one at once, and a daemon that starts
-//! takes the group over from the keeper. Under systemd a third copy is in its store (`stored`).
+//! **The fanotify group.** Mounts of the kernel back end read sparse files, and whoever reads a
+//! hole waits until the daemon has filled it. The kernel makes them wait for as long as some
+//! process holds the group's descriptor; when the last one goes, **it lets everyone through and
+//! holes read as zeros**.
 //!
-//! **It also takes the events from the queue.** An event that was read is lost to everyone but its
-//! reader, so the reader must be who does not die. The keeper hands each event to the daemon as a
-//! number, a range and a path, and remembers it until the daemon says that it is done; a
-//! successor gets all that are left again. The answer itself goes from the daemon straight to the
-//! kernel, which knows an event by its number, whoever answers.
+//! **FUSE sessions.** A mount of the other back end lives as long as somebody holds its device;
+//! requests wait there meanwhile, and what a dead daemon has taken but not answered can be asked
+//! for again (`session`).
+//!
+//! So both are held twice, by the daemon and by this process, and each of them replaces the other:
+//! a daemon that finds its keeper dead starts a new one at once, and a daemon that starts takes
+//! everything over from the keeper (`custody`). Under systemd a third copy is in its store
+//! (`stored`).
+//!
+//! **It also takes the events from the group's queue.** An event that was read is lost to everyone
+//! but its reader, so the reader must be who does not die. The keeper hands each event to the
+//! daemon as a number, a range and a path, and remembers it until the daemon says that it is done;
+//! a successor gets all that are left again. The answer itself goes from the daemon straight to
+//! the kernel, which knows an event by its number, whoever answers.
 //!
 //! Without a daemon reads wait for a successor, up to a deadline; from then on they get EIO, never
-//! zeros. If nothing is watched by then, the keeper ends. It has no other job: it knows no layer,
-//! allocates next to nothing and is not chosen when memory runs out.
+//! zeros. If there is nothing to keep by then, the keeper ends. It has no other job: it knows no
+//! layer, allocates next to nothing and is not chosen when memory runs out.
 
+pub(crate) mod custody;
 pub(crate) mod group;
 pub(crate) mod link;
+pub(crate) mod session;
 pub(crate) mod stored;
 pub(crate) mod wire;
 
@@ -29,9 +38,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::net::SocketFlags;
+use rustix::net::{SendFlags, SocketFlags};
 
 use self::group::{Group, Verdict};
+use self::session::{Kept, Life};
 use self::wire::{Event, FromDaemon};
 use crate::error::{Error, Result};
 use crate::sys;
@@ -45,14 +55,16 @@ pub fn run(deadline: Duration) -> Result<()> {
     harden();
     let stdin = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3);
     let daemon = stdin.map_err(failed("take standard input"))?;
-    let (group, listener) = wire::receive_start(&daemon).map_err(failed("take the group"))?;
+    let (listener, group) = wire::receive_start(&daemon).map_err(failed("take the group"))?;
     let mut keeper = Keeper {
         group,
         listener,
         daemon: None,
         lost: Instant::now(),
         deadline,
+        refusing: false,
         pending: BTreeMap::new(),
+        sessions: BTreeMap::new(),
         unsent: VecDeque::new(),
         dismissed: false,
     };
@@ -78,18 +90,28 @@ fn harden() {
 }
 
 struct Keeper {
-    group: Group,
+    group: Option<Group>,
     listener: OwnedFd,
     daemon: Option<OwnedFd>,
     /// When the last daemon went.
     lost: Instant,
     deadline: Duration,
+    /// No daemon has come in time, and requests of FUSE are answered here.
+    refusing: bool,
     /// Events that nobody has answered as far as we know, by their number.
     pending: BTreeMap<i32, Waiting>,
-    /// Those of them that the daemon does not know yet.
-    unsent: VecDeque<i32>,
-    /// The daemon has said that nothing is watched any more.
+    /// FUSE sessions, by name.
+    sessions: BTreeMap<String, Kept>,
+    /// What the daemon does not know yet.
+    unsent: VecDeque<Unsent>,
+    /// The daemon has said that nothing is to be kept any more.
     dismissed: bool,
+}
+
+/// Something for the daemon.
+enum Unsent {
+    Session(String),
+    Event(i32),
 }
 
 impl Keeper {
@@ -108,15 +130,8 @@ impl Keeper {
             if ready.events {
                 self.take_events();
             }
-            if self.is_expired() {
-                self.deny_all();
-                if self
-                    .group
-                    .watches_anything()
-                    .is_ok_and(|anything| !anything)
-                {
-                    return Ok(());
-                }
+            if self.is_late() && self.refuse_all() {
+                return Ok(());
             }
             self.send();
         }
@@ -124,29 +139,32 @@ impl Keeper {
 
     /// Sleeps until something is to be done.
     fn wait(&self) -> io::Result<Ready> {
-        let none = PollFlags::empty();
+        let is_late = self.is_late();
         let wants_events = match self.daemon {
             Some(_) => self.unsent.is_empty(),
-            None => self.is_expired(),
+            None => is_late,
         };
-        let of_group = if wants_events { PollFlags::IN } else { none };
         let of_daemon = if self.unsent.is_empty() {
             PollFlags::IN
         } else {
             PollFlags::IN | PollFlags::OUT
         };
-        let mut fds = vec![
-            PollFd::new(&self.listener, PollFlags::IN),
-            PollFd::from_borrowed_fd(self.group.as_fd(), of_group),
-        ];
+        let group = self.group.as_ref().filter(|_| wants_events);
+        let mut fds = vec![PollFd::new(&self.listener, PollFlags::IN)];
         fds.extend(self.daemon.as_ref().map(|fd| PollFd::new(fd, of_daemon)));
+        let group_at = fds.len();
+        fds.extend(group.map(|group| PollFd::from_borrowed_fd(group.as_fd(), PollFlags::IN)));
+        if is_late {
+            let devices = self.sessions.values().map(|kept| &kept.device);
+            fds.extend(devices.map(|device| PollFd::new(device, PollFlags::IN)));
+        }
         let left = self.deadline.saturating_sub(self.lost.elapsed());
         // A moment later than the deadline: it has passed then.
         let left = Timespec {
             tv_sec: left.as_secs() as i64,
             tv_nsec: i64::from(left.subsec_nanos()),
         };
-        let waits_for_deadline = self.daemon.is_none() && !self.is_expired();
+        let waits_for_deadline = self.daemon.is_none() && !is_late;
         match poll(&mut fds, waits_for_deadline.then_some(&left)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
@@ -154,12 +172,13 @@ impl Keeper {
         let is_ready = |n: usize| fds.get(n).is_some_and(|fd| !fd.revents().is_empty());
         Ok(Ready {
             newcomer: is_ready(0),
-            events: is_ready(1),
-            daemon: is_ready(2),
+            daemon: self.daemon.is_some() && is_ready(1),
+            events: group.is_some() && is_ready(group_at),
         })
     }
 
-    fn is_expired(&self) -> bool {
+    /// Whether no daemon has come in time.
+    fn is_late(&self) -> bool {
         self.daemon.is_none() && self.lost.elapsed() >= self.deadline
     }
 
@@ -179,11 +198,15 @@ impl Keeper {
 
     /// Serves a daemon from now on; it gets everything that is left of an earlier one.
     fn welcome(&mut self, daemon: OwnedFd) {
-        if let Err(error) = wire::send_hello(&daemon, self.group.as_fd()) {
+        let group = self.group.as_ref().map(AsFd::as_fd);
+        if let Err(error) = wire::send_hello(&daemon, group, self.sessions.len() as u32) {
             return tracing::warn!(%error, "keeper: greet a daemon");
         }
-        self.unsent = self.pending.keys().copied().collect();
+        let sessions = self.sessions.keys().cloned().map(Unsent::Session);
+        let events = self.pending.keys().copied().map(Unsent::Event);
+        self.unsent = sessions.chain(events).collect();
         self.dismissed = false;
+        self.refusing = false;
         self.daemon = Some(daemon);
     }
 
@@ -195,9 +218,14 @@ impl Keeper {
         loop {
             match wire::receive_from_daemon(daemon) {
                 Ok(Some(FromDaemon::Done(id))) => drop(self.pending.remove(&id)),
+                Ok(Some(FromDaemon::Watches(group))) => self.group = Some(group),
+                Ok(Some(FromDaemon::Keep(kept))) => {
+                    self.sessions.insert(kept.name.clone(), kept);
+                }
+                Ok(Some(FromDaemon::Forget(name))) => drop(self.sessions.remove(&name)),
                 Ok(Some(FromDaemon::Dismissed)) => self.dismissed = true,
                 Ok(None) => return,
-                Err(_) => break,
+                Ok(Some(FromDaemon::Gone)) | Err(_) => break,
             }
         }
         self.daemon = None;
@@ -208,12 +236,15 @@ impl Keeper {
     /// Takes what waits in the kernel, as much as the daemon can be told at once.
     fn take_events(&mut self) {
         const AT_ONCE: usize = 16;
+        let Some(group) = &self.group else {
+            return;
+        };
         for _ in 0..AT_ONCE {
-            match self.group.next_event() {
+            match group.next_event() {
                 Ok(Some(waiting)) => {
                     let id = waiting.file.as_raw_fd();
                     self.pending.insert(id, waiting);
-                    self.unsent.push_back(id);
+                    self.unsent.push_back(Unsent::Event(id));
                 }
                 Ok(None) => return,
                 // The kernel has denied the event that it could not give us.
@@ -223,10 +254,16 @@ impl Keeper {
     }
 
     fn send(&mut self) {
-        while let (Some(daemon), Some(id)) = (&self.daemon, self.unsent.front()) {
-            let sent = match self.pending.get(id) {
-                Some(waiting) => send_event(daemon, *id, waiting),
-                None => Ok(true),
+        while let (Some(daemon), Some(next)) = (&self.daemon, self.unsent.front()) {
+            let sent = match next {
+                Unsent::Session(name) => match self.sessions.get(name) {
+                    Some(kept) => wire::send_session(daemon, kept, SendFlags::DONTWAIT),
+                    None => Ok(true),
+                },
+                Unsent::Event(id) => match self.pending.get(id) {
+                    Some(waiting) => send_event(daemon, *id, waiting),
+                    None => Ok(true),
+                },
             };
             match sent {
                 Ok(true) => drop(self.unsent.pop_front()),
@@ -236,14 +273,24 @@ impl Keeper {
         }
     }
 
-    /// Answers everything with EIO.
-    fn deny_all(&mut self) {
+    /// Answers everything with EIO; whether there is nothing left to keep.
+    fn refuse_all(&mut self) -> bool {
+        if !self.refusing {
+            self.refusing = true;
+            self.sessions.values().for_each(Kept::begin_refusing);
+        }
+        self.sessions.retain(|_, kept| kept.refuse() == Life::Going);
         self.unsent.clear();
+        let Some(group) = &self.group else {
+            return self.sessions.is_empty();
+        };
         for (id, _waiting) in std::mem::take(&mut self.pending) {
-            if let Err(error) = self.group.answer(id, Verdict::Deny) {
+            if let Err(error) = group.answer(id, Verdict::Deny) {
                 tracing::error!(%error, "keeper: deny a read");
             }
         }
+        let watches = group.watches_anything().unwrap_or(true);
+        self.sessions.is_empty() && !watches
     }
 }
 

@@ -1,12 +1,14 @@
-//! The group in systemd's file descriptor store (sd_pid_notify_with_fds(3), sd_listen_fds(3)).
+//! What is kept, in systemd's file descriptor store (sd_pid_notify_with_fds(3),
+//! sd_listen_fds(3)).
 //!
-//! Where systemd runs the daemon, its first process holds the group too, so that even the death of
-//! daemon and keeper together lets nobody read a hole: reads wait until systemd has started the
-//! daemon again, which finds the group among its descriptors.
+//! Where systemd runs the daemon, its first process holds the group and the sessions too, so that
+//! even the death of daemon and keeper together lets nobody read a hole and ends no session: reads
+//! wait until systemd has started the daemon again, which finds all of it among its descriptors.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
@@ -14,10 +16,14 @@ use rustix::net::{
 };
 
 use super::group::Group;
+use super::session::Kept;
 use crate::sys;
 
-/// The descriptor's name in the store.
-const NAME: &str = "xebec-group";
+/// The group's name in the store.
+const GROUP: &str = "xebec-group";
+/// What the names of a session's two descriptors begin with; its own name follows.
+const DEVICE: &str = "xebec-fuse-";
+const RECORD: &str = "xebec-record-";
 
 /// Variables by which systemd speaks to a service; not meant for its children.
 pub(crate) const VARIABLES: [&str; 4] = [
@@ -28,35 +34,70 @@ pub(crate) const VARIABLES: [&str; 4] = [
 ];
 
 /// Gives the group to the service manager, if there is one.
-pub(crate) fn put(group: &Group) {
-    notify(
-        &format!("FDSTORE=1\nFDPOLL=0\nFDNAME={NAME}"),
-        &[group.as_fd()],
-    );
+pub(crate) fn put_group(group: &Group) {
+    put(GROUP, group.as_fd());
 }
 
-/// Takes it back: nothing is watched any more.
-pub(crate) fn remove() {
-    notify(&format!("FDSTOREREMOVE=1\nFDNAME={NAME}"), &[]);
+/// Gives a session to the service manager, if there is one.
+pub(crate) fn put_session(kept: &Kept) {
+    put(&format!("{DEVICE}{}", kept.name), kept.device.as_fd());
+    put(&format!("{RECORD}{}", kept.name), kept.record.as_fd());
 }
 
-/// The group that an earlier daemon has given to the service manager.
-pub(crate) fn take() -> Option<Group> {
-    let variable = |name| std::env::var(name).ok();
-    let for_us = variable("LISTEN_PID")? == std::process::id().to_string();
-    let names = variable("LISTEN_FDNAMES")?;
-    let position = names.split(':').position(|name| name == NAME)?;
-    let count: usize = variable("LISTEN_FDS")?.parse().ok()?;
-    if !for_us || position >= count {
-        return None;
-    }
-    match sys::inherited(position) {
-        Ok(fd) => Some(fd.into()),
+/// Takes the group back: nothing is watched any more.
+pub(crate) fn remove_group() {
+    remove(GROUP);
+}
+
+/// Takes a session back: it has ended.
+pub(crate) fn remove_session(name: &str) {
+    remove(&format!("{DEVICE}{name}"));
+    remove(&format!("{RECORD}{name}"));
+}
+
+/// What an earlier daemon has given to the service manager; once in the life of the process.
+pub(crate) fn take() -> (Option<Group>, Vec<Kept>) {
+    let mut found = match inherited() {
+        Ok(found) => found.unwrap_or_default(),
         Err(error) => {
-            tracing::warn!(%error, "the descriptor that the service manager has kept");
-            None
+            tracing::warn!(%error, "the descriptors that the service manager has kept");
+            BTreeMap::new()
         }
+    };
+    let group = found.remove(GROUP).map(Group::from);
+    let names: Vec<String> = found
+        .keys()
+        .filter_map(|name| name.strip_prefix(DEVICE).map(str::to_owned))
+        .collect();
+    let session = |name: String| {
+        Some(Kept {
+            device: found.remove(&format!("{DEVICE}{name}"))?,
+            record: found.remove(&format!("{RECORD}{name}"))?,
+            name,
+        })
+    };
+    (group, names.into_iter().filter_map(session).collect())
+}
+
+/// The descriptors that are meant for this process, by name.
+fn inherited() -> io::Result<Option<BTreeMap<String, OwnedFd>>> {
+    let variable = |name| std::env::var(name).ok();
+    if variable("LISTEN_PID") != Some(std::process::id().to_string()) {
+        return Ok(None);
     }
+    let (Some(names), Some(count)) = (variable("LISTEN_FDNAMES"), variable("LISTEN_FDS")) else {
+        return Ok(None);
+    };
+    let fds = sys::inherited(count.parse().map_err(io::Error::other)?)?;
+    Ok(Some(names.split(':').map(str::to_owned).zip(fds).collect()))
+}
+
+fn put(name: &str, fd: BorrowedFd<'_>) {
+    notify(&format!("FDSTORE=1\nFDPOLL=0\nFDNAME={name}"), &[fd]);
+}
+
+fn remove(name: &str) {
+    notify(&format!("FDSTOREREMOVE=1\nFDNAME={name}"), &[]);
 }
 
 fn notify(state: &str, fds: &[BorrowedFd<'_>]) {

@@ -3,11 +3,14 @@
 //!
 //! | packet | from | holds |
 //! |---|---|---|
-//! | `S` | daemon, once | descriptors of the group and of the listening socket |
-//! | `H` | keeper, first | version of this protocol; descriptor of the group |
+//! | `S` | daemon, once | descriptors of the listening socket and, if there is one, of the group |
+//! | `H` | keeper, first | version of this protocol, number of sessions that follow; descriptor of the group, if there is one |
+//! | `K` | both | a FUSE session: descriptors of its device and its record; its name |
+//! | `F` | daemon | name of a session that has ended |
+//! | `G` | daemon | descriptor of the group |
 //! | `E` | keeper | number of an event, offset, bytes (0: not known), path |
 //! | `D` | daemon | number of an event that was answered |
-//! | `R` | daemon | nothing is watched: the keeper ends when the daemon goes |
+//! | `R` | daemon | nothing is left to keep: the keeper ends when the daemon goes |
 
 use std::ffi::OsString;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -22,9 +25,10 @@ use rustix::net::{
 };
 
 use super::group::Group;
+use super::session::Kept;
 
 /// A daemon takes over from keepers of this version only.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Longest packet: an event with the longest path.
 const MAX_PACKET: usize = 32 + 4096;
 /// Most descriptors of a packet.
@@ -44,51 +48,131 @@ pub(crate) struct Event {
 }
 
 /// What a daemon says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum FromDaemon {
     /// This event was answered.
     Done(i32),
-    /// There will be no more events.
+    /// Files are watched from now on.
+    Watches(Group),
+    /// This session is to be kept.
+    Keep(Kept),
+    /// This one is not, any more.
+    Forget(String),
+    /// There will be nothing more.
     Dismissed,
+    /// The daemon is gone.
+    Gone,
 }
 
-/// Gives a new keeper what it is to keep.
+/// What a keeper holds when a daemon comes.
+#[derive(Debug)]
+pub(crate) struct Hello {
+    /// The watch, if there is one.
+    pub(crate) group: Option<Group>,
+    /// How many sessions will be handed over.
+    pub(crate) sessions: u32,
+}
+
+/// Gives a new keeper its socket, and the group if there is one.
 pub(crate) fn send_start(
     keeper: &OwnedFd,
-    group: BorrowedFd<'_>,
     listener: BorrowedFd<'_>,
+    group: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    send(keeper, b"S", &[group, listener], SendFlags::empty()).map(drop)
+    let fds: Vec<_> = [listener].into_iter().chain(group).collect();
+    send(keeper, b"S", &fds, SendFlags::empty()).map(drop)
 }
 
 /// Waits for what [`send_start`] sends.
-pub(crate) fn receive_start(daemon: &OwnedFd) -> io::Result<(Group, OwnedFd)> {
+pub(crate) fn receive_start(daemon: &OwnedFd) -> io::Result<(OwnedFd, Option<Group>)> {
     let mut buffer = [0; MAX_PACKET];
-    let (packet, mut fds) = receive(daemon, &mut buffer, RecvFlags::empty())?;
-    match (packet, fds.pop(), fds.pop()) {
-        (b"S", Some(listener), Some(group)) => Ok((group.into(), listener)),
+    let (packet, fds) = receive(daemon, &mut buffer, RecvFlags::empty())?;
+    let mut fds = fds.into_iter();
+    match (packet, fds.next()) {
+        (b"S", Some(listener)) => Ok((listener, fds.next().map(Group::from))),
         _ => Err(malformed()),
     }
 }
 
 /// Greets a daemon.
-pub(crate) fn send_hello(daemon: &OwnedFd, group: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn send_hello(
+    daemon: &OwnedFd,
+    group: Option<BorrowedFd<'_>>,
+    sessions: u32,
+) -> io::Result<()> {
     let mut packet = b"H".to_vec();
     packet.extend_from_slice(&VERSION.to_ne_bytes());
-    send(daemon, &packet, &[group], SendFlags::DONTWAIT).map(drop)
+    packet.extend_from_slice(&sessions.to_ne_bytes());
+    let fds: Vec<_> = group.into_iter().collect();
+    send(daemon, &packet, &fds, SendFlags::DONTWAIT).map(drop)
 }
 
 /// Waits for the keeper's greeting.
-pub(crate) fn receive_hello(keeper: &OwnedFd) -> io::Result<Group> {
+pub(crate) fn receive_hello(keeper: &OwnedFd) -> io::Result<Hello> {
     let mut buffer = [0; MAX_PACKET];
     let (packet, mut fds) = receive(keeper, &mut buffer, RecvFlags::empty())?;
-    match (packet.split_first(), fds.pop()) {
-        (Some((b'H', version)), Some(group)) if version == VERSION.to_ne_bytes() => {
-            Ok(group.into())
+    match packet {
+        [b'H', a, b, c, d, sessions @ ..] if [*a, *b, *c, *d] == VERSION.to_ne_bytes() => {
+            let sessions = sessions.try_into().map_err(|_| malformed())?;
+            Ok(Hello {
+                group: fds.pop().map(Group::from),
+                sessions: u32::from_ne_bytes(sessions),
+            })
         }
-        (Some((b'H', _)), _) => Err(io::Error::other("the keeper speaks another version")),
+        [b'H', ..] => Err(io::Error::other("the keeper speaks another version")),
         _ => Err(malformed()),
     }
+}
+
+/// Hands a session over, from either end; `false` if the other one has too much unread and
+/// `DONTWAIT` was said.
+pub(crate) fn send_session(to: &OwnedFd, kept: &Kept, flags: SendFlags) -> io::Result<bool> {
+    let mut packet = b"K".to_vec();
+    packet.extend_from_slice(kept.name.as_bytes());
+    send(
+        to,
+        &packet,
+        &[kept.device.as_fd(), kept.record.as_fd()],
+        flags,
+    )
+}
+
+/// Waits for a session that was announced.
+pub(crate) fn receive_session(keeper: &OwnedFd) -> io::Result<Kept> {
+    let mut buffer = [0; MAX_PACKET];
+    let (packet, fds) = receive(keeper, &mut buffer, RecvFlags::empty())?;
+    match packet {
+        [b'K', name @ ..] => session(name, fds),
+        _ => Err(malformed()),
+    }
+}
+
+fn session(name: &[u8], fds: Vec<OwnedFd>) -> io::Result<Kept> {
+    let mut fds = fds.into_iter();
+    match (fds.next(), fds.next()) {
+        (Some(device), Some(record)) => Ok(Kept {
+            name: text(name)?,
+            device,
+            record,
+        }),
+        _ => Err(malformed()),
+    }
+}
+
+fn text(bytes: &[u8]) -> io::Result<String> {
+    String::from_utf8(bytes.to_vec()).map_err(|_| malformed())
+}
+
+/// Tells the keeper that a session has ended.
+pub(crate) fn send_forget(keeper: &OwnedFd, name: &str) -> io::Result<()> {
+    let mut packet = b"F".to_vec();
+    packet.extend_from_slice(name.as_bytes());
+    send(keeper, &packet, &[], SendFlags::empty()).map(drop)
+}
+
+/// Gives the keeper the group.
+pub(crate) fn send_group(keeper: &OwnedFd, group: BorrowedFd<'_>) -> io::Result<()> {
+    send(keeper, b"G", &[group], SendFlags::empty()).map(drop)
 }
 
 /// Tells the daemon of an event; `false` if it has too many unread already.
@@ -137,21 +221,30 @@ pub(crate) fn send_dismissal(keeper: &OwnedFd) -> io::Result<()> {
     send(keeper, b"R", &[], SendFlags::empty()).map(drop)
 }
 
-/// What a daemon has said, without waiting; `None` if nothing, an error if it is gone.
+/// What a daemon has said, without waiting; `None` if nothing.
 pub(crate) fn receive_from_daemon(daemon: &OwnedFd) -> io::Result<Option<FromDaemon>> {
     let mut buffer = [0; MAX_PACKET];
-    let packet = match receive(daemon, &mut buffer, RecvFlags::DONTWAIT) {
-        Ok((packet, _)) => packet,
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
-        Err(error) => return Err(error),
+    let (packet, mut fds) = loop {
+        match receive(daemon, &mut buffer, RecvFlags::DONTWAIT) {
+            // It died with packets of ours unread; what it had sent before is still to be read.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+            received => break received?,
+        }
     };
     match packet {
         [b'D', id @ ..] => {
             let id = id.try_into().map_err(|_| malformed())?;
             Ok(Some(FromDaemon::Done(i32::from_ne_bytes(id))))
         }
+        [b'K', name @ ..] => session(name, fds).map(|kept| Some(FromDaemon::Keep(kept))),
+        [b'F', name @ ..] => Ok(Some(FromDaemon::Forget(text(name)?))),
+        b"G" => match fds.pop() {
+            Some(group) => Ok(Some(FromDaemon::Watches(group.into()))),
+            None => Err(malformed()),
+        },
         b"R" => Ok(Some(FromDaemon::Dismissed)),
-        [] => Err(io::ErrorKind::UnexpectedEof.into()),
+        [] => Ok(Some(FromDaemon::Gone)),
         _ => Err(malformed()),
     }
 }
@@ -231,14 +324,38 @@ mod tests {
         };
         assert!(send_event(&daemon, &event).unwrap());
         assert_eq!(receive_event(&keeper).unwrap(), Some(event));
-        send_done(&keeper, 17).unwrap();
-        send_dismissal(&keeper).unwrap();
+        send_hello(&daemon, None, 3).unwrap();
+        let hello = receive_hello(&keeper).unwrap();
+        assert!(hello.group.is_none() && hello.sessions == 3);
         let heard = || receive_from_daemon(&daemon).unwrap();
-        assert_eq!(heard(), Some(FromDaemon::Done(17)));
-        assert_eq!(heard(), Some(FromDaemon::Dismissed));
-        assert_eq!(heard(), None);
+        assert!(heard().is_none());
+        send_done(&keeper, 17).unwrap();
+        send_forget(&keeper, "one").unwrap();
+        send_dismissal(&keeper).unwrap();
+        assert!(matches!(heard(), Some(FromDaemon::Done(17))));
+        assert!(matches!(heard(), Some(FromDaemon::Forget(name)) if name == "one"));
+        assert!(matches!(heard(), Some(FromDaemon::Dismissed)));
         drop(keeper);
-        assert!(receive_from_daemon(&daemon).is_err());
+        assert!(matches!(heard(), Some(FromDaemon::Gone)));
+    }
+
+    /// A daemon that is killed has not read everything; the kernel then says so before it gives
+    /// what the daemon has sent.
+    #[test]
+    fn the_last_words_of_a_daemon_are_heard() {
+        let (keeper, daemon) = pair();
+        send_hello(&daemon, None, 0).unwrap();
+        let (device, record) = pair();
+        let kept = Kept {
+            name: "last".to_owned(),
+            device,
+            record,
+        };
+        assert!(send_session(&keeper, &kept, SendFlags::empty()).unwrap());
+        drop(keeper);
+        let heard = || receive_from_daemon(&daemon).unwrap();
+        assert!(matches!(heard(), Some(FromDaemon::Keep(kept)) if kept.name == "last"));
+        assert!(matches!(heard(), Some(FromDaemon::Gone)));
     }
 
     #[test]

@@ -10,11 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::fuse::TreeFs;
 use super::guide::Guide;
-use super::kernel::{self, Gate, Kernel};
+use super::kernel::{self, Doorman, Gate, Kernel};
 use super::layers::Layers;
-use super::session;
+use super::session::{self, Sessions};
 use super::{
     Alternative, BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint,
 };
@@ -24,6 +23,7 @@ use crate::fetch::HostHealth;
 use crate::fill::Filler;
 use crate::fill::pool::Pool;
 use crate::index::Tree;
+use crate::keeper::custody::Custody;
 use crate::profile::{Profile, Recorder, chain_name};
 
 /// How often what was fetched is made to survive a power failure.
@@ -37,9 +37,9 @@ pub struct Lazy {
     config: LazyConfig,
     pool: Arc<Pool>,
     layers: Arc<Layers>,
-    /// Watches the store's files for mounts of the kernel back end, of this daemon or of earlier
-    /// ones.
-    gate: Option<Arc<Gate>>,
+    /// What outlives this process.
+    custody: Option<Arc<Custody>>,
+    sessions: Arc<Sessions>,
     /// Mounts by the kernel back end, if that is the choice.
     kernel: Option<Arc<Kernel>>,
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
@@ -72,11 +72,16 @@ impl Mounted {
     /// Takes the mount away; those who have it open keep what they have.
     fn unmount(self) -> Result<()> {
         match self {
-            Self::Fuse(mounted) => {
-                drop(mounted);
-                Ok(())
-            }
+            Self::Fuse(mounted) => mounted.unmount(),
             Self::Kernel(mounted) => mounted.unmount(),
+        }
+    }
+
+    /// Whether it can stay for a successor.
+    fn outlives_us(&self) -> bool {
+        match self {
+            Self::Fuse(mounted) => mounted.outlives_us(),
+            Self::Kernel(_) => true,
         }
     }
 }
@@ -88,26 +93,42 @@ struct Tidier {
 }
 
 impl Lazy {
-    /// Opens the store below `root`; no network. What an earlier daemon has left mounted is
-    /// cleared, or with the kernel back end waits for [`Lazy::adopt`].
+    /// Opens the store below `root`; no network. What an earlier daemon has left mounted waits for
+    /// [`Lazy::adopt`]; if nothing is kept, it is dead and cleared.
     pub fn open(root: &Path, blobs: Arc<dyn Blobs>, config: LazyConfig) -> Result<Self> {
         let mounts_dir = root.join("mnt");
         fs::create_dir_all(&mounts_dir).map_err(Error::io("create", &mounts_dir))?;
-        if config.back_end == BackEnd::Fuse {
+        let custody = config.keeping.clone().map(Custody::open).transpose()?;
+        let custody = custody.map(Arc::new);
+        if custody.is_none() {
             clear_mounts(&mounts_dir, |_| false)?;
         }
         let pool = Arc::new(Pool::default());
-        let gate = open_gate(root, &config)?;
+        let gate = open_gate(root, config.back_end, custody.as_ref())?;
         let door = gate.as_ref().map(|gate| gate.door());
         let layers = Layers::open(root, door.as_deref(), blobs, Arc::clone(&pool))?;
         let layers = Arc::new(layers);
-        if let Some(gate) = &gate {
-            gate.serve(Arc::clone(&layers), Arc::clone(&pool))?;
+        if let Some(custody) = &custody {
+            let doorman = Doorman {
+                gate: gate.clone(),
+                layers: Arc::clone(&layers),
+                pool: Arc::clone(&pool),
+            };
+            let custody = Arc::clone(custody);
+            start("xebec-gate", move || custody.run(&doorman))?;
         }
         let kernel = gate.as_ref().map(|gate| {
             let kernel = Kernel::new(Arc::clone(gate), Arc::clone(&layers));
             Arc::new(kernel)
         });
+        let sessions = Sessions::new(
+            custody.clone(),
+            Arc::clone(&layers),
+            Arc::clone(&pool),
+            config.fuse_threads,
+            // The kernel would read to the end of a segment's last block, where there is a gate.
+            config.passthrough && gate.is_none(),
+        );
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));
         let guide = Guide::new(
@@ -123,7 +144,8 @@ impl Lazy {
         let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), harvest)?;
         let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
-            gate,
+            custody,
+            sessions: Arc::new(sessions),
             kernel,
             mounts_dir,
             config,
@@ -199,23 +221,32 @@ impl Lazy {
             known.count += 1;
             return Ok(Some(MountPoint(known.mounted.path().to_owned())));
         }
-        let Some(kernel) = &self.kernel else {
+        let Some(mounted) = self.adopt_mount(chain, self.mounts_dir.join(key(chain)))? else {
             return Ok(None);
         };
-        let Some(mounted) = kernel.adopt(chain, self.mounts_dir.join(key(chain)))? else {
-            return Ok(None);
-        };
-        let mounted = Mounted::Kernel(mounted);
         let point = MountPoint(mounted.path().to_owned());
         mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
         Ok(Some(point))
     }
 
-    /// Unmounts what an earlier daemon has left and nobody has adopted.
+    fn adopt_mount(&self, chain: &[LayerId], path: PathBuf) -> Result<Option<Mounted>> {
+        // First: nothing may be asked of a mount that this process has to answer for.
+        if let Some(mounted) = self.sessions.adopt(chain, path.clone()) {
+            return Ok(Some(Mounted::Fuse(mounted)));
+        }
+        match &self.kernel {
+            Some(kernel) => Ok(kernel.adopt(chain, path)?.map(Mounted::Kernel)),
+            None => Ok(None),
+        }
+    }
+
+    /// Unmounts what an earlier daemon has left and nobody has adopted; those who use it keep it.
+    /// From here on all of that is served.
     pub fn clear_unadopted(&self) -> Result<()> {
         let mounts = self.mounts();
         let is_used = |path: &Path| mounts.values().any(|known| known.mounted.path() == path);
-        clear_mounts(&self.mounts_dir, is_used)
+        clear_mounts(&self.mounts_dir, is_used)?;
+        self.sessions.go_on()
     }
 
     fn mount_new(&self, chain: &[LayerId]) -> Result<Mounted> {
@@ -262,10 +293,7 @@ impl Lazy {
                 Err(error) => return Err(error),
             }
         }
-        // The kernel would read to the end of a segment's last block, where there is a gate.
-        let passthrough = self.config.passthrough && self.gate.is_none();
-        let fs = TreeFs::new(tree, fillers, Arc::clone(&self.pool), passthrough);
-        let mounted = session::Mounted::new(path, fs, self.config.fuse_threads)?;
+        let mounted = self.sessions.mount(chain, tree, fillers, path)?;
         Ok((Mounted::Fuse(mounted), "fuse"))
     }
 
@@ -348,15 +376,23 @@ impl Lazy {
     }
 
     /// Makes what was fetched durable, unmounts what needs this process and stops all threads.
-    /// What the kernel serves stays mounted for a successor.
+    /// What is kept stays mounted for a successor.
     pub fn shutdown(&self) {
-        self.is_shut.store(true, Ordering::SeqCst);
+        if self.is_shut.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // First: from here on what is dropped unanswered is the successor's.
-        if let Some(gate) = &self.gate {
-            gate.close();
+        if let Some(custody) = &self.custody {
+            custody.close();
         }
         self.pool.close();
-        self.mounts().clear();
+        for (_, last) in self.mounts().drain() {
+            if !last.mounted.outlives_us()
+                && let Err(error) = last.mounted.unmount()
+            {
+                tracing::warn!(%error, "a mount stays");
+            }
+        }
         self.recorder.end_all();
         let tidier = lock(&self.tidier).take();
         if let Some(Tidier { stop, thread }) = tidier {
@@ -387,16 +423,25 @@ fn digests(chain: &[LayerId]) -> Vec<Digest> {
     chain.iter().map(|layer| *layer.digest()).collect()
 }
 
-/// The gate, if this daemon mounts by the kernel, or a keeper is left of one that did.
-fn open_gate(root: &Path, config: &LazyConfig) -> Result<Option<Arc<Gate>>> {
-    let Some(keeping) = &config.keeping else {
-        return Ok(None);
-    };
-    let gate = match config.back_end {
-        BackEnd::Fuse => Gate::take_over(root, keeping.clone())?,
-        BackEnd::Kernel => Some(Gate::open(root, keeping.clone())?),
+/// The gate, if this daemon mounts by the kernel, or one that did has left a watch.
+fn open_gate(
+    root: &Path,
+    back_end: BackEnd,
+    custody: Option<&Arc<Custody>>,
+) -> Result<Option<Arc<Gate>>> {
+    let gate = match (back_end, custody) {
+        (_, None) => None,
+        (BackEnd::Fuse, Some(custody)) => Gate::take_over(root, custody)?,
+        (BackEnd::Kernel, Some(custody)) => Some(Gate::open(root, custody)?),
     };
     Ok(gate.map(Arc::new))
+}
+
+pub(super) fn start(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    let thread = std::thread::Builder::new().name(name.to_owned());
+    thread
+        .spawn(work)
+        .map_err(|error| Error::Internal(format!("start a thread: {error}")))
 }
 
 /// Unmounts and removes everything in `directory` that is not in use.
@@ -439,10 +484,7 @@ fn start_tidier(
         }
         tidy();
     };
-    let thread = std::thread::Builder::new().name("xebec-tidy".to_owned());
-    let thread = thread
-        .spawn(work)
-        .map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
+    let thread = start("xebec-tidy", work)?;
     Ok(Tidier { stop, thread })
 }
 

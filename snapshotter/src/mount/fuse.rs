@@ -10,26 +10,34 @@
 //! is open: a file that completes while it is open stays as it is until its last close. Small
 //! files are always served from here and then from the page cache. Without passthrough opening
 //! costs nothing at all: the kernel is told once that no open is needed.
+//!
+//! **The end of this process.** A successor takes the session over (`session`), so how large files
+//! are open is written down as well. A request may have been carried out and not answered, and is
+//! then carried out again: the order of steps makes a count too high by that, never too low.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fuser::{
-    BackingId, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
-    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
+    Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
+    ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
 use super::attr;
+use super::session::record::{self, Slot};
 use crate::fill::Filler;
 use crate::fill::pool::{Class, Pool};
 use crate::index::{Inode, Kind, Node, Tree};
+use crate::keeper::session::Kept;
+use crate::sys;
 
 /// How long the kernel may keep what it is told: more than any mount lives.
 const TTL: Duration = Duration::from_secs(1 << 30);
@@ -48,17 +56,60 @@ pub(super) struct TreeFs {
     /// One for each layer, the bottom one first.
     fillers: Vec<Arc<Filler>>,
     pool: Arc<Pool>,
+    session: Arc<Kept>,
+    outlives: bool,
+    /// Agreed with the kernel: it reads some files by itself, and asks before it opens any.
     passthrough: bool,
+    /// More files are to be read by the kernel.
+    begins_passing: bool,
     opens: Mutex<HashMap<u32, Opens>>,
 }
 
+/// How a session begins or goes on.
+pub(super) struct Terms {
+    /// A successor can go on with it.
+    pub(super) outlives: bool,
+    /// Passthrough is wanted, or was agreed with the kernel by an earlier daemon.
+    pub(super) passthrough: bool,
+    /// More files are to be read by the kernel than are already.
+    pub(super) begins_passing: bool,
+    /// The large files that are open, by node.
+    pub(super) open: Vec<(u32, Slot)>,
+}
+
 /// How a large file is open.
-enum Opens {
-    /// Served from here, so many times. Holding the object's descriptor keeps it from being
-    /// opened again for each read.
-    Cached { count: usize, _object: Arc<File> },
-    /// Read by the kernel, so many times.
-    Passed { count: usize, backing: BackingId },
+struct Opens {
+    slot: Slot,
+    /// Held for a file that is served from here, which is then not opened again for each read.
+    #[expect(dead_code, reason = "holding it is what it is for")]
+    object: Option<Arc<File>>,
+}
+
+/// The duty to answer a cold read. Left without an answer when the daemon ends, it is the
+/// successor's.
+struct Pending {
+    reply: Option<ReplyData>,
+    pool: Arc<Pool>,
+    outlives: bool,
+}
+
+impl Pending {
+    fn data(mut self, bytes: &[u8]) {
+        if let Some(reply) = self.reply.take() {
+            reply.data(bytes);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        match self.reply.take() {
+            // Dropping it would answer.
+            Some(reply) if self.outlives && self.pool.is_closed() => std::mem::forget(reply),
+            Some(reply) => reply.error(Errno::EIO),
+            None => {}
+        }
+    }
 }
 
 thread_local! {
@@ -72,14 +123,22 @@ impl TreeFs {
         tree: Tree,
         fillers: Vec<Arc<Filler>>,
         pool: Arc<Pool>,
-        passthrough: bool,
+        session: Arc<Kept>,
+        terms: Terms,
     ) -> Self {
+        let known = |(id, slot)| {
+            let object = None;
+            (id, Opens { slot, object })
+        };
         Self {
             tree,
             fillers,
             pool,
-            passthrough,
-            opens: Mutex::default(),
+            session,
+            outlives: terms.outlives,
+            passthrough: terms.passthrough,
+            begins_passing: terms.begins_passing,
+            opens: Mutex::new(terms.open.into_iter().map(known).collect()),
         }
     }
 
@@ -111,16 +170,10 @@ impl TreeFs {
     /// Chooses how a large file is read until its last close.
     fn open_large(&self, id: u32, file: &Inode, filler: &Filler, reply: ReplyOpen) {
         let mut opens = self.opens();
-        match opens.get_mut(&id) {
-            Some(Opens::Cached { count, .. }) => {
-                *count += 1;
-                return reply.opened(COUNTED, cached_flags());
-            }
-            Some(Opens::Passed { count, backing }) => {
-                *count += 1;
-                return reply.opened_passthrough(COUNTED, FopenFlags::empty(), backing);
-            }
-            None => {}
+        if let Some(known) = opens.get_mut(&id) {
+            known.slot.count += 1;
+            self.note(id, known.slot);
+            return opened(reply, known.slot);
         }
         let object = match filler.blob().segment(file.segment) {
             Ok(object) => object,
@@ -129,23 +182,61 @@ impl TreeFs {
                 return reply.error(Errno::EIO);
             }
         };
+        let backing = self.backing(file, filler, &object, &reply);
+        let slot = Slot { count: 1, backing };
+        self.note(id, slot);
+        opened(reply, slot);
+        let object = backing.is_none().then_some(object);
+        opens.insert(id, Opens { slot, object });
+    }
+
+    /// Makes the kernel ready to read a file by itself, if it can be let.
+    fn backing(
+        &self,
+        file: &Inode,
+        filler: &Filler,
+        object: &File,
+        reply: &ReplyOpen,
+    ) -> Option<u32> {
         // What the kernel reads by itself is not seen, and a first profile would lack it.
-        if self.passthrough && filler.blob().is_complete(file) && !filler.wants_every_read() {
-            match reply.open_backing(&*object) {
-                Ok(backing) => {
-                    reply.opened_passthrough(COUNTED, FopenFlags::empty(), &backing);
-                    opens.insert(id, Opens::Passed { count: 1, backing });
-                    return;
-                }
-                Err(error) => tracing::debug!(%error, "no passthrough for this file"),
+        let is_ready =
+            self.begins_passing && filler.blob().is_complete(file) && !filler.wants_every_read();
+        if !is_ready {
+            return None;
+        }
+        match reply.open_backing(object) {
+            Ok(backing) => Some(backing.into_raw()),
+            Err(error) => {
+                tracing::debug!(%error, "no passthrough for this file");
+                None
             }
         }
-        let cached = Opens::Cached {
-            count: 1,
-            _object: object,
+    }
+
+    /// Counts a close.
+    fn close_large(&self, id: u32) {
+        let mut opens = self.opens();
+        let Some(known) = opens.get_mut(&id) else {
+            return;
         };
-        opens.insert(id, cached);
-        reply.opened(COUNTED, cached_flags());
+        known.slot.count = known.slot.count.saturating_sub(1);
+        let slot = known.slot;
+        // Before its backing file goes: a successor must not use the number of one that is gone.
+        self.note(id, slot);
+        if slot.count == 0 {
+            opens.remove(&id);
+            if let Some(backing) = slot.backing
+                && let Err(error) = sys::fuse::close_backing(self.session.device.as_fd(), backing)
+            {
+                tracing::warn!(%error, "a backing file stays registered");
+            }
+        }
+    }
+
+    fn note(&self, id: u32, slot: Slot) {
+        if let Err(error) = record::note(&self.session.record, id, slot) {
+            tracing::warn!(%error, "a successor will not know how a file is open");
+        }
     }
 
     fn opens(&self) -> MutexGuard<'_, HashMap<u32, Opens>> {
@@ -184,7 +275,18 @@ impl TreeFs {
     }
 }
 
-/// Keep what was read before, and send no flush: there is nothing to flush.
+/// Answers that a large file is open.
+fn opened(reply: ReplyOpen, slot: Slot) {
+    match slot.backing {
+        None => reply.opened(COUNTED, cached_flags()),
+        Some(id) => sys::fuse::open_passed(reply, id, |reply, backing| {
+            reply.opened_passthrough(COUNTED, FopenFlags::FOPEN_NOFLUSH, backing);
+        }),
+    }
+}
+
+/// Keep what was read before, and send no flush: there is nothing to flush, and nobody need wait
+/// for a daemon to close a file.
 fn cached_flags() -> FopenFlags {
     FopenFlags::FOPEN_KEEP_CACHE | FopenFlags::FOPEN_NOFLUSH
 }
@@ -211,6 +313,8 @@ impl Filesystem for TreeFs {
         }
         // Both are bounded by the kernel; the session raises readahead further.
         let _ = config.set_max_readahead(1 << 20);
+        // Nothing is written; and who reads requests needs room for the longest one.
+        let _ = config.set_max_write(4096);
         let _ = config.set_max_background(MAX_BACKGROUND);
         Ok(())
     }
@@ -279,20 +383,13 @@ impl Filesystem for TreeFs {
         _flush: bool,
         reply: ReplyEmpty,
     ) {
+        // Answered before it is counted: a close that comes again must not be counted twice.
+        reply.ok();
         if handle == COUNTED
             && let Some(id) = attr::node_id(number)
         {
-            let mut opens = self.opens();
-            if let Some(Opens::Cached { count, .. } | Opens::Passed { count, .. }) =
-                opens.get_mut(&id)
-            {
-                *count -= 1;
-                if *count == 0 {
-                    opens.remove(&id);
-                }
-            }
+            self.close_large(id);
         }
-        reply.ok();
     }
 
     fn read(
@@ -325,11 +422,17 @@ impl Filesystem for TreeFs {
             });
         }
         let filler = Arc::clone(filler);
-        self.pool
-            .run(Class::Read, move || match filler.read(&file, offset, len) {
-                Ok(bytes) => reply.data(&bytes),
-                Err(_) => reply.error(Errno::EIO),
-            });
+        let pending = Pending {
+            reply: Some(reply),
+            pool: Arc::clone(&self.pool),
+            outlives: self.outlives,
+        };
+        self.pool.run(Class::Read, move || {
+            // The cause of a failure is in the log already.
+            if let Ok(bytes) = filler.read(&file, offset, len) {
+                pending.data(&bytes);
+            }
+        });
     }
 
     fn opendir(&self, _request: &Request, _number: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {

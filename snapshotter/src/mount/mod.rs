@@ -1,11 +1,10 @@
 //! Mounts of lazy layers: the engine [`Lazy`] that the snapshots service talks to.
 //!
 //! `engine` knows which chains are mounted and how often they are used, `layers` which layers are
-//! open. Two back ends mount: `kernel` by EROFS, whose mounts outlive the daemon; and `session`,
-//! for which `fuse` answers the kernel. A chain's tree is mounted at `ROOT/mnt/KEY`, where KEY is
-//! made of the layers' digests, so that it is found at the same place after a restart. FUSE mounts
-//! that an earlier daemon left there are dead and are cleared when the engine opens; trees are
-//! mounted anew when somebody asks for them.
+//! open. Two back ends mount: `kernel` by EROFS; and `session`, for which `fuse` answers the
+//! kernel. A chain's tree is mounted at `ROOT/mnt/KEY`, where KEY is made of the layers' digests, so
+//! that it is found at the same place after a restart. Mounts of both outlive the daemon, with the
+//! help of a keeper ([`crate::keeper`]); what nobody has kept is dead, and cleared.
 
 mod ahead;
 mod alternative;
@@ -180,8 +179,8 @@ pub struct LayerInsight {
 pub struct LazyConfig {
     /// How trees are mounted.
     pub back_end: BackEnd,
-    /// How the watch of the kernel back end outlives the daemon; needed for that back end. With
-    /// the other one, mounts that an earlier daemon has left are served by it.
+    /// How mounts outlive the daemon; the kernel back end needs it. Without it FUSE mounts end with
+    /// the engine.
     pub keeping: Option<Keeping>,
     /// Layers whose manifest does not state the TOC's digest are mounted lazily all the same: the
     /// registry is then trusted for their metadata.

@@ -1,6 +1,7 @@
 //! System calls and library calls that need `unsafe`: the only folder of this crate that has any.
 
 pub(crate) mod fanotify;
+pub(crate) mod fuse;
 mod inflate;
 mod map;
 mod memory;
@@ -8,5 +9,5 @@ mod process;
 
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
 pub(crate) use map::Map;
-pub(crate) use memory::give_back;
+pub(crate) use memory::{give_back, keep_no_large_pieces};
 pub(crate) use process::{ignore_termination, inherited, set_name};

@@ -29,18 +29,21 @@ pub(crate) fn set_name(name: &str) -> io::Result<()> {
 /// The first descriptor that a service manager passes on.
 const FIRST: usize = 3;
 
-/// Takes over the descriptor number `position` of those that the service manager has passed on;
-/// once in the life of the process.
-pub(crate) fn inherited(position: usize) -> io::Result<OwnedFd> {
+/// Takes over the `count` descriptors that the service manager has passed on; once in the life of
+/// the process.
+pub(crate) fn inherited(count: usize) -> io::Result<Vec<OwnedFd>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::SeqCst) {
         return Err(io::Error::other("taken before"));
     }
-    let fd = libc::c_int::try_from(FIRST + position).map_err(io::Error::other)?;
-    // SAFETY: takes integers only; a number that is not open is an error.
-    if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: it is open, the manager has made it for this process, and nobody else takes it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    let take = |position| {
+        let fd = libc::c_int::try_from(FIRST + position).map_err(io::Error::other)?;
+        // SAFETY: takes integers only; a number that is not open is an error.
+        if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is open, the manager has made it for this process, and nobody else takes it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    };
+    (0..count).map(take).collect()
 }

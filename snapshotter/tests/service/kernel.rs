@@ -20,7 +20,7 @@ use crate::daemon::{Client, Daemon, Mounted, keepers};
 use crate::lazy::pull;
 use crate::registry::Image;
 
-const FILES: usize = 150;
+pub(crate) const FILES: usize = 150;
 
 /// Bytes that are different for each file and do not compress.
 fn noise(seed: usize, len: usize) -> Vec<u8> {
@@ -35,7 +35,7 @@ fn noise(seed: usize, len: usize) -> Vec<u8> {
 }
 
 /// Lengths below, at and above block and object boundaries.
-fn content(n: usize) -> Vec<u8> {
+pub(crate) fn content(n: usize) -> Vec<u8> {
     let len = match n % 10 {
         0 => 1 + n,
         1 => 4096,
@@ -46,11 +46,11 @@ fn content(n: usize) -> Vec<u8> {
     noise(n, len)
 }
 
-fn name(n: usize) -> String {
+pub(crate) fn name(n: usize) -> String {
     format!("d/f{n:03}")
 }
 
-fn image() -> Image {
+pub(crate) fn image() -> Image {
     let files: Vec<(String, Vec<u8>)> = (0..FILES).map(|n| (name(n), content(n))).collect();
     let (lower, upper) = files.split_at(FILES / 2);
     let layer = |files: &[(String, Vec<u8>)]| -> Vec<(String, Vec<u8>)> {
@@ -71,7 +71,7 @@ fn image() -> Image {
     Image::serve(&[&borrowed[0], &borrowed[1]])
 }
 
-async fn start_in(dir: TempDir, mode: &str, deadline: u64) -> Daemon {
+pub(crate) async fn start_in(dir: TempDir, mode: &str, deadline: u64) -> Daemon {
     let config = dir.path().join("config.toml");
     let text = format!("mount = \"{mode}\"\n[lazy]\nkeeper_deadline = {deadline}\n");
     fs::write(&config, text).unwrap();
@@ -83,7 +83,12 @@ async fn start(deadline: u64) -> Daemon {
 }
 
 /// A container's root file system on the image, as containerd would mount it.
-async fn container(daemon: &Daemon, client: &mut Client, image: &Image, key: &str) -> Mounted {
+pub(crate) async fn container(
+    daemon: &Daemon,
+    client: &mut Client,
+    image: &Image,
+    key: &str,
+) -> Mounted {
     let top = pull(client, "default", image).await;
     let mounts = client.prepare(key, &top).await.unwrap();
     Mounted::new(daemon.dir(), &mounts[0])
@@ -95,17 +100,17 @@ fn erofs_mounts(dir: &Path) -> usize {
     table.lines().filter(below).count()
 }
 
-fn check(root: &Path, n: usize) {
+pub(crate) fn check(root: &Path, n: usize) {
     let read = fs::read(root.join(name(n)));
     let read = read.unwrap_or_else(|error| panic!("{}: {error}", name(n)));
     assert!(read == content(n), "wrong bytes in {}", name(n));
 }
 
-fn kill(pid: Pid) {
+pub(crate) fn kill(pid: Pid) {
     kill_process(pid, Signal::KILL).unwrap();
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
         assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
@@ -369,7 +374,7 @@ async fn after_the_death_of_both_the_successor_says_so_and_guards_again() {
 }
 
 /// What systemd's store gets: the descriptor of the first message that has one.
-fn stored(manager: &std::os::unix::net::UnixDatagram) -> OwnedFd {
+pub(crate) fn stored(manager: &std::os::unix::net::UnixDatagram) -> OwnedFd {
     loop {
         let (mut text, mut space) = ([0; 200], [MaybeUninit::uninit(); 64]);
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

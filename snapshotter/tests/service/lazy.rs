@@ -33,7 +33,7 @@ fn image() -> Image {
     ])
 }
 
-async fn prepare(
+pub(crate) async fn prepare(
     client: &mut Client,
     key: &str,
     parent: &str,

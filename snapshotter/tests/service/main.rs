@@ -5,4 +5,5 @@ mod kernel;
 mod lazy;
 mod life;
 mod registry;
+mod sessions;
 mod snapshots_api;

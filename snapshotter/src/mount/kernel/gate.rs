@@ -12,7 +12,6 @@ use std::collections::{BTreeSet, HashSet};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::CWD;
@@ -20,32 +19,24 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::super::LayerId;
 use super::super::layers::Layers;
-use super::Keeping;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fill::Filler;
 use crate::fill::pool::{Class, Pool};
+use crate::keeper::custody::{Custody, Duties};
 use crate::keeper::group::{Group, Verdict};
 use crate::keeper::link::Link;
-use crate::keeper::stored;
 use crate::keeper::wire::Event;
-
-/// Numbers that events of a dead keeper may have: it has no more descriptors.
-const MOST_EVENTS: i32 = 1 << 20;
-/// That many unused numbers in a row, and there are no further events.
-const GAP: i32 = 4096;
 
 /// Watches segments and fills what is read.
 pub(in crate::mount) struct Gate {
-    group: Group,
+    group: Arc<Group>,
+    custody: Arc<Custody>,
     /// The store's directory, by the mount whose accesses are not watched.
     door: OwnedFd,
     root: PathBuf,
-    keeping: Keeping,
     /// Nobody watched before this daemon.
     is_new: bool,
-    closing: AtomicBool,
-    link: Mutex<Arc<Link>>,
     /// Events that this daemon has not answered yet.
     open: Mutex<BTreeSet<i32>>,
     answered: Condvar,
@@ -55,55 +46,36 @@ pub(in crate::mount) struct Gate {
 }
 
 impl Gate {
-    /// Takes the watch over from the keeper, or begins one and starts a keeper for it.
-    pub(in crate::mount) fn open(root: &Path, keeping: Keeping) -> Result<Self> {
-        if let Some((link, group)) = Link::to_keeper(&keeping.socket)? {
-            return Self::new(root, keeping, link, group, false);
-        }
-        if let Some(group) = stored::take() {
-            tracing::error!("the keeper was killed with the daemon; systemd has kept the watch");
-            return Self::with_new_keeper(root, keeping, group, false);
+    /// Takes over the watch that is kept, or begins one.
+    pub(in crate::mount) fn open(root: &Path, custody: &Arc<Custody>) -> Result<Self> {
+        if let Some(gate) = Self::take_over(root, custody)? {
+            return Ok(gate);
         }
         let group = Group::new().map_err(Error::io("watch files below", root))?;
-        stored::put(&group);
-        Self::with_new_keeper(root, keeping, group, true)
+        Self::new(root, custody, custody.begin_watch(group), true)
     }
 
-    fn with_new_keeper(root: &Path, keeping: Keeping, group: Group, is_new: bool) -> Result<Self> {
-        if !is_new {
-            deny_lost(&group);
-        }
-        let link = Link::to_new_keeper(&group, &keeping)?;
-        Self::new(root, keeping, link, group, is_new)
-    }
-
-    /// Takes the watch over from the keeper; `None` if there is none.
-    pub(in crate::mount) fn take_over(root: &Path, keeping: Keeping) -> Result<Option<Self>> {
-        let known = Link::to_keeper(&keeping.socket)?;
+    /// Takes over the watch that is kept; `None` if there is none.
+    pub(in crate::mount) fn take_over(root: &Path, custody: &Arc<Custody>) -> Result<Option<Self>> {
+        let known = custody.group();
         known
-            .map(|(link, group)| Self::new(root, keeping, link, group, false))
+            .map(|group| Self::new(root, custody, group, false))
             .transpose()
     }
 
-    fn new(root: &Path, keeping: Keeping, link: Link, group: Group, is_new: bool) -> Result<Self> {
+    fn new(root: &Path, custody: &Arc<Custody>, group: Arc<Group>, is_new: bool) -> Result<Self> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let door = open_tree(CWD, root, flags).map_err(Error::io("open", root))?;
         group
             .ignore_mount(door.as_fd())
             .map_err(Error::io("open a door to", root))?;
-        tracing::info!(
-            keeper = link.keeper(),
-            taken_over = !is_new,
-            "reads are watched"
-        );
+        tracing::info!(taken_over = !is_new, "reads are watched");
         Ok(Self {
             group,
+            custody: Arc::clone(custody),
             door,
             root: root.to_owned(),
-            keeping,
             is_new,
-            closing: AtomicBool::new(false),
-            link: Mutex::new(Arc::new(link)),
             open: Mutex::default(),
             answered: Condvar::new(),
             watched: Mutex::default(),
@@ -119,36 +91,6 @@ impl Gate {
     /// Whether nobody watched before.
     pub(super) fn is_new(&self) -> bool {
         self.is_new
-    }
-
-    /// Begins to answer.
-    pub(in crate::mount) fn serve(
-        self: &Arc<Self>,
-        layers: Arc<Layers>,
-        pool: Arc<Pool>,
-    ) -> Result<()> {
-        let gate = Arc::clone(self);
-        let thread = std::thread::Builder::new().name("xebec-gate".to_owned());
-        thread
-            .spawn(move || gate.run(&layers, &pool))
-            .map(drop)
-            .map_err(|error| Error::Internal(format!("start a thread: {error}")))
-    }
-
-    /// Stops answering; what is not answered is left to a successor. The keeper goes too when
-    /// there is nothing left to watch.
-    pub(in crate::mount) fn close(&self) {
-        self.closing.store(true, Ordering::SeqCst);
-        let link = self.link();
-        match self.group.watches_anything() {
-            Ok(false) => {
-                link.dismiss();
-                stored::remove();
-            }
-            Ok(true) => {}
-            Err(error) => tracing::warn!(%error, "the keeper stays"),
-        }
-        link.close();
     }
 
     /// Makes a segment ready to be mounted: there at its full length, and watched unless it is
@@ -225,28 +167,6 @@ impl Gate {
         true
     }
 
-    fn run(self: &Arc<Self>, layers: &Arc<Layers>, pool: &Arc<Pool>) {
-        loop {
-            let link = self.link();
-            match link.next_event() {
-                Ok(Some(event)) => self.take(&link, &event, layers, pool),
-                _ if self.closing.load(Ordering::SeqCst) => return,
-                ended => {
-                    if let Err(error) = ended {
-                        tracing::error!(%error, "the keeper is not understood");
-                    }
-                    if let Err(error) = self.replace_keeper(&link) {
-                        tracing::error!(
-                            %error,
-                            "there is no keeper: if this daemon dies, holes read as zeros"
-                        );
-                        std::thread::sleep(std::time::Duration::from_secs(1));
-                    }
-                }
-            }
-        }
-    }
-
     /// Answers one event, at once if its bytes are here.
     fn take(
         self: &Arc<Self>,
@@ -292,55 +212,41 @@ impl Gate {
             if segment > 0 && gate.release_if_complete(&filler, segment) {
                 lock(&gate.watched).remove(&(layer, segment));
             }
-            // The cause is in the log already.
-            answer.give(if filled.is_ok() {
-                Verdict::Allow
-            } else {
-                Verdict::Deny
-            });
+            match filled {
+                Ok(()) => answer.give(Verdict::Allow),
+                // The end of the daemon fails what it had begun: the successor begins anew.
+                Err(_) if gate.custody.is_closing() => drop(answer),
+                // The cause is in the log already.
+                Err(_) => answer.give(Verdict::Deny),
+            }
         });
-    }
-
-    /// Starts a keeper in the place of one that has died. The events that it had are answered
-    /// first: a new one will use their numbers again.
-    fn replace_keeper(&self, dead: &Link) -> Result<()> {
-        tracing::error!(
-            keeper = dead.keeper(),
-            "the keeper has died; starting another"
-        );
-        dead.reap();
-        let mut open = lock(&self.open);
-        while !open.is_empty() {
-            open = self
-                .answered
-                .wait(open)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-        drop(open);
-        deny_lost(&self.group);
-        let link = Link::to_new_keeper(&self.group, &self.keeping)?;
-        tracing::info!(keeper = link.keeper(), "there is a keeper again");
-        *lock(&self.link) = Arc::new(link);
-        Ok(())
-    }
-
-    fn link(&self) -> Arc<Link> {
-        Arc::clone(&lock(&self.link))
     }
 }
 
-/// Denies what a dead keeper had taken from the queue and told nobody: a wrong number is no error,
-/// so all are tried.
-fn deny_lost(group: &Group) {
-    let mut last = 0;
-    for id in 0..MOST_EVENTS {
-        match group.answer_known(id, Verdict::Deny) {
-            Ok(true) => {
-                tracing::error!("a read got EIO, since the keeper died with it");
-                last = id;
-            }
-            _ if id - last > GAP => return,
-            _ => {}
+/// What the gate does for the keeper.
+pub(in crate::mount) struct Doorman {
+    pub(in crate::mount) gate: Option<Arc<Gate>>,
+    pub(in crate::mount) layers: Arc<Layers>,
+    pub(in crate::mount) pool: Arc<Pool>,
+}
+
+impl Duties for Doorman {
+    fn take(&self, link: &Arc<Link>, event: &Event) {
+        if let Some(gate) = &self.gate {
+            gate.take(link, event, &self.layers, &self.pool);
+        }
+    }
+
+    fn settle(&self) {
+        let Some(gate) = &self.gate else {
+            return;
+        };
+        let mut open = lock(&gate.open);
+        while !open.is_empty() {
+            open = gate
+                .answered
+                .wait(open)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }
@@ -372,7 +278,7 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if !self.given && !self.gate.closing.load(Ordering::SeqCst) {
+        if !self.given && !self.gate.custody.is_closing() {
             self.end(Verdict::Deny);
         }
     }

@@ -15,7 +15,7 @@ mod probe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub(super) use self::gate::Gate;
+pub(super) use self::gate::{Doorman, Gate};
 pub use self::probe::probe;
 use super::layers::Layers;
 use super::{LayerId, session};
