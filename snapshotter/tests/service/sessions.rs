@@ -31,20 +31,19 @@ fn fuse_mounts(dir: &Path) -> usize {
     table.lines().filter(is_ours).count()
 }
 
-/// Reads all files again and again until it is told to end; how often.
-fn read_on(root: &Path, seed: usize, end: &Arc<AtomicBool>) -> std::thread::JoinHandle<usize> {
+/// Reads all files again and again until it is told to end.
+fn read_on(root: &Path, seed: usize, end: &Arc<AtomicBool>) -> std::thread::JoinHandle<()> {
     let (root, end) = (root.to_owned(), Arc::clone(end));
     std::thread::spawn(move || {
-        (0..)
-            .find(|round| {
-                for n in 0..FILES {
-                    check(&root, (n * 11 + (round + seed) * 37) % FILES);
-                    // What is looked up and listed is not all in the kernel's caches either.
-                    assert!(fs::metadata(root.join(format!("d/absent-{round}-{n}"))).is_err());
-                }
-                end.load(Ordering::SeqCst)
-            })
-            .unwrap()
+        let mut round = 0;
+        while !end.load(Ordering::SeqCst) {
+            for n in 0..FILES {
+                check(&root, (n * 11 + (round + seed) * 37) % FILES);
+                // What is looked up and listed is not all in the kernel's caches either.
+                assert!(fs::metadata(root.join(format!("d/absent-{round}-{n}"))).is_err());
+            }
+            round += 1;
+        }
     })
 }
 
@@ -110,7 +109,9 @@ async fn large_files_stay_open_in_their_way_over_any_number_of_daemons() {
     };
     // The first time they are open while they are incomplete, the second time the kernel has them.
     let (cold, warm) = large.split_at(large.len() / 2);
-    warm.iter().for_each(|n| check(tree.path(), *n));
+    for n in warm {
+        check(tree.path(), *n);
+    }
     let mut open: Vec<(usize, File)> = Vec::new();
     for round in 0..4 {
         for &n in cold.iter().chain(warm) {
@@ -122,7 +123,9 @@ async fn large_files_stay_open_in_their_way_over_any_number_of_daemons() {
             }
         }
         daemon = start_in(daemon.kill(), "fuse", 60).await;
-        open.iter().for_each(|(n, file)| reads(file, *n));
+        for (n, file) in &open {
+            reads(file, *n);
+        }
         if round % 2 == 1 {
             open.clear();
         }
