@@ -280,7 +280,7 @@ fn extended_attributes_are_those_of_the_layer() {
         ("security.capability", capability),
         ("user.empty", Vec::new()),
         ("user.long", noise(1, 6000)),
-        ("trusted.t", b"abc".to_vec()),
+        ("security.t", b"abc".to_vec()),
     ];
     let xattrs = |names: &[usize]| Meta {
         xattrs: names
@@ -301,9 +301,9 @@ fn extended_attributes_are_those_of_the_layer() {
     for (name, expected) in &pairs {
         assert!(value("all", name).unwrap() == *expected, "{name}");
     }
-    assert_eq!(value("link", "trusted.t").unwrap(), b"abc");
+    assert_eq!(value("link", "security.t").unwrap(), b"abc");
     assert!(value("dir", "user.long").unwrap() == noise(1, 6000));
-    assert!(value("dir", "trusted.t").is_err());
+    assert!(value("dir", "security.t").is_err());
     assert!(fs::read(mounted.at("all")).unwrap() == noise(1, 100));
 }
 

@@ -295,15 +295,18 @@ impl LayerIndex {
         self.string(link.data_first, link.data_count)
     }
 
-    /// Names and values of the extended attributes of an inode.
+    /// Names and values of the extended attributes of an inode, without those that are the host's
+    /// to give: an image's `trusted.overlay.redirect` would be obeyed by the overlayfs on top. What
+    /// containerd unpacks has none either.
     pub fn xattrs(&self, inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> + '_ {
-        (inode.xattr_first..inode.xattr_first + inode.xattr_count).map(|id| {
+        let all = (inode.xattr_first..inode.xattr_first + inode.xattr_count).map(|id| {
             let xattr: Xattr = self.record(self.sections.xattrs, id);
             (
                 self.string(xattr.name, u32::from(xattr.name_len)),
                 self.string(xattr.value, xattr.value_len),
             )
-        })
+        });
+        all.filter(|(name, _)| !name.starts_with(b"trusted."))
     }
 
     pub(super) fn string(&self, offset: u32, len: u32) -> &[u8] {

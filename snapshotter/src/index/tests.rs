@@ -466,3 +466,26 @@ fn holes_lie_between_chunks_and_nowhere_else() {
         assert!(build(chunks, holes).is_err(), "{chunks:?} {holes:?}");
     }
 }
+
+#[test]
+fn attributes_that_are_the_hosts_to_give_are_not_taken_from_an_image() {
+    let attribute = |name: &str| (name.as_bytes().to_vec(), b"/etc".to_vec());
+    let meta = Meta {
+        xattrs: ["user.a", "trusted.overlay.redirect", "security.b"]
+            .map(attribute)
+            .into(),
+        ..META
+    };
+    let mut builder = LayerBuilder::new(Digest::of(b"l"), Digest::of(b"t"), 0);
+    builder.directory("d", &meta).unwrap();
+    let tree = Tree::merge(vec![Arc::new(builder.finish().unwrap())]).unwrap();
+    let root = tree.node(0).unwrap();
+    let node = tree.node(tree.children(root)[0].node).unwrap();
+    let inode = tree.inode(node);
+    let names: Vec<_> = tree
+        .layer(node)
+        .xattrs(&inode)
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(names, [&b"user.a"[..], b"security.b"]);
+}

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-/// Records by key; an empty value deletes.
+/// Key of an extended attribute, before its name.
+pub(super) const XATTR: &str = "SCHILY.xattr.";
+
+/// Records by key; an empty value deletes, except that an attribute can be empty.
 pub(super) type Records = BTreeMap<String, Vec<u8>>;
 
 /// Adds the records of `data`; none when it is malformed.
@@ -15,7 +18,7 @@ pub(super) fn parse_into(records: &mut Records, mut data: &[u8]) -> Option<()> {
         let equals = record.iter().position(|byte| *byte == b'=')?;
         let key = std::str::from_utf8(&record[..equals]).ok()?;
         let value = &record[equals + 1..];
-        if value.is_empty() {
+        if value.is_empty() && !key.starts_with(XATTR) {
             records.remove(key);
         } else {
             records.insert(key.to_owned(), value.to_vec());
@@ -64,6 +67,8 @@ mod tests {
     #[test]
     fn an_empty_value_deletes() {
         assert!(parse(b"9 path=a\n8 path=\n").unwrap().is_empty());
+        let records = parse(b"24 SCHILY.xattr.user.a=\n").unwrap();
+        assert_eq!(records["SCHILY.xattr.user.a"], b"");
     }
 
     #[test]

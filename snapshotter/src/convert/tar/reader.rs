@@ -373,9 +373,7 @@ fn up_to_nul(mut data: Vec<u8>) -> Vec<u8> {
 fn xattrs(records: &Records) -> BTreeMap<String, Vec<u8>> {
     records
         .iter()
-        .filter_map(|(key, value)| {
-            Some((key.strip_prefix("SCHILY.xattr.")?.to_owned(), value.clone()))
-        })
+        .filter_map(|(key, value)| Some((key.strip_prefix(pax::XATTR)?.to_owned(), value.clone())))
         .collect()
 }
 
