@@ -16,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz lint install uninstall clean
+.PHONY: help build demo test bench fuzz differential lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,10 @@ bench: ## all benchmarks, interleaved with the peers; also target/bench.json and
 fuzz: ## mutated input for every parser of the snapshotter, SECONDS=60 each
 	XEBEC_FUZZ_SECONDS=$(SECONDS) XEBEC_FUZZ_SEED=$$(date +%s) \
 	    $(CARGO) test -p xebec-snapshotter --test fuzz -- --nocapture
+
+differential: ## every image in every format and mount mode against an ordinary unpack
+	$(HOST) setup --vm
+	XEBEC_DIFFERENTIAL=all $(CARGO) nextest run --profile differential -p integration --test differential
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check

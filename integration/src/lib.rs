@@ -24,6 +24,7 @@ pub mod error;
 mod hash;
 pub mod hosts;
 pub mod leftovers;
+pub mod listing;
 pub mod lock;
 pub mod paths;
 pub mod progress;

@@ -25,6 +25,14 @@ pub(super) struct Layer {
     pub(super) diff_id: String,
 }
 
+/// How the tar of a layer is packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Packing {
+    Gzip,
+    Zstd,
+    None,
+}
+
 /// An image layout directory under construction.
 #[derive(Debug)]
 pub(super) struct Layout {
@@ -54,25 +62,53 @@ impl Layout {
         tree: &Tree,
         paths: impl Iterator<Item = &'a PathBuf>,
     ) -> Result<Layer> {
+        self.add_archive(Packing::Gzip, |output| {
+            let mut tar = tar::Builder::new(output);
+            let mut links = HashMap::new();
+            for path in paths {
+                append(&mut tar, root, path, tree, &mut links)?;
+            }
+            tar.finish().map_err(Error::system("archive a layer"))
+        })
+    }
+
+    /// Writes the tar that `fill` makes as one layer.
+    pub(super) fn add_archive(
+        &self,
+        packing: Packing,
+        fill: impl FnOnce(&mut dyn Write) -> Result<()>,
+    ) -> Result<Layer> {
         let temporary = self.directory.join("blobs/layer");
+        let failed = || Error::file("write", &temporary);
         let file = File::create(&temporary).map_err(Error::file("create", &temporary))?;
-        let blob = Hashing::new(BufWriter::new(file));
-        let gzip = GzBuilder::new().mtime(0).write(blob, Compression::new(6));
-        let mut tar = tar::Builder::new(Hashing::new(gzip));
-        let mut links = HashMap::new();
-        for path in paths {
-            append(&mut tar, root, path, tree, &mut links)?;
-        }
-        let finish = || -> io::Result<(String, String, u64)> {
-            let (gzip, diff_id, _) = tar.into_inner()?.finish();
-            let (mut file, digest, size) = gzip.finish()?.finish();
-            file.flush()?;
-            Ok((diff_id, digest, size))
+        let mut blob = Hashing::new(BufWriter::new(file));
+        let (diff_id, kind) = match packing {
+            Packing::Gzip => {
+                let gzip = GzBuilder::new().mtime(0);
+                let mut tar = Hashing::new(gzip.write(&mut blob, Compression::new(6)));
+                fill(&mut tar)?;
+                let (gzip, diff_id, _) = tar.finish();
+                gzip.finish().map_err(failed())?;
+                (diff_id, "application/vnd.oci.image.layer.v1.tar+gzip")
+            }
+            Packing::Zstd => {
+                let zstd = zstd::Encoder::new(&mut blob, 3).map_err(failed())?;
+                let mut tar = Hashing::new(zstd);
+                fill(&mut tar)?;
+                let (zstd, diff_id, _) = tar.finish();
+                zstd.finish().map_err(failed())?;
+                (diff_id, "application/vnd.oci.image.layer.v1.tar+zstd")
+            }
+            Packing::None => {
+                let mut tar = Hashing::new(&mut blob);
+                fill(&mut tar)?;
+                (tar.finish().1, "application/vnd.oci.image.layer.v1.tar")
+            }
         };
-        let (diff_id, digest, size) = finish().map_err(Error::file("write", &temporary))?;
+        let (mut file, digest, size) = blob.finish();
+        file.flush().map_err(failed())?;
         let blob = self.blob(&digest);
         fs::rename(&temporary, &blob).map_err(Error::file("rename", &temporary))?;
-        let kind = "application/vnd.oci.image.layer.v1.tar+gzip";
         Ok(Layer {
             descriptor: descriptor(kind, &digest, size),
             diff_id: format!("sha256:{diff_id}"),

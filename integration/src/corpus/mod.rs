@@ -7,12 +7,14 @@
 mod build;
 mod layout;
 mod many;
+mod odd;
 pub mod recipes;
 mod tree;
 
 use std::path::PathBuf;
 
 pub use build::build;
+pub use odd::{BYTES, HUGE, ODD, SPARSE, TIMES, TWICE, build as build_odd};
 pub use recipes::{ALL, DEFAULT, FIRST, Recipe};
 
 use crate::error::{Error, Result};
