@@ -1,11 +1,12 @@
 //! The configuration file, its defaults, and the command line's say over it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::mount::{LazyConfig, Plain};
+use crate::mount::{BackgroundConfig, LazyConfig, Plain};
 
 /// Where the configuration file is when none is named; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
@@ -26,6 +27,8 @@ pub struct Config {
     pub log: String,
     /// How lazy layers are read.
     pub lazy: LazySection,
+    /// How mounted images are completed.
+    pub fill: FillSection,
     /// How profiles travel between nodes.
     pub profile: ProfileSection,
     /// What others may know of the daemon's work.
@@ -66,8 +69,6 @@ pub struct LazySection {
     pub passthrough: bool,
     /// Most bytes of a layer's blob that are fetched ahead because of its landmark.
     pub prefetch_limit: u64,
-    /// Fetch the rest of a mounted layer when nothing else is to be fetched.
-    pub background_fill: bool,
     /// Layers in no lazy format: `stream` them into the store, or `off`: containerd pulls them.
     pub plain: Plain,
     /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
@@ -84,7 +85,6 @@ impl Default for LazySection {
             fuse_threads,
             passthrough,
             prefetch_limit,
-            background_fill,
             plain,
             profile_seconds,
             ..
@@ -97,7 +97,6 @@ impl Default for LazySection {
             keeper_deadline: 60,
             passthrough,
             prefetch_limit,
-            background_fill,
             plain,
             profile_seconds,
         }
@@ -113,7 +112,6 @@ impl From<&LazySection> for LazyConfig {
             fuse_threads,
             passthrough,
             prefetch_limit,
-            background_fill,
             plain,
             profile_seconds,
             keeper_deadline: _,
@@ -125,10 +123,51 @@ impl From<&LazySection> for LazyConfig {
             fuse_threads,
             passthrough,
             prefetch_limit,
-            background_fill,
             plain,
             profile_seconds,
             ..Self::default()
+        }
+    }
+}
+
+/// The `[fill]` table; its defaults are those of [`BackgroundConfig`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FillSection {
+    /// Fetch the rest of mounted images when nothing else is to be fetched.
+    pub background: bool,
+    /// Seconds between the mount and the first request.
+    pub delay: u64,
+    /// Most packed MiB a second; 0 for no limit.
+    pub rate: u64,
+    /// Percent of the file system that stay free.
+    pub keep_free: u8,
+}
+
+impl Default for FillSection {
+    fn default() -> Self {
+        let BackgroundConfig {
+            enabled,
+            delay,
+            rate,
+            keep_free,
+        } = BackgroundConfig::default();
+        Self {
+            background: enabled,
+            delay: delay.as_secs(),
+            rate: rate >> 20,
+            keep_free,
+        }
+    }
+}
+
+impl From<&FillSection> for BackgroundConfig {
+    fn from(section: &FillSection) -> Self {
+        Self {
+            enabled: section.background,
+            delay: Duration::from_secs(section.delay),
+            rate: section.rate.saturating_mul(1 << 20),
+            keep_free: section.keep_free,
         }
     }
 }
@@ -243,6 +282,7 @@ impl Default for Config {
             async_remove: true,
             log: "info".into(),
             lazy: LazySection::default(),
+            fill: FillSection::default(),
             profile: ProfileSection::default(),
             metrics: MetricsSection::default(),
             registry: RegistrySection::default(),

@@ -26,6 +26,7 @@ pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
     let settings = LazyConfig {
         back_end,
         keeping: Some(keeping),
+        background: (&config.fill).into(),
         profile_pull: config.profile.pull == ProfilePull::Auto,
         profile_push: config.profile.push,
         ..(&config.lazy).into()

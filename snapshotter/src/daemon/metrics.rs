@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::fetch::{BreakerState, HostHealth};
 use crate::fill::counters::{BOUNDS, Histogram, histograms};
 use crate::fill::pool::CLASSES;
-use crate::mount::{LayerInsight, Lazy};
+use crate::mount::{BackgroundInsight, LayerInsight, Lazy, PAUSES};
 
 /// A client that sends or reads nothing is dropped after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -83,6 +83,7 @@ async fn answer(mut client: TcpStream, lazy: Option<Arc<Lazy>>) -> std::io::Resu
 struct Facts {
     layers: Vec<LayerInsight>,
     hosts: Vec<HostHealth>,
+    background: BackgroundInsight,
     times: [Histogram; CLASSES.len()],
 }
 
@@ -91,6 +92,7 @@ impl Facts {
         Self {
             layers: lazy.map(Lazy::insight).unwrap_or_default(),
             hosts: lazy.map(Lazy::health).unwrap_or_default(),
+            background: lazy.map(Lazy::background).unwrap_or_default(),
             times: histograms(),
         }
     }
@@ -103,6 +105,7 @@ fn render(facts: &Facts) -> String {
     sample(&mut out, "build_info", &version, 1);
     render_layers(&mut out, &facts.layers);
     render_times(&mut out, &facts.times);
+    render_background(&mut out, &facts.background);
     family(
         &mut out,
         "registry_state",
@@ -224,6 +227,18 @@ fn render_times(out: &mut String, times: &[Histogram; CLASSES.len()]) {
     }
 }
 
+fn render_background(out: &mut String, background: &BackgroundInsight) {
+    let help = "Mounted images that the background fill has not completed";
+    family(out, "background_pending", "gauge", help);
+    sample(out, "background_pending", &[], background.pending);
+    let help = "How often the background fill had to wait, by what for";
+    family(out, "background_pauses_total", "counter", help);
+    for (pause, count) in PAUSES.into_iter().zip(background.pauses) {
+        let labels = [("for", pause.name())];
+        sample(out, "background_pauses_total", &labels, count);
+    }
+}
+
 fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(
         out,
@@ -239,7 +254,11 @@ fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
             format!("{name}=\"{}\"", value.replace('\n', "\\n"))
         })
         .collect();
-    let _ = writeln!(out, "xebec_{name}{{{}}} {value}", labels.join(","));
+    let labels = match labels.as_slice() {
+        [] => String::new(),
+        labels => format!("{{{}}}", labels.join(",")),
+    };
+    let _ = writeln!(out, "xebec_{name}{labels} {value}");
 }
 
 #[cfg(test)]
@@ -265,6 +284,10 @@ mod tests {
                 failures: 9,
                 wrong: 2,
             }],
+            background: BackgroundInsight {
+                pending: 4,
+                pauses: [1, 2, 3],
+            },
             times: histograms(),
         };
         let text = render(&facts);
@@ -273,6 +296,8 @@ mod tests {
             "xebec_fetched_bytes_total{image=\"h/a\\\"b\",layer=\"sha256:1\",for=\"profile\"} 7",
             "xebec_verification_failures_total{image=\"h/a\\\"b\",layer=\"sha256:1\"} 3",
             "xebec_registry_state{host=\"h:5000\"} 2",
+            "xebec_background_pending 4",
+            "xebec_background_pauses_total{for=\"space\"} 2",
             "xebec_registry_failures{host=\"h:5000\"} 9",
             "xebec_registry_wrong_bytes_total{host=\"h:5000\"} 2",
             "# TYPE xebec_fetch_seconds histogram",
@@ -280,7 +305,7 @@ mod tests {
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
         }
         for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let name = line.split('{').next().unwrap();
+            let name = line.split(['{', ' ']).next().unwrap();
             let base = ["_bucket", "_sum", "_count"]
                 .into_iter()
                 .find_map(|end| name.strip_suffix(end))

@@ -23,6 +23,7 @@ pub(crate) mod unpack;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Instant;
 
 pub use open::{LayerQuery, Opened, names_index, needs_image, open_external, open_layer, vouched};
@@ -61,6 +62,8 @@ pub struct Filler {
     counters: Counters,
     failures: Quiet,
     watchers: Watchers,
+    /// All units before this one are local.
+    filled: AtomicU32,
 }
 
 impl Filler {
@@ -85,6 +88,7 @@ impl Filler {
             counters: Counters::default(),
             failures: Quiet::default(),
             watchers: Watchers::default(),
+            filled: AtomicU32::new(0),
         })
     }
 
@@ -254,6 +258,9 @@ impl Filler {
         let start = first.offset;
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
         let begun = Instant::now();
+        if class != Class::Background {
+            self.pool.disturb();
+        }
         let mut packed = Vec::with_capacity(len as usize);
         let mut spoilt = Vec::new();
         let mut run = run.into_iter().peekable();
@@ -274,6 +281,9 @@ impl Filler {
                 first.blob
             ))),
         };
+        if class != Class::Background {
+            self.pool.disturb();
+        }
         counters::times(class).add(begun.elapsed());
         self.counters.fetched(class, packed.len() as u64);
         if let Err(error) = read {

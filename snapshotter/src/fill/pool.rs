@@ -8,7 +8,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A thread without work ends after this time.
 const IDLE: Duration = Duration::from_secs(10);
@@ -61,6 +61,8 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Pool {
     state: Mutex<State>,
     work: Condvar,
+    /// When something was fetched last that is no background work.
+    disturbed: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -154,6 +156,19 @@ impl Pool {
                 used: false,
             }
         })
+    }
+
+    /// Says that something is being fetched that is no background work, on whatever thread.
+    pub fn disturb(&self) {
+        let disturbed = self.disturbed.lock();
+        *disturbed.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// How long nothing but background work has been fetched.
+    pub fn calm_for(&self) -> Duration {
+        let disturbed = self.disturbed.lock();
+        let last = *disturbed.unwrap_or_else(PoisonError::into_inner);
+        last.map_or(Duration::MAX, |last| last.elapsed())
     }
 
     /// Drops what has not begun and lets the threads end; running jobs run to their end.

@@ -1,5 +1,6 @@
 //! Fetching before anyone asks: what a landmark marks, and the rest of a layer.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 
 use super::flight::Claim;
@@ -18,9 +19,40 @@ impl Filler {
         self.queue(Class::Prefetch, self.index().prefetch_units(), limit);
     }
 
-    /// Queues everything that is absent, to be fetched when nothing else is going on.
-    pub fn fill_in_background(self: &Arc<Self>) {
-        self.queue(Class::Background, 0..self.index().units(), u64::MAX);
+    /// The first units that are absent, about one request's worth; none when everything is local.
+    pub fn absent_piece(&self) -> Option<Vec<u32>> {
+        let known = self.filled.load(Ordering::Relaxed);
+        let absent = |unit: &u32| !self.is_unit_local(*unit);
+        let first = (known..self.index().units()).find(absent);
+        self.filled
+            .store(first.unwrap_or(self.index().units()), Ordering::Relaxed);
+        let absent = (first?..self.index().units()).filter(absent);
+        let mut left = PIECE;
+        let fits = |unit: &u32| {
+            let len = u64::from(self.index().unit(*unit).len);
+            let fits = left == PIECE || len <= left;
+            left = left.saturating_sub(len);
+            fits
+        };
+        Some(absent.take_while(fits).collect())
+    }
+
+    /// Fetches units when nothing else is going on; blocks until they are local. The packed bytes.
+    pub fn fetch_in_background(self: &Arc<Self>, units: Vec<u32>) -> Shared<u64> {
+        let (sender, outcome) = mpsc::channel();
+        let before = self.counts().fetched_for(Class::Background);
+        let filler = Arc::clone(self);
+        self.pool.run(Class::Background, move || {
+            let (mine, mut landings) = filler.claim(units.into_iter());
+            landings.extend(mine.iter().map(Claim::landing));
+            filler.fetch(mine, Class::Background);
+            let outcome = landings.iter().try_for_each(|landing| landing.wait());
+            // Whoever asked waits for it.
+            let _ = sender.send(outcome);
+        });
+        let ending = || Err(Arc::new(Error::Internal("the daemon is ending".to_owned())));
+        outcome.recv().unwrap_or_else(|_| ending())?;
+        Ok(self.counts().fetched_for(Class::Background) - before)
     }
 
     /// Makes everything local, beside what readers want; blocks until it is. The first failure ends

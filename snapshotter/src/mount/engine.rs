@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::background::{Background, BackgroundInsight};
 use super::guide::Guide;
 use super::kernel::{self, Doorman, Gate, Kernel};
 use super::layers::Layers;
@@ -45,6 +46,7 @@ pub struct Lazy {
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
     recorder: Arc<Recorder>,
     guide: Arc<Guide>,
+    background: Background,
     tidier: Mutex<Option<Tidier>>,
     is_shut: AtomicBool,
 }
@@ -137,6 +139,7 @@ impl Lazy {
             Arc::clone(&recorder),
             &config,
         );
+        let background = Background::start(root, Arc::clone(&pool), config.background)?;
         let harvest = {
             let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
             move || guide.publish(recorder.harvest())
@@ -154,6 +157,7 @@ impl Lazy {
             mounts: Mutex::default(),
             recorder,
             guide,
+            background,
             tidier: Mutex::new(Some(tidier)),
             is_shut: AtomicBool::new(false),
         })
@@ -224,6 +228,9 @@ impl Lazy {
         let Some(mounted) = self.adopt_mount(chain, self.mounts_dir.join(key(chain)))? else {
             return Ok(None);
         };
+        let fillers = chain.iter().map(|layer| self.layers.get(*layer));
+        self.background
+            .add(chain, &fillers.collect::<Result<Vec<_>>>()?);
         let point = MountPoint(mounted.path().to_owned());
         mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
         Ok(Some(point))
@@ -261,11 +268,7 @@ impl Lazy {
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
         self.guide.accompany(chain, &fillers);
-        if self.config.background_fill {
-            for filler in &fillers {
-                filler.fill_in_background();
-            }
-        }
+        self.background.add(chain, &fillers);
         let (inodes, path) = (tree.len(), self.mounts_dir.join(key(chain)));
         let (mounted, by) = self.mount_tree(chain, tree, fillers, &path)?;
         tracing::info!(
@@ -317,6 +320,7 @@ impl Lazy {
             None => Ok(()),
         };
         drop(mounts);
+        self.background.remove(chain);
         self.guide.publish(self.recorder.end(&digests(chain)));
         unmounted
     }
@@ -354,6 +358,11 @@ impl Lazy {
         self.layers.insight()
     }
 
+    /// What the background fill has to do and has met.
+    pub fn background(&self) -> BackgroundInsight {
+        self.background.insight()
+    }
+
     /// How the registries answer that were asked so far.
     pub fn health(&self) -> Vec<HostHealth> {
         self.layers.health()
@@ -386,6 +395,7 @@ impl Lazy {
             custody.close();
         }
         self.pool.close();
+        self.background.stop();
         for (_, last) in self.mounts().drain() {
             if !last.mounted.outlives_us()
                 && let Err(error) = last.mounted.unmount()

@@ -9,6 +9,7 @@
 mod ahead;
 mod alternative;
 mod attr;
+mod background;
 mod engine;
 mod fuse;
 mod guide;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use background::{BackgroundConfig, BackgroundInsight, PAUSES, Pause};
 pub use engine::Lazy;
 pub use kernel::{Keeping, probe};
 
@@ -196,8 +198,8 @@ pub struct LazyConfig {
     pub passthrough: bool,
     /// Most compressed bytes of a layer fetched because of its landmark.
     pub prefetch_limit: u64,
-    /// Fetch the rest of a mounted layer whenever nothing else is to be fetched.
-    pub background_fill: bool,
+    /// How mounted images are completed.
+    pub background: BackgroundConfig,
     /// What to do with layers that are in no lazy format.
     pub plain: Plain,
     /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
@@ -230,7 +232,7 @@ impl Default for LazyConfig {
             fuse_threads: 4,
             passthrough: true,
             prefetch_limit: 32 << 20,
-            background_fill: false,
+            background: BackgroundConfig::default(),
             plain: Plain::Stream,
             profile_seconds: 15,
             profile_pull: true,

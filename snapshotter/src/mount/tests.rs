@@ -1,6 +1,7 @@
 //! The engine end to end: real mounts of layers that a source in memory delivers. Needs root and
 //! /dev/fuse, as the daemon does.
 
+mod background;
 mod opening;
 mod profiles;
 
@@ -11,6 +12,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
 
 use super::*;
 use crate::fetch::FetchedManifest;
@@ -152,6 +154,15 @@ impl BlobSource for Handle {
             .get(&self.layer)
             .unwrap_or_else(|| &blobs[&self.layer]);
         Ok(blob[offset as usize..][..len as usize].to_vec())
+    }
+}
+
+/// Waits for something that happens by itself.
+fn wait_until(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -1,6 +1,6 @@
 //! Profiles that lie beside an image in its registry.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::*;
 use crate::discover::Images;
@@ -28,14 +28,6 @@ fn source(bench: &Bench, layer: &Finished) -> LayerSource {
     let mut source = bench.push(layer);
     source.chain = vec![source.layer];
     source
-}
-
-fn wait_until(what: &str, is_so: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 fn fetched_by_profile(node: &Bench) -> u64 {
