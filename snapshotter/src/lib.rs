@@ -28,5 +28,6 @@ pub mod service;
 pub mod snapshots;
 pub mod store;
 mod sys;
+pub mod timeline;
 
 pub use error::{Error, Result};

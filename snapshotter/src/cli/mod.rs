@@ -8,6 +8,7 @@ mod prefetch;
 mod profile;
 mod serve;
 mod status;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -35,6 +36,8 @@ enum Command {
     Profile(profile::Args),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
+    /// Show what happened when a container started, and how long it took
+    Timeline(timeline::Args),
     /// Hold the watch over files that are filled when they are read (started by serve)
     #[command(hide = true)]
     Keeper(keeper::Args),
@@ -64,6 +67,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Prefetch(args) => prefetch::run(&args),
         Command::Profile(args) => profile::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Timeline(args) => timeline::run(&args),
         Command::Keeper(args) => keeper::run(&args),
         Command::Completions(args) => generate::completions(&args, Cli::command()),
         Command::Man(args) => generate::man(&args, Cli::command()),

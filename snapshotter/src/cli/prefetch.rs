@@ -33,8 +33,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let layers = layers(&registry, &args.image, &platform)?;
     let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
-    let request = serde_json::to_string(&Request { fill: layers })
-        .map_err(|error| Error::Internal(error.to_string()))?;
+    let request = serde_json::to_string(&Request {
+        fill: layers,
+        timeline: None,
+    })
+    .map_err(|error| Error::Internal(error.to_string()))?;
     // It takes as long as the line needs for the image.
     let text = ask(&socket, &request, None)?;
     let answer: Answer = serde_json::from_str(&text).map_err(|error| Error::Malformed {

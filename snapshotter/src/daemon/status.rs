@@ -16,6 +16,7 @@ use crate::fetch::HostHealth;
 use crate::mount::Lazy;
 use crate::service::{LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
+use crate::timeline::Start;
 
 /// A client that does not read is dropped after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,7 +82,11 @@ pub struct MountLine {
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// Layers that are to be fetched whole.
+    #[serde(default)]
     pub fill: Vec<Digest>,
+    /// A snapshot, an image or the digest of a topmost layer, whose last start is to be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<String>,
 }
 
 /// How it went.
@@ -89,6 +94,9 @@ pub struct Request {
 pub struct Answer {
     /// What went wrong; absent if nothing did.
     pub error: Option<String>,
+    /// The start that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeline: Option<Start>,
 }
 
 /// Fetches layers side by side.
@@ -180,11 +188,26 @@ impl Reporter {
         let obeyed = match (serde_json::from_str::<Request>(request), &self.lazy) {
             (Err(error), _) => Err(format!("the request is not understood: {error}")),
             (Ok(_), None) => Err("lazy mounts are switched off".to_owned()),
-            (Ok(request), Some(lazy)) => fill(lazy, &request.fill),
+            (Ok(request), Some(lazy)) => match request.timeline {
+                Some(name) => self.timeline(lazy, &name).map(Some),
+                None => fill(lazy, &request.fill).map(|()| None),
+            },
         };
-        let error = obeyed.err();
-        serde_json::to_string(&Answer { error })
+        let (timeline, error) = match obeyed {
+            Ok(timeline) => (timeline, None),
+            Err(error) => (None, Some(error)),
+        };
+        serde_json::to_string(&Answer { error, timeline })
             .map_err(|error| Error::Internal(format!("encode the answer: {error}")))
+    }
+
+    fn timeline(&self, lazy: &Lazy, name: &str) -> Result<Start, String> {
+        let top = self.snapshotter.top_layer(name);
+        let start = match top {
+            Some(top) => lazy.timeline(&top.to_string()),
+            None => lazy.timeline(name),
+        };
+        start.ok_or_else(|| format!("no start of {name} is remembered"))
     }
 
     fn report(&self) -> Result<String> {

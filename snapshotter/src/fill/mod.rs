@@ -18,6 +18,7 @@ mod plan;
 pub mod pool;
 mod prefetch;
 mod quiet;
+mod timed;
 mod touch;
 pub(crate) mod unpack;
 
@@ -34,6 +35,7 @@ use self::flight::{Claim, Flights, Landing};
 pub use self::plan::Plan;
 use self::pool::{Class, Pool};
 use self::quiet::Quiet;
+use self::timed::Timed;
 use self::touch::Watchers;
 use crate::digest::Digest;
 use crate::error::Error;
@@ -41,6 +43,7 @@ use crate::fetch::{BlobSource, by_other_hosts, is_spoilt};
 use crate::index::{Codec, Inode, LayerIndex, Span, Unit};
 use crate::profile::Recording;
 use crate::store::Blob;
+use crate::timeline::{Timeline, What};
 
 /// Result of what several threads may wait for together.
 pub type Shared<T> = Result<T, Arc<Error>>;
@@ -62,6 +65,7 @@ pub struct Filler {
     counters: Counters,
     failures: Quiet,
     watchers: Watchers,
+    timed: Timed,
     /// All units before this one are local.
     filled: AtomicU32,
 }
@@ -88,6 +92,7 @@ impl Filler {
             counters: Counters::default(),
             failures: Quiet::default(),
             watchers: Watchers::default(),
+            timed: Timed::default(),
             filled: AtomicU32::new(0),
         })
     }
@@ -115,6 +120,11 @@ impl Filler {
     /// From now on tells `recording` of what is read; this is layer number `layer` of its chain.
     pub fn record(&self, recording: Arc<Recording>, layer: usize) {
         self.watchers.add(recording, layer, self.index().units());
+    }
+
+    /// From now on tells `timeline` of what is fetched and waited for, until it is over.
+    pub fn time(&self, timeline: Arc<Timeline>) {
+        self.timed.add(timeline);
     }
 
     /// Notes that a container has read `len` bytes at `offset` of a regular file, local or not.
@@ -169,14 +179,15 @@ impl Filler {
         let mut units: Vec<u32> = units.flatten().collect();
         units.sort_unstable();
         units.dedup();
-        self.ensure(&units)
+        self.ensure(&units, (segment, offset), len)
     }
 
     /// Reads `len` bytes at `offset` of a regular file, fetching what is absent; fewer only at its
     /// end. Blocks for as long as the registry may take.
     pub fn read(self: &Arc<Self>, file: &Inode, offset: u64, len: u64) -> Shared<Vec<u8>> {
         let len = len.min(file.size.saturating_sub(offset));
-        self.ensure(&self.absent_units(file, offset, len))?;
+        let place = (file.segment, file.base + offset);
+        self.ensure(&self.absent_units(file, offset, len), place, len)?;
         let mut buffer = vec![0; len as usize];
         self.read_local(file, offset, &mut buffer)?;
         Ok(buffer)
@@ -200,14 +211,25 @@ impl Filler {
         units
     }
 
-    /// Returns when all `units` are local, whoever fetches them.
-    fn ensure(self: &Arc<Self>, units: &[u32]) -> Shared<()> {
+    /// Returns when all `units` are local, whoever fetches them: those of `len` bytes at a place
+    /// of a segment.
+    fn ensure(self: &Arc<Self>, units: &[u32], place: (u32, u64), len: u64) -> Shared<()> {
+        let begun = Instant::now();
         let (mine, mut flights) = self.claim(units.iter().copied());
         if !mine.is_empty() {
             flights.extend(mine.iter().map(Claim::landing));
             self.start(mine);
         }
-        flights.iter().try_for_each(|flight| flight.wait())
+        let outcome = flights.iter().try_for_each(|flight| flight.wait());
+        if !flights.is_empty() {
+            self.timed.note(begun, || What::Wait {
+                layer: self.layer(),
+                file: String::new(),
+                bytes: len,
+                place,
+            });
+        }
+        outcome
     }
 
     /// Claims those units that are neither local nor claimed; the others' flights can be awaited.
@@ -286,6 +308,12 @@ impl Filler {
         }
         counters::times(class).add(begun.elapsed());
         self.counters.fetched(class, packed.len() as u64);
+        self.timed.note(begun, || What::Fetch {
+            layer: self.layer(),
+            cause: class.name().to_owned(),
+            offset: start,
+            bytes: packed.len() as u64,
+        });
         if let Err(error) = read {
             self.counters.failed();
             if let Some(unlogged) = self.failures.speak() {

@@ -92,6 +92,7 @@ impl LayerSource {
         let mut sibling = Self {
             manifest: self.manifest,
             chain: self.chain.clone(),
+            timeline: self.timeline.clone(),
             ..Self::new(self.image.clone(), layer.digest)
         };
         sibling.complete(layer);

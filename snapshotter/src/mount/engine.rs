@@ -26,6 +26,7 @@ use crate::fill::pool::Pool;
 use crate::index::Tree;
 use crate::keeper::custody::Custody;
 use crate::profile::{Profile, Recorder, chain_name};
+use crate::timeline::{self, Start, Timelines, What};
 
 /// How often what was fetched is made to survive a power failure.
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
@@ -46,6 +47,7 @@ pub struct Lazy {
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
     recorder: Arc<Recorder>,
     guide: Arc<Guide>,
+    timelines: Timelines,
     background: Background,
     tidier: Mutex<Option<Tidier>>,
     is_shut: AtomicBool,
@@ -157,6 +159,7 @@ impl Lazy {
             mounts: Mutex::default(),
             recorder,
             guide,
+            timelines: Timelines::default(),
             background,
             tidier: Mutex::new(Some(tidier)),
             is_shut: AtomicBool::new(false),
@@ -167,10 +170,24 @@ impl Lazy {
     /// is logged) and that containerd must pull it.
     pub fn add_layer(&self, source: &LayerSource) -> Result<Option<LayerId>> {
         let begun = Instant::now();
+        let mut source = source.clone();
+        source.timeline = source
+            .chain
+            .last()
+            .map(|top| self.timelines.of(*top, &source.image.to_string()));
+        let source = &source;
         self.guide.scout(source);
-        let Some(filler) = self.layers.add(source, &self.config)? else {
+        let added = self.layers.add(source, &self.config);
+        let prepared = What::Prepare {
+            layer: source.layer,
+        };
+        source.note(begun, prepared);
+        let Some(filler) = added? else {
             return Ok(None);
         };
+        if let Some(timeline) = &source.timeline {
+            filler.time(Arc::clone(timeline));
+        }
         self.guide.fetch_ahead(&source.chain, &filler);
         let index = filler.blob().index();
         tracing::info!(
@@ -267,10 +284,21 @@ impl Lazy {
             Some(top) => flaw.of(top),
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
+        let timeline = chain.last().map(|top| {
+            let origin = self.layers.store.origin(top.digest());
+            let image = origin.map_or_else(|_| String::new(), |origin| origin.image);
+            self.timelines.of(*top.digest(), &image)
+        });
+        for (filler, timeline) in fillers.iter().zip(timeline.iter().cycle()) {
+            filler.time(Arc::clone(timeline));
+        }
         self.guide.accompany(chain, &fillers);
         self.background.add(chain, &fillers);
         let (inodes, path) = (tree.len(), self.mounts_dir.join(key(chain)));
         let (mounted, by) = self.mount_tree(chain, tree, fillers, &path)?;
+        if let Some(timeline) = timeline {
+            timeline.note(begun, What::Mount { by: by.to_owned() });
+        }
         tracing::info!(
             path = %path.display(), layers = chain.len(), inodes, by, elapsed = ?begun.elapsed(),
             "mounted lazily"
@@ -356,6 +384,30 @@ impl Lazy {
     /// What happened to the layers that are in use.
     pub fn insight(&self) -> Vec<LayerInsight> {
         self.layers.insight()
+    }
+
+    /// The last start of an image, by its reference or by the digest of its topmost layer.
+    pub fn timeline(&self, name: &str) -> Option<Start> {
+        let mut start = self.timelines.find(name)?.tell();
+        match self.tree_of(&start) {
+            Ok(tree) => timeline::name_files(&mut start.events, &tree),
+            // Layers that are gone have no names any more.
+            Err(error) => tracing::debug!(%error, "a timeline without the names of files"),
+        }
+        Some(start)
+    }
+
+    /// The mounted tree that a start has led to.
+    fn tree_of(&self, start: &Start) -> Result<Tree> {
+        let mounts = self.mounts();
+        let is_it = |chain: &&Vec<LayerId>| chain.last().map(LayerId::digest) == Some(&start.top);
+        let chain = mounts.keys().find(is_it).cloned();
+        drop(mounts);
+        let chain = chain.ok_or_else(|| Error::NotFound(format!("mount of {}", start.top)))?;
+        let indexes = chain
+            .iter()
+            .map(|layer| Ok(Arc::clone(self.layers.get(*layer)?.blob().index())));
+        Tree::merge(indexes.collect::<Result<_>>()?).map_err(|flaw| flaw.of(start.top))
     }
 
     /// What the background fill has to do and has met.

@@ -16,6 +16,7 @@ use crate::fetch::ImageRef;
 use crate::fill::pool::Pool;
 use crate::fill::{Filler, Plan};
 use crate::profile::{Profile, Recorder, remote};
+use crate::timeline::What;
 
 /// How long after the first layer of an image was asked for its plan is kept for the others, and
 /// what its registry has said.
@@ -116,7 +117,12 @@ impl Guide {
 
     fn look(&self, source: &LayerSource) -> Result<Option<Profile>> {
         let image = self.layers.image(&source.image, source.manifest)?;
-        remote::find(&image)
+        let begun = Instant::now();
+        let found = remote::find(&image);
+        let reads = |found: &Option<Profile>| Some(found.as_ref()?.reads().len());
+        let reads = found.as_ref().ok().and_then(reads);
+        source.note(begun, What::Profile { reads });
+        found
     }
 
     /// Begins with what was found for the layers that wait, and keeps it for the others.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::stream::Streams;
 use super::{Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, Plain};
@@ -19,6 +20,7 @@ use crate::formats::estargz::toc::TOC_IMAGE_SUFFIX;
 use crate::index::{LayerBuilder, LayerIndex};
 use crate::store::{Blob, Origin, Store};
 use crate::sys;
+use crate::timeline::What;
 
 /// Opens layers, once each, and keeps them as long as they are of use.
 pub(super) struct Layers {
@@ -101,6 +103,13 @@ impl Layers {
         self.get(id)
     }
 
+    fn resolve(&self, source: &LayerSource) -> Result<Arc<Image>> {
+        let begun = Instant::now();
+        let image = self.images.get(&source.image, source.manifest);
+        source.note(begun, What::Resolve);
+        image
+    }
+
     /// What the manifest says of a layer; it is asked for unless containerd has told enough.
     pub(super) fn describe(
         &self,
@@ -110,7 +119,7 @@ impl Layers {
         if tells_enough(&source)? {
             return Ok((source, None));
         }
-        let image = self.images.get(&source.image, source.manifest)?;
+        let image = self.resolve(&source)?;
         source.complete(image.layer(&source.layer)?);
         Ok((source, Some(image)))
     }
@@ -127,7 +136,7 @@ impl Layers {
             return self.describe(source);
         }
         let mut source = source.clone();
-        match self.images.get(&source.image, source.manifest) {
+        match self.resolve(&source) {
             Ok(image) => {
                 if let Ok(layer) = image.layer(&source.layer) {
                     source.size = layer.size;
@@ -224,12 +233,19 @@ impl Layers {
             skip_footer: streams,
             allow_unverified: config.allow_unverified_toc,
         };
+        let begun = Instant::now();
         let opened = by_other_hosts(&*blob, (0, blob.size()), || match open_layer(&query) {
             Ok(Opened::TocElsewhere) => self
                 .toc_image(&source.image)
                 .and_then(|toc_image| open_external(&query, &toc_image)),
             opened => opened,
         });
+        source.note(
+            begun,
+            What::Open {
+                layer: source.layer,
+            },
+        );
         let mut diff_id = None;
         let index = match opened {
             Ok(Opened::Lazy(index)) => index,

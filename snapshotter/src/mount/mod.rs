@@ -23,6 +23,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,6 +39,7 @@ use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, HostHealth, ImageRef};
 use crate::fill::counters::Counts;
 use crate::formats::nydus;
+use crate::timeline::{Timeline, What};
 
 /// Gives access to the blobs of registries; the engine never opens a connection itself.
 pub trait Blobs: Manifests {
@@ -116,6 +118,8 @@ pub struct LayerSource {
     pub below: usize,
     /// Those above it are not wanted.
     pub alone: bool,
+    /// Wants to know how long everything takes.
+    pub timeline: Option<Arc<Timeline>>,
 }
 
 impl LayerSource {
@@ -131,6 +135,14 @@ impl LayerSource {
             chain: Vec::new(),
             below: 0,
             alone: false,
+            timeline: None,
+        }
+    }
+
+    /// Tells the timeline, if there is one, of something that is over now.
+    fn note(&self, begun: Instant, what: What) {
+        if let Some(timeline) = &self.timeline {
+            timeline.note(begun, what);
         }
     }
 

@@ -240,6 +240,21 @@ impl Snapshotter {
             .collect())
     }
 
+    /// The topmost lazy layer of a snapshot, by its name or by what comes last in it: the name that
+    /// containerd's clients know.
+    pub fn top_layer(&self, name: &str) -> Option<LayerId> {
+        let whole = self.catalog.chain(name).ok();
+        let chain = whole.or_else(|| {
+            let end = format!("/{name}");
+            let found = self.catalog.select(|key, _| key.ends_with(&end)).ok()?;
+            let (key, _) = found.into_iter().next()?;
+            self.catalog.chain(&key).ok()
+        });
+        let (record, parents) = chain?;
+        let mut chain = std::iter::once(record).chain(parents);
+        chain.find_map(|record| record.layer)
+    }
+
     /// Every snapshot, each with the lazy tree that is mounted for it.
     pub fn overview(&self) -> Result<Vec<(Named, Option<PathBuf>)>> {
         let all = self.catalog.select(|_, _| true)?;
