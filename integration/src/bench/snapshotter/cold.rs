@@ -153,6 +153,10 @@ fn full<'a>(
         Ok(vec![ms, ms, ms, second, bytes as f64 / 1024.0, pull_ms])
     };
     let can = node.can_pull(stack, &image.ordinary);
+    if can.is_err() {
+        // One row is enough to say that it is not there.
+        feeds.truncate(1);
+    }
     Task {
         feeds,
         every: if snapshotter == OVERLAYFS {
