@@ -53,7 +53,7 @@ impl Ahead {
         // or not needed.
         match before.checked_sub(1) {
             None => 0,
-            Some(before) => FIRST_WINDOW / 8 << before,
+            Some(before) => (FIRST_WINDOW / 8) << before,
         }
     }
 }
