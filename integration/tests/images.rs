@@ -1,6 +1,8 @@
-//! `image convert` from and to archives and containerd, and what other tools make of them.
+//! `image convert` from and to archives and containerd, what other tools make of them, and what
+//! `image inspect` says of images.
 
 use integration::hosts::{HostOptions, NativeHost, Service};
+use integration::proxy::Shape;
 
 /// `describe DIR` tells everything there is to know of a tree, but not what eStargz adds to it; `api`
 /// speaks to dockerd, whose own command Debian packs apart.
@@ -203,4 +205,72 @@ collect; ctr content ls -q | sort > after; same before after
         "after is right".into(),
     ];
     assert_eq!(lines, expected, "{told}");
+}
+
+#[test]
+fn inspect_tells_what_is_wasted_of_plain_and_lazy_layers_and_fetches_only_what_it_must() {
+    let host = NativeHost::start(HostOptions::with(&[Service::Registry])).expect("a host starts");
+    let told = tell(
+        &host,
+        r#"
+container=$(buildah from oci:/srv/corpus/busybox:busybox); root=$(buildah mount $container)
+mkdir $root/big; head -c 300000 /dev/urandom > $root/big/file; echo x > $root/small
+buildah commit -q $container oci:one > /dev/null
+container=$(buildah from oci:one); root=$(buildah mount $container)
+rm -r $root/big; echo other > $root/small
+buildah commit -q $container oci:two > /dev/null
+inspect() { xebec-snapshotter image inspect --files --format json "$@"; }
+inspect oci:two > plain
+jq -c '.waste.size, (.waste.files[] | [.path, .size, .layer, .hidden_by, .how])' plain
+jq '.waste.efficiency < 1 and .waste.unpacked - .waste.size == ([.files[].size] | add)' plain
+jq -c '[.layers[] | [.format, .files > 0, .unpacked > 0]]' plain
+for to in estargz zstd-chunked index; do
+    convert oci:two oci:$to --to $to; inspect oci:$to > lazy
+    jq -c '[.layers[] | [.format, .chunks > 0]]' lazy
+    for file in plain lazy; do jq -S '[.waste, .files, [.layers[] | .files, .unpacked]]' $file > $file.same; done
+    same plain.same lazy.same
+done
+convert oci:two docker-archive:two.tar; inspect docker-archive:two.tar | jq -S .waste > 1
+jq -S .waste plain > 2; same 2 1
+xebec-snapshotter image inspect oci:two | tail -n +5
+xebec-snapshotter image inspect --quick oci:two | wc -l
+"#,
+    );
+    let lines: Vec<_> = told.lines().collect();
+    let expected = [
+        "300002",
+        r#"["big/file",300000,1,2,"removed"]"#,
+        r#"["small",2,1,2,"overwritten"]"#,
+        "true",
+        r#"[["tar",true,true],["tar",true,true],["tar",true,true]]"#,
+        r#"[["estargz",true],["estargz",true],["estargz",true]]"#,
+        "lazy.same is right",
+        r#"[["zstd-chunked",true],["zstd-chunked",true],["zstd-chunked",true]]"#,
+        "lazy.same is right",
+        r#"[["indexed",true],["indexed",true],["indexed",true]]"#,
+        "lazy.same is right",
+        "1 is right",
+    ];
+    assert_eq!(lines[..12], expected, "{told}");
+    assert!(lines[12].starts_with("wasted: 292.97 KiB of "), "{told}");
+    assert!(
+        lines[13].ends_with("/big/file  of layer 2, removed by layer 3"),
+        "{told}"
+    );
+    assert_eq!(lines.last(), Some(&"4"), "{told}");
+
+    // A layer with an index is not downloaded.
+    let lazy = host.convert(&host.push("redis").unwrap()).unwrap();
+    let (link, remote) = host.through_link(&lazy, Shape::new(0, 10_000.0)).unwrap();
+    let inspect = [
+        "xebec-snapshotter",
+        "image",
+        "inspect",
+        "--plain-http",
+        &remote,
+    ];
+    let told = host.check(&inspect).unwrap();
+    assert!(told.contains("eStargz (lazy), "), "{told}");
+    let fetched = link.counters().down;
+    assert!(fetched < 1 << 20, "{fetched} bytes for an index");
 }

@@ -85,6 +85,12 @@ impl Layout {
         })
     }
 
+    /// Length of a blob in bytes, if it is there.
+    pub(super) fn blob_size(&self, digest: &Digest) -> Option<u64> {
+        let metadata = fs::metadata(self.blob_path(digest)).ok();
+        metadata.map(|metadata| metadata.len())
+    }
+
     pub(super) fn has_blob(&self, digest: &Digest) -> bool {
         self.blob_path(digest).is_file()
     }

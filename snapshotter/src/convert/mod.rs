@@ -32,7 +32,10 @@ mod zstdchunked;
 pub use archive::{Archive, ArchiveKind};
 pub use containerd::ContainerdImage;
 pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
-pub use inspect::{InspectedLayer, Inspection, LayerFormat, inspect};
+pub use inspect::{
+    How, InspectOptions, InspectedLayer, Inspection, LayerFormat, Seen, StartUp, Waste, Wasted,
+    inspect,
+};
 pub use layer::LayerReport;
 pub use layout::Layout;
 pub use order::parse_list;

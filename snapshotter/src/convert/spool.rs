@@ -20,8 +20,8 @@ use super::tar::{ReadError, Reader, TarEntry};
 /// Bytes moved at once between the decompressor and the file.
 const BUFFER: usize = 256 << 10;
 /// First bytes of a zstd frame, and of a skippable frame (its last nibble varies).
-const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
-const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
+pub(super) const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+pub(super) const ZSTD_SKIPPABLE: [u8; 3] = [0x2a, 0x4d, 0x18];
 
 /// A layer's archive in a nameless file, and its entries.
 pub(super) struct Spool {
@@ -92,7 +92,7 @@ impl<R: Read> Read for Tee<R> {
 
 /// Bytes that do not decompress are often bytes that were damaged on their way: then the rest of
 /// the blob says so, which is the better error.
-fn root_cause(error: ReadError, mut blob: impl Read, what: &str) -> Error {
+pub(super) fn root_cause(error: ReadError, mut blob: impl Read, what: &str) -> Error {
     let error = stream_error(error, what);
     if !matches!(error, Error::Malformed { .. }) {
         return error;

@@ -160,6 +160,29 @@ impl<'a> Store<'a> {
         })
     }
 
+    /// A blob whose length nobody has said, as a whole; none where it is not to be had by its digest
+    /// alone.
+    pub(super) fn read_by_digest(&self, digest: &Digest, limit: u64) -> Result<Option<Vec<u8>>> {
+        let size = match &self.shelf {
+            Shelf::Registry(registry, image) => registry.blob_size(image, digest)?,
+            Shelf::Layout(layout, _) => layout.blob_size(digest),
+            Shelf::Archive(archive) => archive.section(digest).ok().map(|blob| blob.size()),
+            Shelf::NewArchive(_) | Shelf::Containerd(_) => None,
+        };
+        let Some(size) = size.filter(|size| *size <= limit) else {
+            return Ok(None);
+        };
+        let descriptor = Descriptor {
+            media_type: String::new(),
+            digest: *digest,
+            size,
+            annotations: [].into(),
+            platform: None,
+            other: [].into(),
+        };
+        self.read_small(&descriptor, limit).map(Some)
+    }
+
     pub(super) fn has_blob(&self, digest: &Digest) -> Result<bool> {
         match &self.shelf {
             Shelf::Registry(registry, image) => registry.has_blob(image, digest),

@@ -16,6 +16,7 @@ mod name;
 mod place;
 mod span;
 mod tree;
+mod walk;
 
 pub use builder::{ChunkSpec, FileId, LayerBuilder, Meta};
 pub use file_map::{FileMap, Piece};
@@ -23,6 +24,7 @@ pub use layer::{LayerIndex, Prefetch};
 pub use layout::{Chunk, Codec, Dirent, Inode, Kind, Span, Unit};
 pub use span::SpanSpec;
 pub use tree::{Child, Node, Tree};
+pub use walk::Listed;
 
 /// Most entries of one layer; more are refused rather than held in memory.
 pub const MAX_ENTRIES: usize = 10_000_000;
