@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::mount::{BackgroundConfig, LazyConfig, Plain};
+use crate::store::StoreSection;
 
 /// Where the configuration file is when none is named; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
@@ -27,6 +28,8 @@ pub struct Config {
     pub log: String,
     /// How lazy layers are read.
     pub lazy: LazySection,
+    /// What of them is kept on this node.
+    pub store: StoreSection,
     /// How mounted images are completed.
     pub fill: FillSection,
     /// How profiles travel between nodes.
@@ -282,6 +285,7 @@ impl Default for Config {
             async_remove: true,
             log: "info".into(),
             lazy: LazySection::default(),
+            store: StoreSection::default(),
             fill: FillSection::default(),
             profile: ProfileSection::default(),
             metrics: MetricsSection::default(),

@@ -121,6 +121,19 @@ impl Error {
         }
     }
 
+    /// Whether it is for want of disk space that something failed.
+    pub fn is_full(&self) -> bool {
+        let is_full = |error: &io::Error| {
+            use io::ErrorKind::{QuotaExceeded, StorageFull};
+            matches!(error.kind(), StorageFull | QuotaExceeded)
+        };
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Database(cause) => matches!(&**cause, redb::Error::Io(error) if is_full(error)),
+            _ => false,
+        }
+    }
+
     /// The gRPC code by which containerd tells errors apart.
     pub fn code(&self) -> Code {
         match self {
@@ -133,19 +146,12 @@ impl Error {
                 Code::Unavailable
             }
             Self::DigestMismatch { .. } | Self::Malformed { .. } => Code::DataLoss,
-            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => {
-                Code::ResourceExhausted
-            }
-            Self::Database(cause) if is_full(cause) => Code::ResourceExhausted,
+            Self::Io { .. } | Self::Database(_) if self.is_full() => Code::ResourceExhausted,
             Self::Io { .. } | Self::Registry { .. } | Self::Database(_) | Self::Internal(_) => {
                 Code::Unknown
             }
         }
     }
-}
-
-fn is_full(cause: &redb::Error) -> bool {
-    matches!(cause, redb::Error::Io(error) if error.kind() == io::ErrorKind::StorageFull)
 }
 
 impl From<Error> for Status {

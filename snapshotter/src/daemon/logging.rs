@@ -16,6 +16,9 @@ pub(super) fn start(filter: &str) -> Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // It panics where it cannot print that it could not write: a log on a full disk must not end
+        // what is being answered.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .try_init()
         .map_err(|error| Error::Internal(format!("start logging: {error}")))

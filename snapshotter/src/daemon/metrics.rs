@@ -8,11 +8,13 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::store_metrics::StoreFacts;
 use crate::error::{Error, Result};
 use crate::fetch::{BreakerState, HostHealth};
 use crate::fill::counters::{BOUNDS, Histogram, histograms};
 use crate::fill::pool::CLASSES;
 use crate::mount::{BackgroundInsight, LayerInsight, Lazy, PAUSES};
+use crate::store::Limits;
 
 /// A client that sends or reads nothing is dropped after this long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -22,7 +24,7 @@ const MAX_CLIENTS: usize = 8;
 const MAX_REQUEST: usize = 8 << 10;
 
 /// Hands out metrics on `address` for ever.
-pub(super) async fn serve(address: String, lazy: Option<Arc<Lazy>>) -> Result<()> {
+pub(super) async fn serve(address: String, lazy: Option<Arc<Lazy>>, limits: Limits) -> Result<()> {
     let unusable = |error: std::io::Error| Error::Unusable {
         what: format!("metrics.address {address}"),
         reason: error.to_string(),
@@ -39,7 +41,7 @@ pub(super) async fn serve(address: String, lazy: Option<Arc<Lazy>>) -> Result<()
                 let lazy = lazy.clone();
                 tokio::spawn(async move {
                     if let Ok(Err(error)) =
-                        tokio::time::timeout(PATIENCE, answer(client, lazy)).await
+                        tokio::time::timeout(PATIENCE, answer(client, lazy, limits)).await
                     {
                         tracing::debug!(%error, "a client of the metrics went away");
                     }
@@ -54,7 +56,11 @@ pub(super) async fn serve(address: String, lazy: Option<Arc<Lazy>>) -> Result<()
     }
 }
 
-async fn answer(mut client: TcpStream, lazy: Option<Arc<Lazy>>) -> std::io::Result<()> {
+async fn answer(
+    mut client: TcpStream,
+    lazy: Option<Arc<Lazy>>,
+    limits: Limits,
+) -> std::io::Result<()> {
     let mut request = Vec::new();
     while !request.windows(4).any(|end| end == b"\r\n\r\n") {
         if client.read_buf(&mut request).await? == 0 || request.len() > MAX_REQUEST {
@@ -63,7 +69,7 @@ async fn answer(mut client: TcpStream, lazy: Option<Arc<Lazy>>) -> std::io::Resu
     }
     let (status, body) = match request.as_slice() {
         [b'G', b'E', b'T', b' ', path @ ..] if path.starts_with(b"/metrics ") => {
-            let render = move || render(&Facts::gather(lazy.as_deref()));
+            let render = move || render(&Facts::gather(lazy.as_deref(), &limits));
             let text = tokio::task::spawn_blocking(render).await;
             ("200 OK", text.map_err(std::io::Error::other)?)
         }
@@ -85,11 +91,19 @@ struct Facts {
     hosts: Vec<HostHealth>,
     background: BackgroundInsight,
     times: [Histogram; CLASSES.len()],
+    store: Option<StoreFacts>,
 }
 
 impl Facts {
-    fn gather(lazy: Option<&Lazy>) -> Self {
+    fn gather(lazy: Option<&Lazy>, limits: &Limits) -> Self {
+        let store = lazy.map(|lazy| StoreFacts::gather(lazy, limits));
+        let store = store.and_then(|store| {
+            store
+                .inspect_err(|error| tracing::warn!(%error, "measure the store"))
+                .ok()
+        });
         Self {
+            store,
             layers: lazy.map(Lazy::insight).unwrap_or_default(),
             hosts: lazy.map(Lazy::health).unwrap_or_default(),
             background: lazy.map(Lazy::background).unwrap_or_default(),
@@ -106,6 +120,9 @@ fn render(facts: &Facts) -> String {
     render_layers(&mut out, &facts.layers);
     render_times(&mut out, &facts.times);
     render_background(&mut out, &facts.background);
+    if let Some(store) = &facts.store {
+        store.render(&mut out);
+    }
     family(
         &mut out,
         "registry_state",
@@ -239,14 +256,14 @@ fn render_background(out: &mut String, background: &BackgroundInsight) {
     }
 }
 
-fn family(out: &mut String, name: &str, kind: &str, help: &str) {
+pub(super) fn family(out: &mut String, name: &str, kind: &str, help: &str) {
     let _ = writeln!(
         out,
         "# HELP xebec_{name} {help}.\n# TYPE xebec_{name} {kind}"
     );
 }
 
-fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
+pub(super) fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
     let labels: Vec<_> = labels
         .iter()
         .map(|(name, value)| {
@@ -265,6 +282,8 @@ fn sample(out: &mut String, name: &str, labels: &[(&str, &str)], value: u64) {
 mod tests {
     use super::*;
     use crate::fill::counters::Counts;
+    use crate::store::Evictions;
+    use crate::store::StoreSection;
 
     #[test]
     fn every_metric_has_its_type_and_labels_are_quoted() {
@@ -289,6 +308,15 @@ mod tests {
                 pauses: [1, 2, 3],
             },
             times: histograms(),
+            store: Some(StoreFacts {
+                bytes: 11,
+                quota: Some(12),
+                free: 13,
+                evictions: Evictions {
+                    count: 14,
+                    bytes: 15,
+                },
+            }),
         };
         let text = render(&facts);
         for line in [
@@ -301,6 +329,11 @@ mod tests {
             "xebec_registry_failures{host=\"h:5000\"} 9",
             "xebec_registry_wrong_bytes_total{host=\"h:5000\"} 2",
             "# TYPE xebec_fetch_seconds histogram",
+            "xebec_store_bytes 11",
+            "xebec_store_quota_bytes 12",
+            "xebec_store_free_bytes 13",
+            "xebec_evictions_total 14",
+            "xebec_evicted_bytes_total 15",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} in\n{text}");
         }
@@ -326,7 +359,9 @@ mod tests {
                 let address = listener.local_addr().unwrap();
                 let serve = async {
                     let (client, _) = listener.accept().await.unwrap();
-                    answer(client, None).await.unwrap();
+                    answer(client, None, (&StoreSection::default()).into())
+                        .await
+                        .unwrap();
                 };
                 let ask = async {
                     let mut client = TcpStream::connect(address).await.unwrap();

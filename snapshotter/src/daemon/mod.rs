@@ -5,8 +5,10 @@ mod lock;
 mod logging;
 mod metrics;
 mod notify;
+mod room;
 mod socket;
 pub mod status;
+mod store_metrics;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +55,14 @@ pub fn run(config: &Config) -> Result<()> {
         lazy.clone(),
         config.async_remove,
     )?);
+    let warden = match &lazy {
+        Some(lazy) => Some(room::Warden::start(
+            &snapshotter,
+            Arc::clone(lazy.space()),
+            (&config.store).into(),
+        )?),
+        None => None,
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(MAX_BLOCKING)
@@ -66,11 +76,12 @@ pub fn run(config: &Config) -> Result<()> {
             None => serving.await,
             Some(address) => tokio::select! {
                 outcome = serving => outcome,
-                Err(error) = metrics::serve(address, lazy.clone()) => Err(error),
+                Err(error) = metrics::serve(address, lazy.clone(), (&config.store).into()) => Err(error),
             },
         }
     });
     runtime.shutdown_timeout(GRACE);
+    drop(warden);
     // Before the snapshotter goes: what can stay mounted for a successor must.
     if let Some(lazy) = lazy {
         lazy.shutdown();

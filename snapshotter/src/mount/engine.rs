@@ -42,6 +42,8 @@ pub struct Lazy {
     /// What outlives this process.
     custody: Option<Arc<Custody>>,
     sessions: Arc<Sessions>,
+    /// Watches the store's files for mounts of the kernel back end, whichever daemon has made them.
+    gate: Option<Arc<Gate>>,
     /// Mounts by the kernel back end, if that is the choice.
     kernel: Option<Arc<Kernel>>,
     mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
@@ -54,7 +56,7 @@ pub struct Lazy {
 }
 
 /// A mounted chain and how often it is in use.
-struct Use {
+pub(super) struct Use {
     mounted: Mounted,
     count: usize,
 }
@@ -151,6 +153,7 @@ impl Lazy {
         Ok(Self {
             custody,
             sessions: Arc::new(sessions),
+            gate,
             kernel,
             mounts_dir,
             config,
@@ -229,6 +232,7 @@ impl Lazy {
             return Ok(MountPoint(known.mounted.path().to_owned()));
         }
         let mounted = self.mount_new(chain)?;
+        self.touch(chain);
         let point = MountPoint(mounted.path().to_owned());
         mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
         Ok(point)
@@ -248,6 +252,7 @@ impl Lazy {
         let fillers = chain.iter().map(|layer| self.layers.get(*layer));
         self.background
             .add(chain, &fillers.collect::<Result<Vec<_>>>()?);
+        self.touch(chain);
         let point = MountPoint(mounted.path().to_owned());
         mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
         Ok(Some(point))
@@ -347,9 +352,11 @@ impl Lazy {
             Some(known) => known.mounted.unmount(),
             None => Ok(()),
         };
+        self.touch(chain);
         drop(mounts);
         self.background.remove(chain);
         self.guide.publish(self.recorder.end(&digests(chain)));
+        self.layers.store.space().note_unused();
         unmounted
     }
 
@@ -465,8 +472,32 @@ impl Lazy {
         }
     }
 
-    fn mounts(&self) -> MutexGuard<'_, HashMap<Vec<LayerId>, Use>> {
+    pub(super) fn mounts(&self) -> MutexGuard<'_, HashMap<Vec<LayerId>, Use>> {
         lock(&self.mounts)
+    }
+
+    /// The directory of the mounts, on the same file system as the store.
+    pub(super) fn root(&self) -> &Path {
+        &self.mounts_dir
+    }
+
+    pub(super) fn layers_of_node(&self) -> &Layers {
+        &self.layers
+    }
+
+    /// The files of a layer are others from now on: nobody watches them.
+    pub(super) fn forget_watched(&self, layer: LayerId) {
+        if let Some(gate) = &self.gate {
+            gate.forget(layer);
+        }
+    }
+
+    /// Notes that the layers of a chain are used now: at the beginning and at the end of a mount,
+    /// in between they are in use anyway.
+    fn touch(&self, chain: &[LayerId]) {
+        for layer in chain {
+            self.layers.store.touch(layer.digest());
+        }
     }
 }
 

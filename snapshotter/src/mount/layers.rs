@@ -1,8 +1,8 @@
 //! The layers of the store and those that are open.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Instant;
 
 use super::stream::Streams;
@@ -29,9 +29,18 @@ pub(super) struct Layers {
     images: Images,
     pub(super) streams: Streams,
     pool: Arc<Pool>,
-    open: Mutex<HashMap<LayerId, Arc<Filler>>>,
+    open: Mutex<Open>,
+    /// Told when a layer is no longer being evicted.
+    pub(super) settled: Condvar,
     /// Layers that somebody adds right now: what two images share is described once.
     adding: Mutex<HashMap<LayerId, Arc<Mutex<()>>>>,
+}
+
+/// The layers that are open, and those that nobody may open now.
+#[derive(Default)]
+pub(super) struct Open {
+    pub(super) fillers: HashMap<LayerId, Arc<Filler>>,
+    pub(super) evicting: HashSet<LayerId>,
 }
 
 impl Layers {
@@ -48,6 +57,7 @@ impl Layers {
             streams: Streams::default(),
             pool,
             open: Mutex::default(),
+            settled: Condvar::new(),
             adding: Mutex::default(),
         })
     }
@@ -83,6 +93,30 @@ impl Layers {
         drop(turn);
         lock(&self.adding).retain(|_, turn| Arc::strong_count(turn) > 1);
         added
+    }
+
+    /// The same, unless somebody adds the layer right now.
+    pub(super) fn try_in_turn<T>(&self, id: LayerId, work: impl FnOnce() -> T) -> Option<T> {
+        let turn = Arc::clone(lock(&self.adding).entry(id).or_default());
+        let done = match turn.try_lock() {
+            Ok(_turn) => Some(work()),
+            Err(TryLockError::Poisoned(_turn)) => Some(work()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        drop(turn);
+        lock(&self.adding).retain(|_, turn| Arc::strong_count(turn) > 1);
+        done
+    }
+
+    /// The table of open layers, when `id` is not being evicted.
+    pub(super) fn settled(&self, id: LayerId) -> MutexGuard<'_, Open> {
+        let is_evicted = |open: &mut Open| open.evicting.contains(&id);
+        let settled = self.settled.wait_while(self.lock_open(), is_evicted);
+        settled.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lock_open(&self) -> MutexGuard<'_, Open> {
+        lock(&self.open)
     }
 
     /// The layer that holds nothing.
@@ -177,6 +211,7 @@ impl Layers {
                 Ok(None)
             }
             _ => {
+                self.store.touch(&source.layer);
                 self.note_origin(source)?;
                 Ok(Some(filler))
             }
@@ -293,7 +328,8 @@ impl Layers {
             size: blob.size(),
             diff_id,
         };
-        let stored = self.store.create(&index, &origin)?;
+        let space = self.store.space();
+        let stored = space.with_room(|| self.store.create(&index, &origin))?;
         // The blob at hand knows where it was redirected to, a new handle does not.
         if stored.index().blobs().eq([(source.layer, blob.size())]) {
             return Ok(Some(self.keep(stored, vec![blob])));
@@ -321,7 +357,7 @@ impl Layers {
     pub(super) fn keep(&self, stored: Blob, sources: Vec<Arc<dyn BlobSource>>) -> Arc<Filler> {
         let id = LayerId::from(stored.index().layer());
         let filler = Filler::with_sources(Arc::new(stored), sources, Arc::clone(&self.pool));
-        lock(&self.open).insert(id, Arc::clone(&filler));
+        self.lock_open().fillers.insert(id, Arc::clone(&filler));
         filler
     }
 
@@ -335,8 +371,8 @@ impl Layers {
 
     /// An open layer; opens it if it is in the store. No network.
     pub(super) fn get(&self, id: LayerId) -> Result<Arc<Filler>> {
-        let mut open = lock(&self.open);
-        if let Some(filler) = open.get(&id) {
+        let mut open = self.settled(id);
+        if let Some(filler) = open.fillers.get(&id) {
             return Ok(Arc::clone(filler));
         }
         let blob = Arc::new(self.store.load(id.digest())?);
@@ -347,7 +383,7 @@ impl Layers {
             self.sources(&image, blob.index())?,
             Arc::clone(&self.pool),
         );
-        open.insert(id, Arc::clone(&filler));
+        open.fillers.insert(id, Arc::clone(&filler));
         Ok(filler)
     }
 
@@ -371,7 +407,9 @@ impl Layers {
 
     /// What happened to the layers that are in use, by digest.
     pub(super) fn insight(&self) -> Vec<LayerInsight> {
-        let open: Vec<_> = lock(&self.open)
+        let open: Vec<_> = self
+            .lock_open()
+            .fillers
             .iter()
             .map(|(id, filler)| (*id, filler.counts()))
             .collect();
@@ -396,14 +434,14 @@ impl Layers {
 
     /// Bytes on disk and number of inodes.
     pub(super) fn usage(&self, id: LayerId) -> Result<(u64, u64)> {
-        let bytes = self.store.disk_usage(id.digest())?;
+        let bytes = self.store.footprint(id.digest())?.bytes;
         let inodes = self.get(id)?.blob().index().inodes();
         Ok((bytes, u64::from(inodes)))
     }
 
     /// Deletes a layer that nobody has mounted.
     pub(super) fn remove(&self, id: LayerId) -> Result<()> {
-        lock(&self.open).remove(&id);
+        self.settled(id).fillers.remove(&id);
         self.store.remove(id.digest())
     }
 
@@ -415,13 +453,16 @@ impl Layers {
 
     /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
     pub(super) fn tidy(&self) {
-        let open: Vec<_> = lock(&self.open).values().cloned().collect();
+        let open: Vec<_> = self.lock_open().fillers.values().cloned().collect();
         for filler in open {
             if let Err(error) = filler.blob().sync() {
                 tracing::warn!(%error, "what was fetched may have to be fetched again");
             }
         }
-        lock(&self.open).retain(|_, filler| Arc::strong_count(filler) > 1);
+        let is_used = |filler: &mut Arc<Filler>| Arc::strong_count(filler) > 1;
+        let mut open = self.lock_open();
+        open.fillers.retain(|_, filler| is_used(filler));
+        drop(open);
         sys::give_back();
     }
 }

@@ -11,6 +11,7 @@ mod alternative;
 mod attr;
 mod background;
 mod engine;
+mod evict;
 mod fuse;
 mod guide;
 mod kernel;

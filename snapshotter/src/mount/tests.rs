@@ -765,3 +765,40 @@ fn a_nydus_image_that_cannot_be_read_is_an_error_not_an_ordinary_layer() {
     let error = bench.lazy().add_layer(&source).unwrap_err();
     assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
 }
+
+#[test]
+fn what_is_mounted_is_not_evicted_and_what_was_evicted_is_fetched_again() {
+    let bench = Bench::new(LazyConfig::default());
+    let (lower, top) = (bench.add(&base()), bench.add(&upper()));
+    let point = bench.lazy().mount(&[lower, top]).unwrap();
+    let tool = point.path().join("bin/tool");
+    assert!(fs::read(&tool).unwrap() == noise(1, BIG));
+    let stored = bench.lazy().stored(lower.digest()).unwrap().unwrap();
+    assert!(stored.data >= BIG as u64);
+    assert_eq!(bench.lazy().evict(lower).unwrap(), None, "mounted");
+
+    // Unmounted, but somebody is still inside.
+    let inside = fs::File::open(&tool).unwrap();
+    bench.lazy().unmount(&[lower, top]).unwrap();
+    assert_eq!(bench.lazy().evict(lower).unwrap(), None, "in use");
+    drop(inside);
+    let begun = std::time::Instant::now();
+    let freed = loop {
+        // The kernel tells the last close when it likes.
+        match bench.lazy().evict(lower).unwrap() {
+            Some(bytes) => break bytes,
+            None => assert!(begun.elapsed().as_secs() < 20, "never free again"),
+        }
+    };
+    assert!(freed >= BIG as u64, "{freed}");
+    let evictions = bench.lazy().space().evictions();
+    assert_eq!((evictions.count, evictions.bytes), (1, freed));
+
+    let before = bench.requests();
+    let point = bench.lazy().mount(&[lower, top]).unwrap();
+    assert!(fs::read(point.path().join("bin/tool")).unwrap() == noise(1, BIG));
+    assert!(bench.requests() > before, "it came from the registry");
+    let used = bench.lazy().stored(lower.digest()).unwrap().unwrap().used;
+    assert!(used > stored.used, "a mount is a use");
+    bench.lazy().unmount(&[lower, top]).unwrap();
+}

@@ -98,7 +98,7 @@ impl Snapshots for Service {
         };
         let prepared = self
             .run("prepare", key, move |snapshotter, key| {
-                match snapshotter.prepare(key, optional(&parent), sorted(labels))? {
+                match snapshotter.prepare(key, optional(&parent), &sorted(labels))? {
                     Prepared::Mounts(mounts) => Ok(mounts),
                     Prepared::Present(name) => Err(Error::AlreadyExists(format!("layer {name}"))),
                 }
@@ -118,7 +118,7 @@ impl Snapshots for Service {
         } = request.into_inner();
         let mounts = self
             .run("view", key, move |snapshotter, key| {
-                snapshotter.view(key, optional(&parent), sorted(labels))
+                snapshotter.view(key, optional(&parent), &sorted(labels))
             })
             .await?;
         Ok(Response::new(ViewSnapshotResponse {
@@ -140,7 +140,7 @@ impl Snapshots for Service {
             name, key, labels, ..
         } = request.into_inner();
         self.run("commit", key, move |snapshotter, key| {
-            snapshotter.commit(&name, key, sorted(labels))
+            snapshotter.commit(&name, key, &sorted(labels))
         })
         .await
         .map(Response::new)

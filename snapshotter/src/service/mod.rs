@@ -6,7 +6,9 @@ mod grpc;
 mod labels;
 mod locks;
 mod lowers;
+mod room;
 mod snapshotter;
+mod spare;
 
 pub use grpc::{MAX_PREPARING, Service};
 pub use snapshotter::{LayerState, Prepared, Snapshotter};

@@ -17,6 +17,7 @@ use super::chain;
 use super::labels::{self, Request};
 use super::locks::KeyedLocks;
 use super::lowers::{HeldTree, Lowers};
+use super::spare::Spare;
 use crate::error::{Error, Result};
 use crate::mount::{Alternative, LayerId, LayerSource, Lazy};
 use crate::snapshots::catalog::{Catalog, Named};
@@ -41,6 +42,9 @@ pub struct Snapshotter {
     /// Taken while the trees of a snapshot are mounted.
     mounting: KeyedLocks<SnapshotId>,
     said_anonymous: AtomicBool,
+    /// Held by who evicts.
+    evicting: Mutex<()>,
+    spare: Spare,
 }
 
 /// What a `Prepare` came to.
@@ -78,6 +82,8 @@ impl Snapshotter {
         let dirs = LayerDirs::open(root.join("snapshots"))?;
         let catalog = Catalog::open(&root.join("snapshots.redb"))?;
         let held = adopt(&catalog, lazy.as_ref())?;
+        let spare = Spare::new(root);
+        spare.take();
         Ok(Self {
             catalog,
             dirs,
@@ -88,6 +94,8 @@ impl Snapshotter {
             layers: KeyedLocks::new(),
             mounting: KeyedLocks::new(),
             said_anonymous: AtomicBool::new(false),
+            evicting: Mutex::default(),
+            spare,
         })
     }
 
@@ -98,7 +106,7 @@ impl Snapshotter {
 
     /// Replaces labels; see [`Record::relabel`].
     pub fn update(&self, key: &str, labels: &Labels, mask: &[String]) -> Result<Record> {
-        self.catalog.update(key, labels, mask)
+        self.with_room(|| self.catalog.update(key, labels, mask))
     }
 
     /// Every snapshot that `filters` ask for.
@@ -120,29 +128,28 @@ impl Snapshotter {
     }
 
     /// Makes an active snapshot, or finds that its layer need not be unpacked.
-    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Prepared> {
+    pub fn prepare(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Prepared> {
         tracing::debug!(key, parent, ?labels, "prepare");
         let place = Place {
             kind: Kind::Active,
             key: named("key", key)?,
             parent,
         };
-        if let Some(name) = self.prepare_lazily(&place, &labels)? {
+        if let Some(name) = self.prepare_lazily(&place, labels)? {
             return Ok(Prepared::Present(name));
         }
-        self.create(&place, labels).map(Prepared::Mounts)
+        self.with_room(|| self.create(&place, labels.clone()))
+            .map(Prepared::Mounts)
     }
 
     /// Makes a read-only view.
-    pub fn view(&self, key: &str, parent: Option<&str>, labels: Labels) -> Result<Vec<Mount>> {
-        self.create(
-            &Place {
-                kind: Kind::View,
-                key: named("key", key)?,
-                parent,
-            },
-            labels,
-        )
+    pub fn view(&self, key: &str, parent: Option<&str>, labels: &Labels) -> Result<Vec<Mount>> {
+        let place = Place {
+            kind: Kind::View,
+            key: named("key", key)?,
+            parent,
+        };
+        self.with_room(|| self.create(&place, labels.clone()))
     }
 
     /// The mounts of an active snapshot or a view; lazy trees are mounted if they are not yet.
@@ -160,7 +167,8 @@ impl Snapshotter {
                 return Err(Error::NotFound(format!("snapshot {key:?}")));
             }
             let held = self.held().remove(&record.id);
-            let held = held.map_or_else(|| self.hold(&lowers, &parents), |tree| Ok(Some(tree)))?;
+            let hold = || self.with_room(|| self.hold(&lowers, &parents));
+            let held = held.map_or_else(hold, |tree| Ok(Some(tree)))?;
             let paths = lowers.paths(|id| self.dirs.upper(id), held.as_ref());
             self.keep(record.id, held);
             Ok(paths)
@@ -169,7 +177,7 @@ impl Snapshotter {
     }
 
     /// Turns the active snapshot `key` into the committed snapshot `name`.
-    pub fn commit(&self, name: &str, key: &str, labels: Labels) -> Result<()> {
+    pub fn commit(&self, name: &str, key: &str, labels: &Labels) -> Result<()> {
         let record = self.catalog.get(named("key", key)?)?;
         if record.kind != Kind::Active {
             return Err(Error::FailedPrecondition(format!(
@@ -177,15 +185,15 @@ impl Snapshotter {
             )));
         }
         let usage = usage::of_tree(&self.dirs.upper(record.id))?;
-        self.catalog
-            .commit(key, named("name", name)?, labels, usage)?;
+        let name = named("name", name)?;
+        self.with_room(|| self.catalog.commit(key, name, labels.clone(), usage))?;
         self.release(record.id);
         Ok(())
     }
 
     /// Forgets a snapshot; its disk space is freed now or in `cleanup`.
     pub fn remove(&self, key: &str) -> Result<()> {
-        let record = self.catalog.remove(key)?;
+        let record = self.with_room(|| self.catalog.remove(key))?;
         self.release(record.id);
         if !self.async_remove {
             self.cleanup()?;
@@ -439,6 +447,37 @@ impl Snapshotter {
     fn release(&self, id: SnapshotId) {
         let held = self.mounting.with(id, || self.held().remove(&id));
         drop(held);
+    }
+
+    pub(super) fn lazy(&self) -> Option<&Arc<Lazy>> {
+        self.lazy.as_ref()
+    }
+
+    pub(super) fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The right to evict.
+    pub(super) fn evicting(&self) -> MutexGuard<'_, ()> {
+        self.evicting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `work`, again if the disk was full and room could be made, and once more with what was
+    /// set aside.
+    fn with_room<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        let outcome = match &self.lazy {
+            Some(lazy) => lazy.space().with_room(&mut work),
+            None => work(),
+        };
+        match outcome {
+            Err(error) if error.is_full() && self.spare.give() => work(),
+            outcome => outcome,
+        }
+    }
+
+    /// Room is set aside again.
+    pub(super) fn take_spare(&self) {
+        self.spare.take();
     }
 
     fn held(&self) -> MutexGuard<'_, HashMap<SnapshotId, HeldTree>> {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::bitmap::Bitmap;
-use super::not_found;
+use super::{Space, not_found};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::index::{ALIGN, FileMap, Inode, LayerIndex};
@@ -32,6 +32,7 @@ pub struct Blob {
     objects: Mutex<HashMap<u32, Weak<File>>>,
     /// Segments written to since the last [`Blob::sync`].
     dirty: Mutex<BTreeSet<u32>>,
+    space: Arc<Space>,
 }
 
 impl Blob {
@@ -39,7 +40,7 @@ impl Blob {
         directory: &Path,
         door: Option<PathBuf>,
         layer: &Digest,
-        boot: &str,
+        (boot, space): (&str, &Arc<Space>),
     ) -> Result<Self> {
         let path = directory.join("index");
         let file = File::open(&path).map_err(|error| not_found(error, layer, "open", &path))?;
@@ -55,8 +56,14 @@ impl Blob {
         let by_door = door
             .as_ref()
             .map_or_else(|| data.clone(), |door| door.join("data"));
-        let file = OpenOptions::new().read(true).write(true).open(by_door);
-        let file = file.map_err(Error::io("open", &data))?;
+        // Not there after an eviction.
+        let open = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(by_door);
+        let file = open.map_err(Error::io("open", &data))?;
         set_len(&file, segment_len(&index, 0, door.is_some()))
             .map_err(Error::io("truncate", &data))?;
         Ok(Self {
@@ -68,6 +75,7 @@ impl Blob {
             file_map: OnceLock::new(),
             objects: Mutex::default(),
             dirty: Mutex::default(),
+            space: Arc::clone(space),
         })
     }
 
@@ -101,8 +109,11 @@ impl Blob {
     pub fn write_chunk(&self, chunk: u32, bytes: &[u8]) -> Result<()> {
         let (segment, position) = self.index.position(&self.index.chunk(chunk));
         let file = self.segment(segment)?;
-        file.write_all_at(bytes, position)
-            .map_err(|error| Error::io("write", &self.segment_path(segment))(error))?;
+        self.space.with_room(|| {
+            file.write_all_at(bytes, position)
+                .map_err(|error| Error::io("write", &self.segment_path(segment))(error))
+        })?;
+        self.space.note(bytes.len() as u64);
         // Under one lock with the bit: no copy of the bitmap has a bit whose segment is not listed.
         let mut dirty = lock(&self.dirty);
         dirty.insert(segment);

@@ -78,7 +78,7 @@ impl Store {
             .map_err(Error::io("prune", &self.indexes))
     }
 
-    fn kept_path(&self, layer: &Digest) -> PathBuf {
+    pub(super) fn kept_path(&self, layer: &Digest) -> PathBuf {
         self.indexes.join(layer.hex())
     }
 

@@ -26,20 +26,32 @@
 //! the two: `live` is then ignored, and `durable` counts, which [`Blob::sync`] writes in this
 //! order: copy the bitmap, fdatasync every segment written to since, write the copy beside
 //! `durable`, fsync it, rename. A checksum refuses a torn one. What neither bitmap claims is
-//! fetched again; no state claims a chunk whose bytes are not there.
+//! fetched again; no state claims a chunk whose bytes are not there. When a layer's data is evicted,
+//! both bitmaps go before it ([`Store::evict`]).
 
+mod amount;
 mod bitmap;
 mod blob;
+mod evict;
 mod kept;
+mod limits;
+mod settings;
+mod space;
 mod stage;
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use amount::Amount;
 pub use blob::Blob;
+pub use evict::{Footprint, Stored};
+pub use limits::{Levels, Limits, oldest_first};
+pub use settings::StoreSection;
+pub use space::{Evictions, Space};
 pub use stage::Stage;
 
 use crate::digest::Digest;
@@ -66,6 +78,7 @@ pub struct Store {
     /// The same directory by a mount whose accesses nobody watches.
     door: Option<PathBuf>,
     boot: String,
+    space: Arc<Space>,
 }
 
 impl Store {
@@ -86,6 +99,7 @@ impl Store {
             indexes: root.join("indexes"),
             door: door.map(|door| door.join("blobs/sha256")),
             boot: boot.trim_end().to_owned(),
+            space: Arc::default(),
         };
         for name in store.names()? {
             if name.contains('.') {
@@ -94,6 +108,11 @@ impl Store {
             }
         }
         Ok(store)
+    }
+
+    /// What is written to it.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// Every layer that is in the store.
@@ -140,7 +159,7 @@ impl Store {
     /// Opens a layer of the store.
     pub fn load(&self, layer: &Digest) -> Result<Blob> {
         let door = self.door.as_ref().map(|door| door.join(layer.hex()));
-        Blob::open(&self.path(layer), door, layer, &self.boot)
+        Blob::open(&self.path(layer), door, layer, (&self.boot, &self.space))
     }
 
     /// Where the layer's blob comes from.
@@ -159,12 +178,6 @@ impl Store {
         let fresh = directory.join("source.new");
         write_synced(&fresh, &origin_json(origin)?)?;
         fs::rename(&fresh, directory.join("source")).map_err(Error::io("rename", &fresh))
-    }
-
-    /// Bytes that the layer takes on disk, all of its files together, sparse ones by their blocks.
-    pub fn disk_usage(&self, layer: &Digest) -> Result<u64> {
-        let path = self.path(layer);
-        allocated(&path).map_err(|error| not_found(error, layer, "measure", &path))
     }
 
     /// Deletes a layer; the index of one that was streamed is kept. The caller makes sure that nobody reads it any more.
@@ -231,21 +244,6 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
 fn sync_directory(path: &Path) -> Result<()> {
     let directory = fs::File::open(path).map_err(Error::io("open", path))?;
     directory.sync_all().map_err(Error::io("sync", path))
-}
-
-/// Bytes allocated to a directory and everything in it.
-fn allocated(directory: &Path) -> io::Result<u64> {
-    use std::os::unix::fs::MetadataExt;
-    let mut sum = fs::metadata(directory)?.blocks() * 512;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        sum += if entry.file_type()?.is_dir() {
-            allocated(&entry.path())?
-        } else {
-            entry.metadata()?.blocks() * 512
-        };
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

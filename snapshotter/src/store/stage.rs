@@ -56,8 +56,13 @@ impl Contents for Stage<'_> {
                 &self.object.insert((segment, file)).1
             }
         };
-        file.write_all_at(bytes, offset)
-            .map_err(|error| Error::io("write", &path())(error))
+        let space = &self.store.space;
+        space.with_room(|| {
+            file.write_all_at(bytes, offset)
+                .map_err(|error| Error::io("write", &path())(error))
+        })?;
+        space.note(bytes.len() as u64);
+        Ok(())
     }
 }
 

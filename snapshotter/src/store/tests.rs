@@ -191,14 +191,14 @@ fn half_made_and_half_removed_layers_are_gone_at_the_next_start() {
 fn usage_counts_what_is_allocated_and_removal_leaves_nothing() {
     let place = Place::new();
     let (store, blob) = place.create();
-    let before = store.disk_usage(&place.layer()).unwrap();
+    let before = store.footprint(&place.layer()).unwrap().bytes;
     assert!(before < OBJECT_MIN, "sparse files take no room: {before}");
     blob.write_chunk(1, &vec![1; OBJECT_MIN as usize / 2])
         .unwrap();
     blob.write_chunk(2, &vec![1; OBJECT_MIN as usize / 2])
         .unwrap();
     blob.sync().unwrap();
-    let after = store.disk_usage(&place.layer()).unwrap();
+    let after = store.footprint(&place.layer()).unwrap().bytes;
     assert!(after >= before + OBJECT_MIN, "{before} then {after}");
     drop(blob);
     store.remove(&place.layer()).unwrap();
@@ -211,7 +211,7 @@ fn usage_counts_what_is_allocated_and_removal_leaves_nothing() {
         Err(Error::NotFound(_))
     ));
     assert!(matches!(
-        store.disk_usage(&place.layer()),
+        store.footprint(&place.layer()),
         Err(Error::NotFound(_))
     ));
     assert!(store.layers().unwrap().is_empty());
@@ -228,4 +228,101 @@ fn another_image_may_become_the_origin() {
     };
     store.set_origin(&place.layer(), &other).unwrap();
     assert_eq!(store.origin(&place.layer()).unwrap(), other);
+}
+
+/// A layer that is whole, durable and closed.
+fn whole() -> (Place, Store) {
+    let place = Place::new();
+    let (store, blob) = place.create();
+    let half = vec![7; OBJECT_MIN as usize / 2];
+    for (chunk, bytes) in [(0, &b"hello"[..]), (1, &half), (2, &half)] {
+        blob.write_chunk(chunk, bytes).unwrap();
+    }
+    blob.sync().unwrap();
+    (place, store)
+}
+
+#[test]
+fn an_evicted_layer_keeps_its_index_and_takes_its_data_again() {
+    let (place, store) = whole();
+    let before = store.stored(&place.layer()).unwrap().unwrap();
+    assert!(before.data >= OBJECT_MIN, "{before:?}");
+    let freed = store.evict(&place.layer()).unwrap().unwrap();
+    assert_eq!(freed, before.data);
+    let after = store.stored(&place.layer()).unwrap().unwrap();
+    assert_eq!(after.data, 0);
+    assert_eq!(after.used, before.used);
+    for boot in [BOOT, NEXT_BOOT] {
+        assert!(place.present(boot).is_empty());
+    }
+    let blob = store.load(&place.layer()).unwrap();
+    blob.write_chunk(0, b"again").unwrap();
+    let mut buffer = [0; 5];
+    blob.read(&blob.index().inode(1), 0, &mut buffer).unwrap();
+    assert_eq!(&buffer, b"again");
+    blob.sync().unwrap();
+    drop(blob);
+    assert_eq!(place.present(NEXT_BOOT), [0]);
+    assert!(store.origin(&place.layer()).is_ok());
+}
+
+#[test]
+fn who_has_data_open_keeps_it_and_the_layer_is_not_evicted() {
+    let (place, store) = whole();
+    for name in ["data", "obj/1"] {
+        let reader = fs::File::open(place.file(name)).unwrap();
+        assert_eq!(store.evict(&place.layer()).unwrap(), None, "{name}");
+        assert_eq!(place.present(BOOT), [0, 1, 2]);
+        drop(reader);
+    }
+    assert!(store.evict(&place.layer()).unwrap().is_some());
+}
+
+#[test]
+fn an_eviction_that_was_cut_off_at_any_step_claims_nothing_that_is_gone() {
+    let steps = ["durable", "live", "data", "obj/1"];
+    for done in 0..=steps.len() {
+        let (place, store) = whole();
+        drop(store);
+        for step in &steps[..done] {
+            fs::remove_file(place.file(step)).unwrap();
+        }
+        for boot in [BOOT, NEXT_BOOT] {
+            let blob = place.store(boot).load(&place.layer()).unwrap();
+            let mut buffer = [0; 5];
+            for (chunk, file) in [(0, 1), (1, 2), (2, 2)] {
+                if blob.has(chunk) {
+                    assert!(done < 3, "data was gone and chunk {chunk} is claimed");
+                    let offset = u64::from(chunk == 2) * (OBJECT_MIN - 5);
+                    blob.read(&blob.index().inode(file), offset, &mut buffer)
+                        .unwrap();
+                    assert!(
+                        buffer == *b"hello" || buffer == [7; 5],
+                        "{done}: {buffer:?}"
+                    );
+                }
+            }
+        }
+        // The next eviction, and the next use, find nothing in their way.
+        let store = place.store(BOOT);
+        store.evict(&place.layer()).unwrap().unwrap();
+        let blob = store.load(&place.layer()).unwrap();
+        blob.write_chunk(0, b"hello").unwrap();
+    }
+}
+
+#[test]
+fn the_last_use_is_the_last_touch() {
+    let (place, store) = whole();
+    let before = store.stored(&place.layer()).unwrap().unwrap().used;
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    store.touch(&place.layer());
+    let after = place
+        .store(BOOT)
+        .stored(&place.layer())
+        .unwrap()
+        .unwrap()
+        .used;
+    assert!(after > before);
+    assert_eq!(store.stored(&Digest::of(b"another")).unwrap(), None);
 }

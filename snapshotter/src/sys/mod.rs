@@ -3,11 +3,13 @@
 pub(crate) mod fanotify;
 pub(crate) mod fuse;
 mod inflate;
+mod lease;
 mod map;
 mod memory;
 mod process;
 
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
+pub(crate) use lease::is_open_elsewhere;
 pub(crate) use map::Map;
 pub(crate) use memory::{give_back, keep_no_large_pieces};
 pub(crate) use process::{ignore_termination, inherited, set_name};

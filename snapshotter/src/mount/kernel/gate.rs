@@ -113,6 +113,12 @@ impl Gate {
         lock(&self.adopted).extend(chain);
     }
 
+    /// The files of a layer were replaced by others that nobody has mounted.
+    pub(in crate::mount) fn forget(&self, layer: LayerId) {
+        lock(&self.watched).retain(|(watched, _)| *watched != layer);
+        lock(&self.adopted).remove(&layer);
+    }
+
     /// Says that there was a time without a watch.
     pub(super) fn report_gap(path: &Path) {
         tracing::error!(
