@@ -150,3 +150,77 @@ pub fn execute(argv: &[CString]) -> io::Error {
     unsafe { libc::execve(pointers[0], pointers.as_ptr(), environment.as_ptr()) };
     io::Error::last_os_error()
 }
+
+/// The first `length` bytes of a file, read by way of a map of `length` bytes, shared or private;
+/// a private one is written to afterwards, which nobody else may see.
+pub fn read_mapped(file: BorrowedFd<'_>, length: usize, shared: bool) -> io::Result<Vec<u8>> {
+    let (protection, flags) = if shared {
+        (libc::PROT_READ, libc::MAP_SHARED)
+    } else {
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)
+    };
+    // SAFETY: the kernel chooses a place where nothing is; the descriptor is open.
+    let map = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            protection,
+            flags,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if map == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `length` bytes are mapped and readable, and nobody writes to them; what lies in a page
+    // after the file's last byte reads as zero, and whole pages after that are what a caller asks for.
+    let bytes = unsafe { std::slice::from_raw_parts(map.cast::<u8>(), length) }.to_vec();
+    if !shared {
+        // SAFETY: the map is private and writable, and the slice above is gone.
+        unsafe { std::ptr::write_bytes(map.cast::<u8>(), 0xa5, length) };
+    }
+    // SAFETY: this is the map made above, and no reference into it is left.
+    check(unsafe { libc::munmap(map, length) }.into())?;
+    Ok(bytes)
+}
+
+/// Opens the file at a path again by its handle (`open_by_handle_at(2)`), by way of `mount`, a
+/// descriptor of any file of the same file system.
+pub fn open_by_handle(mount: BorrowedFd<'_>, path: &std::ffi::CStr) -> io::Result<OwnedFd> {
+    const ROOM: usize = 128;
+    #[repr(C)]
+    struct Handle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; ROOM],
+    }
+    let mut handle = Handle {
+        bytes: ROOM as u32,
+        kind: 0,
+        data: [0; ROOM],
+    };
+    let mut mount_id: c_int = 0;
+    // SAFETY: `handle` has the layout of struct file_handle with room for what `bytes` says.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            libc::AT_FDCWD,
+            path.as_ptr(),
+            &raw mut handle,
+            &raw mut mount_id,
+            0,
+        )
+    })?;
+    // SAFETY: the kernel only reads `handle`, which it has just filled.
+    let fd = check(unsafe {
+        libc::syscall(
+            libc::SYS_open_by_handle_at,
+            mount.as_raw_fd(),
+            &raw const handle,
+            libc::O_RDONLY | libc::O_CLOEXEC,
+        )
+    })?;
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
