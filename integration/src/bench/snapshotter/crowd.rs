@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::super::measure::{family_memory, output};
 use super::super::suite::{Feed, OURS, Task, Unit};
@@ -30,6 +31,8 @@ const CROWD: [(&str, &str); 10] = [
 ];
 /// The images after which a daemon is weighed for the first time.
 const HALF: usize = 5;
+/// How long a daemon is left alone before it is weighed.
+const SETTLE: Duration = Duration::from_secs(3);
 /// How many snapshots a daemon has to find again.
 const SNAPSHOTS: usize = 500;
 
@@ -108,6 +111,7 @@ impl<'a> Crowd<'a> {
     }
 
     fn rss(&self, daemon: Daemon) -> Result<f64> {
+        thread::sleep(SETTLE);
         let pid = if daemon.snapshotter == second::NAME {
             self.second.pid()
         } else {

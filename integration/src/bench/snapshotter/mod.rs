@@ -183,17 +183,20 @@ fn push(name: &str) -> Result<String> {
     Ok(reference)
 }
 
-/// Starts an image on a node that has never seen it, and takes the profile of that.
+/// Starts an image twice on a node that has never seen it, and takes the profile of that: the second
+/// start, by the profile of the first one, adds what the kernel reads ahead when nothing makes it wait.
 fn record(node: &Node, image: &Image) -> Result<Profile> {
-    node.forget(None)?;
-    node::pull(&image.estargz, Stack::XEBEC)?;
-    node::run(Stack::XEBEC, image.recipe, &image.estargz)?;
-    node.pause()?;
-    fs::create_dir_all(PROFILES).map_err(Error::file("create", Path::new(PROFILES)))?;
     let file = Path::new(PROFILES).join(format!("{}.json", image.recipe.name));
+    fs::create_dir_all(PROFILES).map_err(Error::file("create", Path::new(PROFILES)))?;
     let export = ["xebec-snapshotter", "profile", "export", "-o"];
-    output(&[&export[..], &[&file.to_string_lossy(), &image.estargz]].concat())?;
-    node.resume()?;
+    for known in [None, Some(file.as_path())] {
+        node.forget(known)?;
+        node::pull(&image.estargz, Stack::XEBEC)?;
+        node::run(Stack::XEBEC, image.recipe, &image.estargz)?;
+        node.pause()?;
+        output(&[&export[..], &[&file.to_string_lossy(), &image.estargz]].concat())?;
+        node.resume()?;
+    }
     let json = fs::read(&file).map_err(Error::file("read", &file))?;
     Ok(Profile {
         bytes: profile_bytes(&json)?,
