@@ -61,6 +61,8 @@ pub struct Options {
     pub prioritized: Vec<String>,
     /// Rewrite layers even if they are in the format already.
     pub rewrite: bool,
+    /// A Nydus image whose chunks need not be stored again; for Nydus only.
+    pub chunk_dict: Option<Place>,
     /// Directory for temporary files, which have no name in it.
     pub temp_dir: PathBuf,
 }
@@ -103,7 +105,10 @@ pub fn convert(
     let outcome =
         Store::source(registry, &options.source, &options.temp_dir, undo).and_then(|source| {
             let destination = Store::destination(registry, &options.destination, undo)?;
-            convert_between(&source, &destination, options, observer)
+            let known = options.chunk_dict.as_ref();
+            let known = known.map(|it| Store::source(registry, it, &options.temp_dir, undo));
+            let known = known.transpose()?;
+            convert_between(&source, &destination, known.as_ref(), options, observer)
         });
     match &outcome {
         Ok(_) => undo.keep_all(),
@@ -115,14 +120,19 @@ pub fn convert(
 fn convert_between(
     source: &Store<'_>,
     destination: &Store<'_>,
+    known: Option<&Store<'_>>,
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report> {
+    if known.is_some() && options.format != Format::Nydus {
+        let what = "a chunk dictionary, in any format but nydus".to_owned();
+        return Err(Error::InvalidArgument(what));
+    }
     let target = match options.format {
         Format::Layers(target) => target,
         // Nothing is written again.
         Format::Index => Target::Estargz,
-        Format::Nydus => return nydus::convert(source, destination, options, observer),
+        Format::Nydus => return nydus::convert(source, destination, known, options, observer),
     };
     let style = Style {
         target,

@@ -150,25 +150,29 @@ impl Index {
     /// The first image for `platform`, a Nydus form only if there is no other; `what` names the index
     /// in the error.
     pub fn select(&self, platform: &Platform, what: &str) -> Result<&Descriptor> {
+        self.select_form(false, platform, what)
+    }
+
+    /// The same, an ordinary image only if there is no Nydus form.
+    pub fn select_nydus(&self, platform: &Platform, what: &str) -> Result<&Descriptor> {
+        self.select_form(true, platform, what)
+    }
+
+    fn select_form(&self, nydus: bool, platform: &Platform, what: &str) -> Result<&Descriptor> {
         let offered = |descriptor: &&Descriptor| {
-            descriptor
-                .platform
-                .as_ref()
-                .is_some_and(|offered| platform.accepts(offered))
+            let offered = descriptor.platform.as_ref();
+            offered.is_some_and(|offered| platform.accepts(offered))
         };
-        let ordinary = |descriptor: &&Descriptor| !nydus::is_marked(descriptor);
+        let is_form = |descriptor: &&Descriptor| nydus::is_marked(descriptor) == nydus;
         let all = || self.manifests.iter().filter(offered);
-        all()
-            .find(ordinary)
-            .or_else(|| all().next())
-            .ok_or_else(|| {
-                let all: Vec<_> = self
-                    .manifests
-                    .iter()
-                    .filter_map(|descriptor| descriptor.platform.as_ref().map(Platform::to_string))
-                    .collect();
-                Error::NotFound(format!("{what} for {platform} (it has {})", all.join(", ")))
-            })
+        let chosen = all().find(is_form).or_else(|| all().next());
+        chosen.ok_or_else(|| {
+            let platforms = self.manifests.iter();
+            let all: Vec<_> = platforms
+                .filter_map(|descriptor| descriptor.platform.as_ref().map(Platform::to_string))
+                .collect();
+            Error::NotFound(format!("{what} for {platform} (it has {})", all.join(", ")))
+        })
     }
 }
 

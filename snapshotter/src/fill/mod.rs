@@ -380,9 +380,10 @@ impl Filler {
     fn store(&self, id: u32, packed: &[u8]) -> Result<(), Error> {
         let unit = &self.index().unit(id);
         let span = self.index().span(id);
-        if let Some(span) = &span {
+        let digest = span.as_ref().and_then(Span::digest);
+        if let Some(digest) = &digest {
             let what = format!("layer {}, unit at {}", self.layer(), unit.offset);
-            Digest::from_bytes(span.digest).verify(packed, &what)?;
+            digest.verify(packed, &what)?;
         }
         let end = |id| {
             let chunk = self.index().chunk(id);
@@ -402,7 +403,7 @@ impl Filler {
             }
             let chunk = self.index().chunk(id);
             let bytes = &unpacked[chunk.inner as usize..][..chunk.len as usize];
-            let verified = if span.is_some() {
+            let verified = if digest.is_some() {
                 Ok(())
             } else {
                 let what = format!("layer {}, chunk {id} at {}", self.layer(), unit.offset);
@@ -443,12 +444,13 @@ fn run_length(mut ranges: impl Iterator<Item = (u16, Range<u64>)>) -> usize {
     let Some((blob, mut run)) = ranges.next() else {
         return 0;
     };
+    let mut last = run.start;
     let joins = |(in_blob, range): &(u16, Range<u64>)| {
-        // Neighbours may share a byte.
+        // Neighbours may have bytes in common.
         let gap = range.start.saturating_sub(run.end);
-        let follows = range.start + 1 >= run.end && gap <= MAX_GAP;
+        let follows = range.start >= last && range.end >= run.end && gap <= MAX_GAP;
         let joins = *in_blob == blob && follows && range.end - run.start <= MAX_RUN;
-        run.end = range.end;
+        (last, run.end) = (range.start, range.end);
         joins
     };
     1 + ranges.take_while(joins).count()

@@ -210,6 +210,9 @@ impl Content {
     }
 }
 
+/// Longer than what any packer makes a deflate block of.
+const MAX_SHARED: u64 = 4 << 20;
+
 /// The distinct units in the blobs' order, and each chunk's unit.
 fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
     let mut order: Vec<u32> = (0..specs.len() as u32).collect();
@@ -227,7 +230,6 @@ fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
         };
         match units.last() {
             Some(unit) if same(unit) => {}
-            // Deflate spans may meet within a byte.
             Some(unit)
                 if unit.blob == placed.blob
                     && unit.end() > spec.unit_offset + shared(unit.codec(), spec.codec) =>
@@ -246,9 +248,13 @@ fn units(specs: &[Placed]) -> Result<(Vec<Unit>, Vec<u32>), Refusal> {
     Ok((units, unit_of))
 }
 
-/// Bytes that two neighbours may have in common.
+/// Most bytes that two neighbours may have in common: deflate spans may meet within a byte, or one
+/// begin at the block in which the other's last chunk ends.
 fn shared(left: Codec, right: Codec) -> u64 {
-    u64::from(left == Codec::Deflate && right == Codec::Deflate)
+    match (left, right) {
+        (Codec::Deflate, Codec::Deflate) => MAX_SHARED,
+        _ => 0,
+    }
 }
 
 fn new_unit(Placed { blob, spec, .. }: &Placed) -> Unit {

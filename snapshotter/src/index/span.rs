@@ -16,7 +16,7 @@ pub struct SpanSpec {
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
-    /// SHA-256 of these bytes.
+    /// SHA-256 of these bytes, or [`SpanSpec::BY_CHUNKS`].
     pub digest: Digest,
     /// Bits of the first byte that belong to the span, below 8; 0 for all of it.
     pub bits: u8,
@@ -25,10 +25,30 @@ pub struct SpanSpec {
     pub window: Vec<u8>,
 }
 
-/// The spans of a layer, in the blob's order.
+impl SpanSpec {
+    /// Stands for the digest of a span whose chunks have digests of their own: no bytes have it.
+    pub const BY_CHUNKS: Digest = Digest::from_bytes([0; 32]);
+}
+
+impl Span {
+    /// Of a unit that needs none, in a layer where others do.
+    const NONE: Self = Self {
+        digest: *SpanSpec::BY_CHUNKS.as_bytes(),
+        bits: 0,
+        window: 0,
+        window_len: 0,
+    };
+
+    /// The digest of the unit, unless its chunks are verified after it was unpacked.
+    pub fn digest(&self) -> Option<Digest> {
+        Some(Digest::from_bytes(self.digest)).filter(|digest| *digest != SpanSpec::BY_CHUNKS)
+    }
+}
+
+/// The spans of a layer, each with its blob, in the blobs' order.
 #[derive(Debug, Default)]
 pub(super) struct Spans {
-    specs: Vec<SpanSpec>,
+    specs: Vec<(u16, SpanSpec)>,
     windows: u64,
 }
 
@@ -40,10 +60,11 @@ pub(super) struct Sealed {
 }
 
 impl Spans {
-    pub(super) fn add(&mut self, spec: SpanSpec) -> Result<(), Flaw> {
+    pub(super) fn add(&mut self, blob: u16, spec: SpanSpec) -> Result<(), Flaw> {
         let at = spec.offset;
         let refuse = |reason: &str| Err(Flaw::new(format!("span at {at}: {reason}")));
-        if self.specs.last().is_some_and(|last| last.offset >= at) {
+        let last = self.specs.last().map(|(blob, last)| (*blob, last.offset));
+        if last.is_some_and(|last| last >= (blob, at)) {
             return refuse("not in order");
         }
         if spec.bits > 7 || spec.window.len() > MAX_PACKED_WINDOW {
@@ -53,23 +74,28 @@ impl Spans {
         if self.windows > u64::from(u32::MAX) {
             return refuse("windows exceed 4 GiB");
         }
-        self.specs.push(spec);
+        self.specs.push((blob, spec));
         Ok(())
     }
 
-    /// Gives each unit its span: all of them have one, or none.
+    /// Gives each unit its span: all of a blob have one, or none.
     pub(super) fn seal(&self, units: &[Unit]) -> Result<Sealed, Flaw> {
         let mut sealed = Sealed::default();
         if self.specs.is_empty() && units.iter().all(|unit| unit.codec() != Codec::Deflate) {
             return Ok(sealed);
         }
+        let mut blobs: Vec<u16> = self.specs.iter().map(|(blob, _)| *blob).collect();
+        blobs.dedup();
         let mut rest = self.specs.iter();
         for unit in units {
-            let is_of = |spec: &&SpanSpec| {
-                unit.blob == 0 && spec.offset == unit.offset && spec.len == u64::from(unit.len)
-            };
+            if unit.codec() != Codec::Deflate && blobs.binary_search(&unit.blob).is_err() {
+                Span::NONE.put(&mut sealed.records);
+                continue;
+            }
+            let place = (unit.blob, unit.offset, u64::from(unit.len));
+            let is_of = |(blob, spec): &&(u16, SpanSpec)| (*blob, spec.offset, spec.len) == place;
             // Both are sorted; spans without content, such as padding, belong to no unit.
-            let spec = rest.find(is_of).ok_or_else(|| {
+            let (_, spec) = rest.find(is_of).ok_or_else(|| {
                 Flaw::new(format!("no span for {} bytes at {}", unit.len, unit.offset))
             })?;
             let span = Span {

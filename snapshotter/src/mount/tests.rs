@@ -2,6 +2,7 @@
 //! /dev/fuse, as the daemon does.
 
 mod background;
+mod nydus;
 mod opening;
 mod profiles;
 
@@ -696,74 +697,6 @@ fn a_toc_in_an_image_beside_the_layers_is_found_and_checked() {
         noise(1, BIG)
     );
     bench.lazy().unmount(&[layer]).unwrap();
-}
-
-/// The Nydus image among the fixtures: its blobs, and the layer of its bootstrap.
-fn nydus_image() -> (Vec<Vec<u8>>, Vec<u8>) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/fixtures/nydus")
-        .join("v6-zstd-blake3");
-    let files = fs::read_dir(&directory).unwrap();
-    let paths = files.map(|entry| entry.unwrap().path());
-    let blobs = paths.filter(|path| !path.ends_with("bootstrap.tar.gz"));
-    let unpack = |path| {
-        let mut blob = Vec::new();
-        let file = fs::File::open(path).unwrap();
-        std::io::Read::read_to_end(&mut flate2::read::GzDecoder::new(file), &mut blob).unwrap();
-        blob
-    };
-    (
-        blobs.map(unpack).collect(),
-        fs::read(directory.join("bootstrap.tar.gz")).unwrap(),
-    )
-}
-
-#[test]
-fn a_nydus_image_is_one_tree_whatever_its_blobs_and_survives_a_restart() {
-    let mut bench = Bench::new(LazyConfig::default());
-    let (blobs, bootstrap) = nydus_image();
-    let mut chain = Vec::new();
-    for blob in blobs {
-        let source = bench.push_annotated(blob, nydus::BLOB_ANNOTATION);
-        chain.push(bench.lazy().add_layer(&source).unwrap().unwrap());
-    }
-    assert_eq!(bench.requests(), 0, "blobs are not looked at");
-    assert_eq!(chain, [LayerId::empty(); 2]);
-    let source = bench.push_annotated(bootstrap, nydus::BOOTSTRAP_ANNOTATION);
-    chain.push(bench.lazy().add_layer(&source).unwrap().unwrap());
-    assert_eq!(bench.requests(), 1, "the bootstrap's layer is read whole");
-    for restarted in [false, true] {
-        if restarted {
-            bench.restart();
-        }
-        let point = bench.lazy().mount(&chain).unwrap();
-        let path = |name: &str| point.path().join(name);
-        assert_eq!(fs::read(path("etc/conf")).unwrap(), b"new\nnew\nnew\n");
-        assert_eq!(fs::read(path("opq/above")).unwrap(), b"above");
-        assert!(!path("opq/below").exists() && !path("gone").exists());
-        let su = fs::metadata(path("bin/su")).unwrap();
-        assert_eq!(
-            (su.mode() & 0o7777, su.nlink(), su.len()),
-            (0o4755, 2, 6000)
-        );
-        assert_eq!(su.ino(), fs::metadata(path("bin/hard")).unwrap().ino());
-        assert_eq!(fs::read(path("usr/lib/zeros")).unwrap(), vec![0; 20_000]);
-        assert_eq!(fs::read_dir(path("many")).unwrap().count(), 120);
-        bench.lazy().unmount(&chain).unwrap();
-    }
-}
-
-#[test]
-fn a_nydus_image_that_cannot_be_read_is_an_error_not_an_ordinary_layer() {
-    let bench = Bench::new(LazyConfig::default());
-    let (_, bootstrap) = nydus_image();
-    let other = bench.push_annotated(b"no archive".to_vec(), nydus::BOOTSTRAP_ANNOTATION);
-    let source = bench.push_annotated(bootstrap, nydus::BOOTSTRAP_ANNOTATION);
-    let error = bench.lazy().add_layer(&other).unwrap_err().to_string();
-    assert!(error.contains(&other.layer.to_string()), "{error}");
-    bench.corrupt(source.layer.into(), 500);
-    let error = bench.lazy().add_layer(&source).unwrap_err();
-    assert!(matches!(error, Error::DigestMismatch { .. }), "{error}");
 }
 
 #[test]

@@ -65,6 +65,10 @@ pub(super) struct Args {
     /// File that lists, one a line, the paths a container reads first
     #[arg(long, value_name = "FILE")]
     prioritize: Option<PathBuf>,
+    /// For nydus: an image of that format, converted with the same chunk size, whose chunks are
+    /// not stored again
+    #[arg(long, value_name = "REF")]
+    chunk_dict: Option<Place>,
     /// Convert layers again that are in the format already
     #[arg(long)]
     rewrite: bool,
@@ -85,10 +89,9 @@ pub(super) fn run(mut args: Args) -> Result<()> {
         }
         None => Vec::new(),
     };
-    let registry = Registry::new(
-        args.access
-            .apply(&mut [&mut args.source, &mut args.destination])?,
-    )?;
+    let mut places = vec![&mut args.source, &mut args.destination];
+    places.extend(&mut args.chunk_dict);
+    let registry = Registry::new(args.access.apply(&mut places)?)?;
     let options = Options {
         source: args.source,
         destination: args.destination,
@@ -98,6 +101,7 @@ pub(super) fn run(mut args: Args) -> Result<()> {
         level: args.level,
         prioritized,
         rewrite: args.rewrite,
+        chunk_dict: args.chunk_dict,
         temp_dir: args.temp_dir.unwrap_or_else(convert::default_temp_dir),
     };
     let progress = Progress::new(std::io::stderr().is_terminal());

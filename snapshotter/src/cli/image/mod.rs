@@ -27,15 +27,15 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Convert an image so that containers start before it is there
-    Convert(convert::Args),
+    Convert(Box<convert::Args>),
     /// Show an image's layers, their sizes and which can be read lazily
-    Inspect(inspect::Args),
+    Inspect(Box<inspect::Args>),
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
-        Command::Convert(args) => convert::run(args),
-        Command::Inspect(args) => inspect::run(args),
+        Command::Convert(args) => convert::run(*args),
+        Command::Inspect(args) => inspect::run(*args),
     }
 }
 

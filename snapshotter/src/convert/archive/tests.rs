@@ -102,6 +102,7 @@ fn run(from: &str, to: &str, target: Target, dir: &Path) -> Result<Report> {
         level: None,
         prioritized: Vec::new(),
         rewrite: false,
+        chunk_dict: None,
         temp_dir: dir.to_owned(),
     };
     let registry = Registry::new(RegistryConfig::default())?;

@@ -11,6 +11,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::dictionary::Dictionary;
 use crate::convert::order::order;
 use crate::convert::spool::Spool;
 use crate::convert::tar::{BLOCK, TarEntry, encode_regular};
@@ -61,11 +62,20 @@ pub(super) struct Contexts {
     pub(super) len: u64,
 }
 
+/// Which chunk a piece of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// A chunk of the layer's own blob, by its number.
+    Own(u32),
+    /// A chunk of the dictionary, by its number there.
+    Known(u32),
+}
+
 /// A layer, converted.
 #[derive(Debug)]
 pub(super) struct Layer {
-    /// The entries of its archive, with the numbers of the chunks of each.
-    pub(super) entries: Vec<(TarEntry, Vec<u32>)>,
+    /// The entries of its archive, with the chunks of each.
+    pub(super) entries: Vec<(TarEntry, Vec<Stored>)>,
     pub(super) chunks: Vec<Chunk>,
     /// None if no file of the layer has any content.
     pub(super) blob: Option<Blob>,
@@ -85,7 +95,11 @@ pub(super) struct Blob {
 
 /// How chunks are made.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Style {
+pub(super) struct Style<'a> {
+    /// Paths of files whose contents go first, without leading slash.
+    pub(super) wanted: &'a [String],
+    /// Chunks that are stored already.
+    pub(super) dictionary: Option<&'a Dictionary>,
     /// Largest chunk in bytes, a power of two.
     pub(super) chunk_size: u64,
     /// Level of zstd.
@@ -104,25 +118,44 @@ struct Piece {
 /// A chunk that is ready to be written.
 struct Packed {
     digest: [u8; 32],
-    bytes: Vec<u8>,
+    /// None if it was stored before.
+    bytes: Option<Vec<u8>>,
     plain_len: u32,
 }
 
-/// Writes the spooled layer's contents into a nameless file in `dir`, those of the files that are
-/// `wanted` first (paths without leading slash).
-pub(super) fn write(spool: Spool, wanted: &[String], style: Style, dir: &Path) -> Result<Layer> {
+/// Chunks that need not be stored.
+struct Known<'a> {
+    dictionary: Option<&'a Dictionary>,
+    /// Numbers of the blob's chunks by their digests.
+    own: HashMap<[u8; 32], u32>,
+}
+
+impl Known<'_> {
+    fn find(&self, digest: &[u8; 32], len: u32) -> Option<Stored> {
+        let known = self.dictionary.and_then(|known| known.find(digest, len));
+        let own = || self.own.get(digest).copied().map(Stored::Own);
+        known.map(Stored::Known).or_else(own)
+    }
+}
+
+/// Writes the spooled layer's contents into a nameless file in `dir`.
+pub(super) fn write(spool: Spool, style: Style<'_>, dir: &Path) -> Result<Layer> {
     let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
-    let pieces = pieces(&spool.entries, wanted, style.chunk_size);
+    let pieces = pieces(&spool.entries, style.wanted, style.chunk_size);
     let mut writer = Writer {
         out: HashingWriter::new(BufWriter::with_capacity(1 << 20, file)),
         chunks: Vec::new(),
-        known: HashMap::new(),
+        known: Known {
+            dictionary: style.dictionary,
+            own: HashMap::new(),
+        },
         plain_len: 0,
     };
     let entries = spool.entries.into_iter();
     let mut entries: Vec<_> = entries.map(|entry| (entry, Vec::new())).collect();
     for batch in batches(&pieces, BATCH * style.threads as u64) {
-        for (piece, packed) in batch.iter().zip(pack(batch, &spool.file, style)?) {
+        let packed = pack(batch, &spool.file, &writer.known, style)?;
+        for (piece, packed) in batch.iter().zip(packed) {
             let chunk = writer.chunk(&packed).map_err(Error::io("write", dir))?;
             entries[piece.entry].1.push(chunk);
         }
@@ -175,12 +208,17 @@ fn batches(pieces: &[Piece], limit: u64) -> impl Iterator<Item = &[Piece]> {
 }
 
 /// Packs a batch on all threads, in its order.
-fn pack(batch: &[Piece], archive: &File, style: Style) -> Result<Vec<Packed>> {
+fn pack(
+    batch: &[Piece],
+    archive: &File,
+    known: &Known<'_>,
+    style: Style<'_>,
+) -> Result<Vec<Packed>> {
     let total: u64 = batch.iter().map(|piece| piece.len).sum();
     let share = (total / style.threads as u64).max(64 << 10);
     let mut packed = Vec::with_capacity(batch.len());
     std::thread::scope(|scope| {
-        let work = |share| move || pack_share(share, archive, style.level);
+        let work = |share| move || pack_share(share, archive, known, style.level);
         let threads: Vec<_> = batches(batch, share)
             .map(|share| scope.spawn(work(share)))
             .collect();
@@ -194,27 +232,38 @@ fn pack(batch: &[Piece], archive: &File, style: Style) -> Result<Vec<Packed>> {
     })
 }
 
-fn pack_share(pieces: &[Piece], archive: &File, level: i32) -> Result<Vec<Packed>> {
+fn pack_share(
+    pieces: &[Piece],
+    archive: &File,
+    known: &Known<'_>,
+    level: i32,
+) -> Result<Vec<Packed>> {
     let failed = Error::io("pack chunks of", Path::new("a temporary file"));
     let work = || {
         let mut compressor = zstd::bulk::Compressor::new(level)?;
-        let mut plain = Vec::new();
+        // Both are as long as the longest piece needs, and used again for each.
+        let longest = pieces.iter().map(|piece| piece.len as usize).max();
+        let mut room = vec![0; longest.unwrap_or(0)];
+        let mut packed = vec![0; zstd::zstd_safe::compress_bound(room.len())];
         pieces
             .iter()
             .map(|piece| {
-                plain.resize(piece.len as usize, 0);
-                archive.read_exact_at(&mut plain, piece.at)?;
-                let bytes = compressor.compress(&plain)?;
-                // What does not become smaller is stored as it is; equal lengths say so.
-                let bytes = if bytes.len() < plain.len() {
-                    bytes
+                let plain = &mut room[..piece.len as usize];
+                archive.read_exact_at(plain, piece.at)?;
+                let digest = ALGORITHM.of(plain);
+                let plain_len = piece.len as u32;
+                let bytes = if known.find(&digest, plain_len).is_some() {
+                    None
                 } else {
-                    plain.clone()
+                    let len = compressor.compress_to_buffer(plain, &mut packed[..])?;
+                    // What does not become smaller is stored as it is; equal lengths say so.
+                    let is_smaller = len < plain.len();
+                    Some(if is_smaller { &packed[..len] } else { plain }.to_vec())
                 };
                 Ok(Packed {
-                    digest: ALGORITHM.of(&plain),
+                    digest,
                     bytes,
-                    plain_len: piece.len as u32,
+                    plain_len,
                 })
             })
             .collect::<std::io::Result<Vec<_>>>()
@@ -222,30 +271,30 @@ fn pack_share(pieces: &[Piece], archive: &File, level: i32) -> Result<Vec<Packed
     work().map_err(failed)
 }
 
-struct Writer {
+struct Writer<'a> {
     out: HashingWriter<BufWriter<File>>,
     chunks: Vec<Chunk>,
-    /// Chunks by their digests.
-    known: HashMap<[u8; 32], u32>,
+    known: Known<'a>,
     plain_len: u64,
 }
 
-impl Writer {
-    /// Writes a chunk unless the blob has it; gives its number.
-    fn chunk(&mut self, packed: &Packed) -> std::io::Result<u32> {
-        if let Some(known) = self.known.get(&packed.digest) {
-            return Ok(*known);
+impl Writer<'_> {
+    /// Writes a chunk unless it is stored already; tells which it is.
+    fn chunk(&mut self, packed: &Packed) -> std::io::Result<Stored> {
+        if let Some(known) = self.known.find(&packed.digest, packed.plain_len) {
+            return Ok(known);
         }
+        let bytes = packed.bytes.as_deref().unwrap_or_default();
         let number = self.chunks.len() as u32;
         self.chunks.push(Chunk {
             digest: packed.digest,
-            packed: (self.out.count(), packed.bytes.len() as u32),
+            packed: (self.out.count(), bytes.len() as u32),
             plain: (self.plain_len, packed.plain_len),
         });
-        self.known.insert(packed.digest, number);
+        self.known.own.insert(packed.digest, number);
         self.plain_len += u64::from(packed.plain_len).next_multiple_of(ALIGN);
-        self.out.write_all(&packed.bytes)?;
-        Ok(number)
+        self.out.write_all(bytes)?;
+        Ok(Stored::Own(number))
     }
 
     fn finish(mut self) -> std::io::Result<(Vec<Chunk>, Option<Blob>)> {

@@ -11,7 +11,10 @@
 //!
 //! Places are given first, bytes are written then: entries name inodes by their places.
 
-use super::blob::{ALGORITHM, Chunk, FEATURES, Layer, ZSTD};
+use std::collections::BTreeMap;
+
+use super::blob::{ALGORITHM, Chunk, Stored};
+use super::devices::{BLOCK, Devices};
 use super::tree::{Directory, Inode, Tree};
 use crate::convert::tar::TarEntry;
 use crate::digest::Algorithm;
@@ -23,12 +26,9 @@ use crate::formats::nydus::layout::{
     SUPER_OFFSET, XATTR_HEAD, XATTR_PREFIXES,
 };
 
-const BLOCK: u64 = 4096;
 const BLOCK_BITS: u8 = 12;
 /// Length of an inode of the long form, the only one that has a time of its own.
 const INODE_LEN: u64 = 64;
-/// Alignment of a device in the space of all devices' blocks.
-const DEVICE_ALIGN: u64 = 0x8_0000;
 /// A chunk record's flag: the chunk is packed.
 const CHUNK_PACKED: u32 = 1;
 /// A file's chunks are given as 8-byte indexes.
@@ -50,39 +50,19 @@ struct Place {
     data_len: u64,
 }
 
-/// Makes the bootstrap of `tree`, whose files lie in the blobs of `layers`; those at the paths
+/// Makes the bootstrap of `tree`, whose files lie in the blobs of `devices`; those at the paths
 /// `wanted` are to be fetched first.
 pub(super) fn write(
-    tree: &mut Tree,
-    layers: &[&Layer],
+    tree: &Tree,
+    directories: &[Directory],
+    devices: &Devices<'_>,
     wanted: &[String],
     chunk_size: u64,
 ) -> Result<Vec<u8>, Flaw> {
-    let directories = tree.directories();
-    let mut blobs = Vec::new();
-    // Two layers with the same contents share a blob.
-    let blob_of = layers.iter().map(|layer| {
-        let blob = layer.blob.as_ref()?;
-        let known = blobs.iter().position(|known: &&Layer| {
-            known
-                .blob
-                .as_ref()
-                .is_some_and(|known| known.digest == blob.digest)
-        });
-        Some(known.unwrap_or_else(|| {
-            blobs.push(*layer);
-            blobs.len() - 1
-        }))
-    });
-    let blob_of: Vec<Option<usize>> = blob_of.collect();
-    if blobs.len() > 254 {
-        return Err(Flaw::new(format!("{} blobs, more than 254", blobs.len())));
-    }
     let mut image = Image {
         tree,
-        directories: &directories,
-        blobs,
-        blob_of,
+        directories,
+        devices,
         wanted: tree.files(wanted),
         chunk_size,
         places: Vec::new(),
@@ -98,9 +78,7 @@ pub(super) fn write(
 struct Image<'a> {
     tree: &'a Tree,
     directories: &'a [Directory],
-    blobs: Vec<&'a Layer>,
-    /// The blob of each layer.
-    blob_of: Vec<Option<usize>>,
+    devices: &'a Devices<'a>,
     /// Inodes for the prefetch table.
     wanted: Vec<usize>,
     chunk_size: u64,
@@ -112,11 +90,11 @@ struct Image<'a> {
 
 impl Image<'_> {
     fn blob_table_at(&self) -> u64 {
-        (DEVICES_OFFSET + self.blobs.len() as u64 * DEVICE_LEN).next_multiple_of(BLOCK)
+        (DEVICES_OFFSET + self.devices.len() as u64 * DEVICE_LEN).next_multiple_of(BLOCK)
     }
 
     fn prefetch_at(&self) -> u64 {
-        self.blob_table_at() + self.blobs.len() as u64 * BLOB_LEN
+        self.blob_table_at() + self.devices.len() as u64 * BLOB_LEN
     }
 
     fn lay_out(&mut self) -> Result<(), Flaw> {
@@ -300,90 +278,45 @@ impl Image<'_> {
 
     /// The indexes of a file's chunks.
     fn indexes(&self, inode: &Inode) -> Vec<u8> {
-        let Some(blob) = self.blob_of[inode.layer] else {
-            return Vec::new();
-        };
-        let chunks = &self.blobs[blob].chunks;
-        let index = |number: &u32| {
+        let index = |stored: &Stored| {
+            let (blob, number, chunk) = self.devices.locate(inode.layer, *stored)?;
             let [low, lower, high, _] = number.to_le_bytes();
-            let block = (chunks[*number as usize].plain.0 / BLOCK) as u32;
+            let block = (chunk.plain.0 / BLOCK) as u32;
             let mut index = [low, lower, blob as u8 + 1, high, 0, 0, 0, 0];
             index[4..].copy_from_slice(&block.to_le_bytes());
-            index
+            Some(index)
         };
-        inode.chunks.iter().flat_map(index).collect()
+        inode.chunks.iter().filter_map(index).flatten().collect()
     }
 
     /// The chunk table: of each chunk that a file of the image has.
     fn records(&self) -> Vec<u8> {
-        let mut used: Vec<Vec<Option<u64>>> = Vec::new();
-        used.extend(self.blobs.iter().map(|blob| vec![None; blob.chunks.len()]));
+        let mut used = BTreeMap::new();
         for inode in self.tree.inodes.iter().filter(|inode| inode.links > 0) {
-            let Some(blob) = self.blob_of[inode.layer] else {
-                continue;
-            };
-            for (i, chunk) in inode.chunks.iter().enumerate() {
-                let offset = i as u64 * self.chunk_size;
-                used[blob][*chunk as usize].get_or_insert(offset);
+            for (i, stored) in inode.chunks.iter().enumerate() {
+                if let Some((blob, number, chunk)) = self.devices.locate(inode.layer, *stored) {
+                    let offset = i as u64 * self.chunk_size;
+                    used.entry((blob, number)).or_insert((chunk, offset));
+                }
             }
         }
         let mut records = Vec::new();
-        for (blob, used) in used.iter().enumerate() {
-            for (number, offset) in used.iter().enumerate() {
-                if let Some(offset) = offset {
-                    let chunk = &self.blobs[blob].chunks[number];
-                    record(&mut records, (blob, number), chunk, *offset);
-                }
-            }
+        for (place, (chunk, offset)) in used {
+            record(&mut records, place, chunk, offset);
         }
         records
     }
 
     fn tables(&mut self, records_len: u64) {
-        let mut devices = Vec::new();
-        let mut table = Vec::new();
-        let mut at = self.bytes.len() as u64;
-        let mut total = 0;
-        for (number, layer) in self.blobs.iter().enumerate() {
-            let Some(blob) = &layer.blob else { continue };
-            let blocks = (blob.plain_len / BLOCK) as u32;
-            let mapped = at.next_multiple_of(DEVICE_ALIGN) / BLOCK;
-            at = (mapped + u64::from(blocks)) * BLOCK;
-            total += blocks;
-            let hex = blob.digest.hex();
-            devices.extend_from_slice(hex.as_bytes());
-            for word in [blocks, mapped as u32] {
-                devices.extend_from_slice(&word.to_le_bytes());
-            }
-            devices.resize(devices.len().next_multiple_of(DEVICE_LEN as usize), 0);
-            table.extend_from_slice(hex.as_bytes());
-            let (count, digest) = (layer.chunks.len() as u32, digest_number());
-            let chunk_size = self.chunk_size as u32;
-            for word in [number as u32, chunk_size, count, ZSTD, digest, FEATURES] {
-                table.extend_from_slice(&word.to_le_bytes());
-            }
-            // All of the blob: what follows the chunks counts too.
-            for long in [blob.size, blob.plain_len] {
-                table.extend_from_slice(&long.to_le_bytes());
-            }
-            let contexts = blob.contexts;
-            let packed = contexts.packed_len != contexts.len;
-            for word in [0, if packed { ZSTD } else { 0 }] {
-                table.extend_from_slice(&word.to_le_bytes());
-            }
-            for long in [contexts.offset, contexts.packed_len, contexts.len] {
-                table.extend_from_slice(&long.to_le_bytes());
-            }
-            table.resize(table.len().next_multiple_of(BLOB_LEN as usize), 0);
-        }
-        self.put(DEVICES_OFFSET, &devices);
-        self.put(self.blob_table_at(), &table);
+        let tables = self.devices.tables(self.bytes.len() as u64);
+        self.put(DEVICES_OFFSET, &tables.slots);
+        self.put(self.blob_table_at(), &tables.blobs);
         let wanted = self.wanted.iter();
         let wanted: Vec<u8> = wanted
             .flat_map(|inode| (self.number(*inode) as u32).to_le_bytes())
             .collect();
         self.put(self.prefetch_at(), &wanted);
-        let superblock = self.superblock(total);
+        let superblock = self.superblock(tables.blocks);
         self.put(SUPER_OFFSET, &superblock);
         let extension = self.extension(records_len);
         self.put(SUPER_OFFSET + SUPER_LEN, &extension);
@@ -404,7 +337,7 @@ impl Image<'_> {
         sb.resize(80, 0);
         sb.extend_from_slice(&INCOMPAT.to_le_bytes());
         let slot = (DEVICES_OFFSET / DEVICE_LEN) as u16;
-        for half in [0, self.blobs.len() as u16, slot] {
+        for half in [0, self.devices.len() as u16, slot] {
             sb.extend_from_slice(&half.to_le_bytes());
         }
         sb
@@ -424,7 +357,7 @@ impl Image<'_> {
             extension.extend_from_slice(&long.to_le_bytes());
         }
         for word in [
-            self.blobs.len() as u32 * BLOB_LEN as u32,
+            self.devices.len() as u32 * BLOB_LEN as u32,
             self.chunk_size as u32,
         ] {
             extension.extend_from_slice(&word.to_le_bytes());
@@ -440,20 +373,18 @@ impl Image<'_> {
     }
 }
 
-const fn digest_number() -> u32 {
-    match ALGORITHM {
-        Algorithm::Blake3 => 0,
-        Algorithm::Sha256 => 1,
-    }
-}
-
-fn record(out: &mut Vec<u8>, (blob, number): (usize, usize), chunk: &Chunk, file_offset: u64) {
+fn record(out: &mut Vec<u8>, (blob, number): (usize, u32), chunk: &Chunk, file_offset: u64) {
     let flags = if chunk.is_packed() { CHUNK_PACKED } else { 0 };
     out.extend_from_slice(&chunk.digest);
     for word in [blob as u32, flags, chunk.packed.1, chunk.plain.1] {
         out.extend_from_slice(&word.to_le_bytes());
     }
-    for long in [chunk.packed.0, chunk.plain.0, file_offset, number as u64] {
+    for long in [
+        chunk.packed.0,
+        chunk.plain.0,
+        file_offset,
+        u64::from(number),
+    ] {
         out.extend_from_slice(&long.to_le_bytes());
     }
 }

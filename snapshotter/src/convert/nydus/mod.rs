@@ -6,6 +6,8 @@
 
 mod blob;
 mod bootstrap;
+mod devices;
+mod dictionary;
 mod tree;
 
 use std::collections::BTreeMap;
@@ -18,6 +20,8 @@ use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
 use self::blob::{Layer, Style};
+use self::devices::Devices;
+use self::dictionary::Dictionary;
 use self::tree::Tree;
 use super::image::{
     Image, ImageReport, LAYERS_AT_ONCE, Options, Report, describe, plan, publish, to_json,
@@ -29,6 +33,7 @@ use super::store::Store;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
+use crate::formats::Flaw;
 use crate::formats::nydus::{
     BLOB_ANNOTATION, BLOB_MEDIA_TYPE, BOOTSTRAP_ANNOTATION, BOOTSTRAP_NAME, OS_FEATURE,
     VERSION_ANNOTATION,
@@ -51,10 +56,16 @@ const LEVEL: u32 = 3;
 pub(super) fn convert(
     source: &Store<'_>,
     destination: &Store<'_>,
+    known: Option<&Store<'_>>,
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report> {
-    let style = style(options)?;
+    let dictionary = known.map(|store| Dictionary::read(store, options));
+    let dictionary = dictionary.transpose()?;
+    let style = Style {
+        dictionary: dictionary.as_ref(),
+        ..style(options)?
+    };
     let top = source.manifest()?;
     // Asks for anything at all: wrong credentials must not show after minutes of work.
     destination.has_blob(&top.digest)?;
@@ -62,6 +73,7 @@ pub(super) fn convert(
     let work = Work {
         source,
         destination,
+        known,
         options,
         observer,
         style,
@@ -85,7 +97,7 @@ pub(super) fn convert(
 }
 
 /// How chunks are made, as the options say.
-fn style(options: &Options) -> Result<Style> {
+fn style(options: &Options) -> Result<Style<'_>> {
     let chunk_size = options.chunk_size.unwrap_or(CHUNK_SIZE);
     if !chunk_size.is_power_of_two() || !(4096..=MAX_CHUNK_SIZE).contains(&chunk_size) {
         return Err(Error::InvalidArgument(format!(
@@ -99,6 +111,8 @@ fn style(options: &Options) -> Result<Style> {
         )));
     }
     Ok(Style {
+        wanted: &options.prioritized,
+        dictionary: None,
         chunk_size,
         level: level as i32,
         threads: std::thread::available_parallelism().map_or(1, usize::from),
@@ -109,9 +123,11 @@ fn style(options: &Options) -> Result<Style> {
 struct Work<'a> {
     source: &'a Store<'a>,
     destination: &'a Store<'a>,
+    /// Where the blobs of the dictionary are.
+    known: Option<&'a Store<'a>>,
     options: &'a Options,
     observer: &'a dyn Observer,
-    style: Style,
+    style: Style<'a>,
 }
 
 impl Work<'_> {
@@ -161,12 +177,7 @@ impl Work<'_> {
             layer,
             observer: self.observer,
         };
-        let mut converted = blob::write(
-            spool(source, dir, &what)?,
-            &self.options.prioritized,
-            self.style,
-            dir,
-        )?;
+        let mut converted = blob::write(spool(source, dir, &what)?, self.style, dir)?;
         if let Some(blob) = &mut converted.blob
             && let Some(file) = blob.file.take()
         {
@@ -195,9 +206,16 @@ impl Work<'_> {
             let applied = tree.apply(number, &layer.entries);
             applied.map_err(|flaw| flaw.of(sources[number].digest))?;
         }
-        let wanted = &self.options.prioritized;
-        let boot = bootstrap::write(&mut tree, &converted, wanted, self.style.chunk_size);
-        let archive = archive(&boot.map_err(|flaw| flaw.of(&what))?);
+        let (boot, borrowed) = self
+            .bootstrap(&mut tree, &converted)
+            .map_err(|flaw| flaw.of(&what))?;
+        for blob in &borrowed {
+            if let Some(known) = self.known {
+                self.destination
+                    .copy_from(known, blob, &self.options.temp_dir)?;
+            }
+        }
+        let archive = archive(&boot);
         let (packed, diff_id) =
             pack(&archive).map_err(Error::io("pack", BOOTSTRAP_NAME.as_ref()))?;
         self.destination.put_bytes(&packed)?;
@@ -205,7 +223,7 @@ impl Work<'_> {
         let reports = reports
             .map(|(source, layer)| report(source, layer))
             .collect();
-        let (parts, diff_ids) = parts(&converted, &packed, diff_id);
+        let (parts, diff_ids) = parts(&converted, borrowed, &packed, diff_id);
         let platform = image.descriptor.platform.as_ref().map(ToString::to_string);
         let (descriptor, bytes) = self.manifest(image, parts, &diff_ids)?;
         let report = ImageReport {
@@ -214,6 +232,24 @@ impl Work<'_> {
             layers: reports,
         };
         Ok((report, descriptor, bytes))
+    }
+
+    /// The bootstrap, and the blobs of the dictionary that it refers to.
+    fn bootstrap(
+        &self,
+        tree: &mut Tree,
+        layers: &[&Layer],
+    ) -> std::result::Result<(Vec<u8>, Vec<Descriptor>), Flaw> {
+        let directories = tree.directories();
+        let Style {
+            wanted,
+            dictionary,
+            chunk_size,
+            ..
+        } = self.style;
+        let devices = Devices::new(layers, dictionary, tree, chunk_size)?;
+        let boot = bootstrap::write(tree, &directories, &devices, wanted, chunk_size)?;
+        Ok((boot, devices.borrowed()))
     }
 
     fn manifest(
@@ -248,6 +284,7 @@ impl Work<'_> {
 /// two layers share is there once.
 fn parts(
     layers: &[&Layer],
+    borrowed: Vec<Descriptor>,
     bootstrap: &[u8],
     bootstrap_diff_id: Digest,
 ) -> (Vec<Descriptor>, Vec<Digest>) {
@@ -255,6 +292,11 @@ fn parts(
     for blob in layers.iter().filter_map(|layer| layer.blob.as_ref()) {
         if parts.iter().all(|part| part.digest != blob.digest) {
             parts.push(blob_descriptor(blob.digest, blob.size));
+        }
+    }
+    for blob in borrowed {
+        if parts.iter().all(|part| part.digest != blob.digest) {
+            parts.push(blob);
         }
     }
     let mut diff_ids: Vec<Digest> = parts.iter().map(|part| part.digest).collect();

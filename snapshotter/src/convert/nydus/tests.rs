@@ -109,20 +109,39 @@ fn convert_prioritized(
     prioritized: &[&str],
 ) -> Result<Converted> {
     let root = tempfile::tempdir().unwrap();
-    let (from, to) = (root.path().join("from"), root.path().join("to"));
+    let options = |options: &mut Options| {
+        options.chunk_size = Some(chunk_size);
+        options.prioritized = prioritized.iter().map(ToString::to_string).collect();
+    };
+    convert_in(root.path(), layers, options)
+}
+
+/// The place that is an OCI layout.
+fn place(path: &Path) -> Place {
+    format!("oci:{}", path.display()).parse().unwrap()
+}
+
+/// Converts an image of these layers at `from` in `root` to one at `to`, with the options changed.
+fn convert_in(
+    root: &Path,
+    layers: &[Vec<u8>],
+    change: impl FnOnce(&mut Options),
+) -> Result<Converted> {
+    let (from, to) = (root.join("from"), root.join("to"));
     layout(&from, layers);
-    let place = |path: &Path| format!("oci:{}", path.display()).parse::<Place>().unwrap();
-    let options = Options {
+    let mut options = Options {
         source: place(&from),
         destination: place(&to),
         format: Format::Nydus,
         platforms: Vec::new(),
-        chunk_size: Some(chunk_size),
+        chunk_size: None,
         level: None,
-        prioritized: prioritized.iter().map(ToString::to_string).collect(),
+        prioritized: Vec::new(),
         rewrite: false,
-        temp_dir: root.path().to_owned(),
+        chunk_dict: None,
+        temp_dir: root.to_owned(),
     };
+    change(&mut options);
     let registry = Registry::new(RegistryConfig::default()).unwrap();
     let report = convert(&registry, &options, &Silent, &Undo::new())?;
     let read = |digest: &Digest| std::fs::read(to.join("blobs/sha256").join(digest.hex())).unwrap();
@@ -333,6 +352,63 @@ fn prioritized_files_lie_first_in_their_blobs_and_are_fetched_first() {
     let fetched: Vec<_> = fetched.map(|unit| (unit.blob, unit.offset)).collect();
     let stored = [(1, 0), (1, 4096), (0, 0), (0, 4096)];
     assert_eq!(fetched, stored, "noise is stored as it is");
+}
+
+#[test]
+fn chunks_of_a_dictionary_are_not_stored_again() {
+    let root = tempfile::tempdir().unwrap();
+    let (old, new) = (noise(1, 30_000), noise(2, 10_000));
+    let below = layer(&[("f", "unused", &noise(9, 5000))]);
+    let image = [below, layer(&[("f", "old", &old), ("f", "more", b"more")])];
+    let known = root.path().join("known");
+    std::fs::create_dir(&known).unwrap();
+    let small = |options: &mut Options| options.chunk_size = Some(8192);
+    let known_image = convert_in(&known, &image, small).unwrap();
+    let dictionary = place(&known.join("to"));
+    let layers = [
+        layer(&[("f", "same", &old[..]), ("f", "new", &new)]),
+        layer(&[("f", "as-before", &old[..16384]), ("d", "more", b"")]),
+    ];
+    let converted = convert_in(root.path(), &layers, |options| {
+        options.chunk_size = Some(8192);
+        options.chunk_dict = Some(dictionary.clone());
+    });
+    let converted = converted.unwrap();
+    // One blob of its own for what is new, and that one of the dictionary which it needs.
+    let borrowed = known_image.manifest.layers[1].digest;
+    let blobs: Vec<Digest> = converted.index.blobs().map(|(digest, _)| digest).collect();
+    assert_eq!(blobs.len(), 2);
+    assert_eq!(blobs[1], borrowed);
+    assert_eq!(converted.manifest.layers.len(), 3);
+    assert_eq!(converted.manifest.layers[1].digest, borrowed);
+    let own = converted.blobs[&blobs[0]].len();
+    assert!((new.len()..new.len() + 8000).contains(&own), "{own}");
+    let mut expected = vec![
+        file("same", &old, 1),
+        file("new", &new, 1),
+        file("as-before", &old[..16384], 1),
+        line("more", "directory", 1),
+    ];
+    expected.sort();
+    assert_eq!(converted.listing(), expected);
+
+    // The same image once more needs no blob of its own.
+    let again = convert_in(root.path(), &image, |options| {
+        options.chunk_size = Some(8192);
+        options.chunk_dict = Some(dictionary.clone());
+    });
+    assert_eq!(again.unwrap().manifest.layers.len(), 3);
+    let other = convert_in(root.path(), &image, |options| {
+        options.chunk_size = Some(4096);
+        options.chunk_dict = Some(dictionary);
+    });
+    let other = other.err().unwrap().to_string();
+    assert!(other.contains("chunks of 8192 bytes"), "{other}");
+    let plain = convert_in(root.path(), &image, |options| {
+        options.chunk_dict = Some(options.source.clone());
+    });
+    let plain = plain.err().unwrap().to_string();
+    assert!(plain.contains("is no Nydus image"), "{plain}");
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use super::blob::Stored;
 use crate::convert::tar::TarEntry;
 use crate::convert::tar::reader::{Raw, Time};
 use crate::formats::Flaw;
@@ -22,7 +23,7 @@ pub(super) struct Inode {
     pub(super) entry: TarEntry,
     /// The layer that it is of; its blob has the chunks.
     pub(super) layer: usize,
-    pub(super) chunks: Vec<u32>,
+    pub(super) chunks: Vec<Stored>,
     /// Names that lead to it; of a directory, 2 and one for each directory in it.
     pub(super) links: u32,
 }
@@ -41,8 +42,8 @@ pub(super) struct Tree {
     nodes: Vec<Node>,
 }
 
-/// An entry of a layer, the numbers of its chunks.
-pub(super) type Entry = (TarEntry, Vec<u32>);
+/// An entry of a layer, its chunks.
+pub(super) type Entry = (TarEntry, Vec<Stored>);
 
 impl Tree {
     /// The root directory alone, as an unpacker makes it.
@@ -119,7 +120,7 @@ impl Tree {
         })
     }
 
-    fn add(&mut self, layer: usize, entry: &TarEntry, chunks: &[u32]) -> Result<(), Flaw> {
+    fn add(&mut self, layer: usize, entry: &TarEntry, chunks: &[Stored]) -> Result<(), Flaw> {
         let inode = Inode {
             entry: entry.clone(),
             layer,

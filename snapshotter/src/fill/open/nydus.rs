@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use super::{LayerQuery, Opened};
+use crate::digest::Digest;
 use crate::discover::Image;
 use crate::error::{Error, Result};
 use crate::fetch::manifest::Descriptor;
@@ -48,16 +49,21 @@ fn blob_of(image: &Arc<Image>, blob: &BlobInfo) -> Result<Descriptor> {
     if let Ok(layer) = image.layer(&blob.digest) {
         return Ok(layer.clone());
     }
-    let mut descriptor = Descriptor {
+    let mut descriptor = describe(blob.digest, 0);
+    descriptor.size = image.blob(&descriptor)?.size();
+    Ok(descriptor)
+}
+
+/// A blob of which no manifest at hand tells more.
+fn describe(digest: Digest, size: u64) -> Descriptor {
+    Descriptor {
         media_type: String::new(),
-        digest: blob.digest,
-        size: 0,
+        digest,
+        size,
         annotations: [].into(),
         platform: None,
         other: [].into(),
-    };
-    descriptor.size = image.blob(&descriptor)?.size();
-    Ok(descriptor)
+    }
 }
 
 fn read_contexts(
@@ -66,12 +72,15 @@ fn read_contexts(
     blob: &Descriptor,
 ) -> Result<Option<Contexts>> {
     let flaw = |flaw: Flaw| flaw.of(blob.digest);
-    let Some((offset, len)) = info.contexts().map_err(flaw)? else {
+    let Some(range) = info.contexts().map_err(flaw)? else {
         return Ok(None);
     };
-    if offset.checked_add(len).is_none_or(|end| end > blob.size) {
+    let size = range.size.unwrap_or(blob.size);
+    let end = range.offset.checked_add(range.len);
+    if end.is_none_or(|end| end > size) {
         return Err(flaw(Flaw::new("compression contexts outside of the blob")));
     }
-    let packed = image.blob(blob)?.read_range(offset, len)?;
+    let holder = image.blob(&describe(range.blob, size))?;
+    let packed = holder.read_range(range.offset, range.len)?;
     info.read_contexts(&packed).map(Some).map_err(flaw)
 }

@@ -51,6 +51,11 @@ impl<'a> Assembler<'a> {
         let mut builder = LayerBuilder::of_blobs(layer, toc, &table)?;
         // It is the whole tree: whatever lies below it is of no concern.
         builder.opaque_root();
+        for (blob, contexts) in contexts.iter().enumerate() {
+            for span in contexts.iter().flat_map(Contexts::spans) {
+                builder.span_of_blob(blob as u16, span?)?;
+            }
+        }
         Ok(Self {
             builder,
             blobs,
@@ -125,7 +130,7 @@ impl<'a> Assembler<'a> {
             own_unit(info, record)
         } else {
             let contexts = contexts.ok_or_else(|| refuse("a chunk without contexts".to_owned()))?;
-            contexts.batched(record.index, info.codec).map_err(refuse)?
+            contexts.place(record.index, info.codec).map_err(refuse)?
         };
         let spec = ChunkSpec {
             file_offset: offset,

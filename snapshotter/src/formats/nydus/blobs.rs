@@ -7,6 +7,8 @@ use crate::index::Codec;
 
 /// Feature: the blob's compression contexts hold inflate states of an unchanged gzip layer.
 pub(super) const FEATURE_ZRAN: u32 = 0x8;
+/// Feature: the compression contexts lie in another blob.
+pub(super) const FEATURE_SEPARATE: u32 = 0x10;
 /// Feature: several chunks are compressed together.
 pub(super) const FEATURE_BATCH: u32 = 0x80;
 /// Feature: chunks are encrypted.
@@ -23,6 +25,9 @@ pub struct BlobInfo {
     pub algorithm: Algorithm,
     pub(super) features: u32,
     pub(super) chunks: u32,
+    /// Digest and length of the blob that holds the table of compression contexts, if that is
+    /// another one.
+    pub(super) meta: Option<(Digest, u64)>,
     pub(super) context: ContextPlace,
 }
 
@@ -56,9 +61,13 @@ pub(super) fn algorithm(number: u32, view: &View<'_>) -> Result<Algorithm, Flaw>
 }
 
 impl BlobInfo {
-    /// The range of the blob that holds its compression contexts, if they are needed: offset and
-    /// length in bytes.
-    pub fn contexts(&self) -> Result<Option<(u64, u64)>, Flaw> {
+    /// Whether its chunks can be read without the table of compression contexts.
+    pub(super) fn holds_lone_chunks(&self) -> bool {
+        self.features & (FEATURE_ZRAN | FEATURE_BATCH | FEATURE_ENCRYPTED) == 0
+    }
+
+    /// Where its compression contexts lie, if they are needed.
+    pub fn contexts(&self) -> Result<Option<super::ContextRange>, Flaw> {
         super::context::needed(self)
     }
 

@@ -16,7 +16,7 @@ mod v6;
 mod view;
 
 pub use self::blobs::BlobInfo;
-pub use self::context::Contexts;
+pub use self::context::{ContextRange, Contexts};
 pub use self::layer::{MAX_PACKED_LAYER, unpack_bootstrap};
 
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub(crate) use self::v6::layout;
 
 use self::assemble::Assembler;
 use super::Flaw;
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::fetch::manifest::Descriptor;
 use crate::index::LayerIndex;
 
@@ -72,6 +72,50 @@ pub fn is_marked(descriptor: &Descriptor) -> bool {
     let features = platform.and_then(|platform| platform.other.get("os.features")?.as_array());
     descriptor.artifact_type() == Some(ARTIFACT_TYPE)
         || features.is_some_and(|all| all.iter().any(|one| one.as_str() == Some(OS_FEATURE)))
+}
+
+/// What another image's bootstrap needs to know to refer to the chunks of this one.
+#[derive(Debug)]
+pub(crate) struct KnownChunks {
+    /// Largest chunk in bytes.
+    pub(crate) chunk_size: u64,
+    /// How chunks are digested.
+    pub(crate) algorithm: Algorithm,
+    pub(crate) blobs: Vec<KnownBlob>,
+    /// Those that are packed alone.
+    pub(crate) chunks: Vec<KnownChunk>,
+}
+
+/// A blob that others may refer to.
+#[derive(Debug)]
+pub(crate) struct KnownBlob {
+    pub(crate) digest: Digest,
+    /// Its entry of the blob table as it is.
+    pub(crate) entry: Vec<u8>,
+    /// Bytes when it is unpacked.
+    pub(crate) plain_len: u64,
+}
+
+/// A chunk that others may refer to.
+#[derive(Debug)]
+pub(crate) struct KnownChunk {
+    pub(crate) digest: [u8; 32],
+    /// Number of its blob.
+    pub(crate) blob: usize,
+    /// Its number in the blob.
+    pub(crate) number: u32,
+    /// Offset and length in the blob.
+    pub(crate) packed: (u64, u32),
+    /// Offset and length when the blob is unpacked.
+    pub(crate) plain: (u64, u32),
+}
+
+/// Reads which chunks a bootstrap of RAFS v6 knows.
+pub(crate) fn known_chunks(bytes: &[u8]) -> Result<KnownChunks, Flaw> {
+    match Bootstrap::read(bytes)?.version {
+        Version::V6(bootstrap) => bootstrap.known_chunks(),
+        Version::V5(_) => Err(Flaw::new("bootstrap: RAFS v5, where v6 is needed")),
+    }
 }
 
 /// A bootstrap of either version.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::fill::unpack::unpack;
-use crate::index::{Inode, Kind, Node, Prefetch, Tree};
+use crate::index::{Codec, Inode, Kind, Node, Prefetch, Tree};
 
 struct Image {
     layer: Digest,
@@ -312,4 +312,180 @@ fn a_layer_without_a_bootstrap_is_refused() {
         let error = unpack_bootstrap(layer).unwrap_err().to_string();
         assert!(error.contains(word), "{error}");
     }
+}
+
+/// A blob of `chunks` chunks whose contexts are `len` bytes, not packed.
+fn blob(features: u32, chunks: u32, len: u64) -> BlobInfo {
+    BlobInfo {
+        digest: Digest::of(b"blob"),
+        codec: Codec::Zstd,
+        algorithm: Algorithm::Sha256,
+        features,
+        chunks,
+        meta: Some((Digest::of(b"meta"), 9000)),
+        context: super::blobs::ContextPlace {
+            codec: Codec::Plain,
+            offset: 512,
+            packed_len: len,
+            len,
+        },
+    }
+}
+
+/// Little-endian words of 8 bytes.
+fn words(words: &[u64]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
+#[test]
+fn chunks_that_are_packed_together_are_found_by_their_batch() {
+    const BATCH: u64 = 4 << 56;
+    // Flags, offset in the blob, batch and offset in it.
+    let entries = [
+        [BATCH, 4096, 0],
+        [BATCH, 4096, 700],
+        [BATCH, 5000, 1 << 32],
+        [0, 9000, 0],
+    ];
+    let batch = |len: u64, unpacked: u64| words(&[unpacked << 32 | len, 0, 0, 0, 0]);
+    let table = [words(&entries.concat()), batch(300, 1400), batch(80, 80)].concat();
+    let info = blob(0x84, 4, table.len() as u64);
+    let range = info.contexts().unwrap().unwrap();
+    assert_eq!((range.blob, range.size), (info.digest, None));
+    assert_eq!((range.offset, range.len), (512, table.len() as u64));
+    let contexts = info.read_contexts(&table).unwrap();
+    let place = |index| {
+        let place = contexts.place(index, info.codec);
+        place.map(|place| (place.offset, place.len, place.codec, place.inner))
+    };
+    assert_eq!(place(0), Ok((4096, 300, Codec::Zstd, 0)));
+    assert_eq!(place(1), Ok((4096, 300, Codec::Zstd, 700)));
+    assert_eq!(place(2), Ok((5000, 80, Codec::Plain, 0)), "no smaller");
+    assert!(place(3).unwrap_err().contains("in no batch"));
+    assert!(place(4).unwrap_err().contains("chunk 4 of 4"));
+    let short = info.read_contexts(&table[..70]).unwrap_err().to_string();
+    assert!(short.contains("contexts of blob"), "{short}");
+}
+
+/// An inflate context's fields: offset, window's offset, length of the data and of the window, bits.
+type Fields = (u64, u64, u32, u32, u8);
+
+/// A table of two chunks with these inflate contexts.
+fn inflate_table(contexts: &[Fields]) -> Vec<u8> {
+    const ZRAN: u64 = 2 << 56;
+    let mut table = words(&[ZRAN, 0, 0, ZRAN, 0, 1 << 32 | 0x4d]);
+    for &(offset, window_at, len, window_len, bits) in contexts {
+        table.extend(words(&[offset, 0, window_at]));
+        for word in [len, 0, window_len] {
+            table.extend_from_slice(&word.to_le_bytes());
+        }
+        table.extend_from_slice(&[0, bits, 0, 0]);
+    }
+    table.extend_from_slice(&[7; 100]);
+    let mut header = vec![0; 4096];
+    let count = contexts.len() as u32;
+    for (at, word) in [(0, 0xb10b_b10b), (4092, 0xb10b_b10b), (40, 48), (56, count)] {
+        header[at..at + 4].copy_from_slice(&u32::to_le_bytes(word));
+    }
+    table.extend(header);
+    table
+}
+
+#[test]
+fn inflate_contexts_are_spans_and_forged_ones_are_refused() {
+    let read = |contexts: &[Fields]| {
+        let table = inflate_table(contexts);
+        let info = blob(0x1c, 2, table.len() as u64 - 4096);
+        let range = info.contexts().unwrap().unwrap();
+        assert_eq!((range.blob, range.size), (Digest::of(b"meta"), Some(9000)));
+        assert_eq!(range.len, table.len() as u64);
+        info.read_contexts(&table)
+    };
+    let contexts = read(&[(10, 0, 500, 0, 0), (600, 0, 300, 100, 3)]).unwrap();
+    let spans: Vec<_> = contexts.spans().map(Result::unwrap).collect();
+    let span = |at: usize| (spans[at].offset, spans[at].len, spans[at].bits);
+    // The byte of which three bits are left belongs to the second.
+    assert_eq!((span(0), span(1)), ((10, 500, 0), (599, 301, 3)));
+    assert!(spans[0].window.is_empty() && !spans[1].window.is_empty());
+    let place = contexts.place(1, Codec::Gzip).unwrap();
+    assert_eq!((place.offset, place.len, place.inner), (599, 301, 0x4d));
+    assert_eq!(place.codec, Codec::Deflate);
+
+    let lone = read(&[(10, 0, 500, 0, 0)]).unwrap();
+    let error = lone.place(1, Codec::Gzip).unwrap_err();
+    assert!(error.contains("no inflate context"), "{error}");
+    let forged = [
+        ((0, 0, 500, 0, 3), "begins at bit 3"),
+        ((9, 0, 500, 0, 9), "begins at bit 9"),
+        ((9, 0, 500, 40_000, 0), "a window of 40000 bytes"),
+        ((9, 50, 500, 51, 0), "a window of 51 bytes"),
+        ((9, u64::MAX, 500, 1, 0), "beyond 2^64"),
+        ((9, u64::MAX - 200, 500, 1, 0), "a window"),
+    ];
+    for (context, word) in forged {
+        let contexts = read(&[context]).unwrap();
+        let error = contexts.spans().next().unwrap().unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    let long = blob(0x1c, 2, 1 << 40).contexts().unwrap_err().to_string();
+    assert!(long.contains("too long"), "{long}");
+    let table = inflate_table(&[]);
+    let info = blob(0x1c, 2, table.len() as u64 - 4096);
+    let mut headless = table.clone();
+    *headless.last_mut().unwrap() ^= 1;
+    assert!(info.read_contexts(&headless).is_err());
+    assert!(info.read_contexts(&table[..100]).is_err());
+}
+
+/// The fixture with its first chunk record changed.
+fn with_chunk(change: impl FnOnce(&mut [u8])) -> Result<LayerIndex, Flaw> {
+    changed("v6-zstd-blake3", |boot| {
+        let field = &boot[1152 + 24..1152 + 32];
+        let at = u64::from_le_bytes(field.try_into().unwrap()) as usize;
+        change(&mut boot[at..at + 80]);
+    })
+}
+
+#[test]
+fn hostile_chunks_are_refused_by_name() {
+    type Change = fn(&mut [u8]);
+    let cases: [(&str, Change); 5] = [
+        ("flags", |chunk| chunk[36] |= 4),
+        ("without contexts", |chunk| chunk[36] |= 8),
+        ("bytes where", |chunk| chunk[44..48].fill(0xff)),
+        ("blob", |chunk| chunk[48..56].fill(0x7f)),
+        // Into its neighbour.
+        ("overlap", |chunk| chunk[40] = chunk[40].wrapping_add(9)),
+    ];
+    for (word, change) in cases {
+        let error = with_chunk(change).unwrap_err().to_string();
+        assert!(error.contains(word), "{word}: {error}");
+    }
+}
+
+#[test]
+fn a_table_of_more_than_ten_million_chunks_is_refused_before_it_is_read() {
+    let len = (crate::index::MAX_ENTRIES as u64 + 1) * 80;
+    let mut image = Image::load("v6-zstd-blake3");
+    let at = image.bootstrap.len() as u64;
+    image.bootstrap[1152 + 24..1152 + 40].copy_from_slice(&words(&[at, len]));
+    image.bootstrap.resize((at + len) as usize, 0);
+    let error = image.index().unwrap_err().to_string();
+    assert!(error.contains("a chunk table of"), "{error}");
+}
+
+#[test]
+fn a_file_of_2_to_the_63_bytes_costs_nothing() {
+    let error = changed("v6-zstd-blake3", |boot| {
+        // Of every long inode of a regular file.
+        let meta = root_of(boot) / 4096 * 4096;
+        for at in (meta..boot.len() - 64).step_by(32) {
+            let half = |at: usize| u16::from_le_bytes([boot[at], boot[at + 1]]);
+            if half(at) == 9 && half(at + 4) & 0o170_000 == 0o100_000 {
+                boot[at + 8..at + 16].copy_from_slice(&(1_u64 << 63).to_le_bytes());
+            }
+        }
+    });
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("exceed 16 TiB"), "{error}");
 }

@@ -248,6 +248,7 @@ fn read_blobs(
             algorithm,
             features,
             chunks: 0,
+            meta: None,
             context: ContextPlace {
                 codec: Codec::Plain,
                 offset: 0,

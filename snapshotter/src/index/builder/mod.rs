@@ -334,7 +334,12 @@ impl LayerBuilder {
     /// Adds a piece of the blob that is verified as it lies there. In a layer that has any, every
     /// chunk's unit must be one of them; they come in the blob's order.
     pub fn span(&mut self, spec: SpanSpec) -> Result<(), Flaw> {
-        self.spans.add(spec)
+        self.spans.add(0, spec)
+    }
+
+    /// Adds a piece of the blob number `blob`; see [`LayerBuilder::span`]. Blobs come in their order.
+    pub fn span_of_blob(&mut self, blob: u16, spec: SpanSpec) -> Result<(), Flaw> {
+        self.spans.add(blob, spec)
     }
 
     /// Says that `len` bytes at `offset` of `file` are zeros: they are neither fetched nor stored.

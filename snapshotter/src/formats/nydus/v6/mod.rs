@@ -27,6 +27,7 @@ use super::assemble::{Assembler, What, is_socket};
 use super::blobs::BlobInfo;
 use super::chunk::{self, Record};
 use super::view::View;
+use super::{KnownBlob, KnownChunk, KnownChunks};
 use crate::formats::Flaw;
 use crate::index::{FileId, Kind, MAX_ENTRIES, Meta};
 
@@ -71,6 +72,50 @@ impl<'a> Bootstrap<'a> {
             todo: Vec::new(),
         };
         walk.run(self.superblock.root)
+    }
+
+    /// The blobs and chunks that another image can refer to.
+    pub(super) fn known_chunks(&self) -> Result<KnownChunks, Flaw> {
+        let superblock = &self.superblock;
+        let blobs = superblock.blobs.iter().zip(0_u64..).map(|(blob, id)| {
+            let at = superblock.blob_table + id * superblock::BLOB_LEN;
+            let entry = self.view.part(at, superblock::BLOB_LEN, "a blob's entry")?;
+            Ok(KnownBlob {
+                digest: blob.digest,
+                plain_len: entry.u64(96, "a blob's length")?,
+                entry: entry
+                    .slice(0, superblock::BLOB_LEN, "a blob's entry")?
+                    .to_vec(),
+            })
+        });
+        let (at, len) = superblock.chunks;
+        let table = self.view.part(at, len, "the chunk table")?;
+        let mut chunks = Vec::new();
+        for i in 0..len / chunk::LEN {
+            let record = Record::read(&table, i * chunk::LEN)?;
+            let blob = record.blob as usize;
+            let Some(info) = superblock.blobs.get(blob) else {
+                return Err(table.flaw(format_args!("a chunk in blob {blob}")));
+            };
+            // Lengths tell as well whether it is packed.
+            let is_packed = record.flags & chunk::COMPRESSED != 0;
+            let is_alone = record.flags & !chunk::COMPRESSED == 0 && info.holds_lone_chunks();
+            if is_alone && is_packed == (record.packed_len != record.len) {
+                chunks.push(KnownChunk {
+                    digest: *record.digest.as_bytes(),
+                    blob,
+                    number: record.index,
+                    packed: (record.packed_offset, record.packed_len),
+                    plain: (record.offset, record.len),
+                });
+            }
+        }
+        Ok(KnownChunks {
+            chunk_size: superblock.chunk_size,
+            algorithm: superblock.algorithm,
+            blobs: blobs.collect::<Result<_, Flaw>>()?,
+            chunks,
+        })
     }
 
     /// The inodes that are wanted first, with their places in the prefetch table.

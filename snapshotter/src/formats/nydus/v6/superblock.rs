@@ -50,6 +50,8 @@ pub(super) struct Superblock {
     pub(super) chunk_size: u64,
     pub(super) algorithm: Algorithm,
     pub(super) blobs: Vec<BlobInfo>,
+    /// Offset of the blob table.
+    pub(super) blob_table: u64,
     /// Offset and length of the chunk table.
     pub(super) chunks: (u64, u64),
     /// Offset and length of the prefetch table.
@@ -80,6 +82,7 @@ impl Superblock {
             chunk_size: 0,
             algorithm: Algorithm::Sha256,
             blobs: Vec::new(),
+            blob_table: 0,
             chunks: (0, 0),
             prefetch: (0, 0),
         };
@@ -111,6 +114,7 @@ impl Superblock {
         let prefetch_len = u64::from(extension.u32(48, field)?);
         self.prefetch = (extension.u64(40, field)?, prefetch_len);
         let (at, len) = (extension.u64(8, field)?, extension.u32(16, field)?);
+        self.blob_table = at;
         self.blobs = read_blobs(&view.part(at, u64::from(len), "the blob table")?)?;
         match self
             .blobs
@@ -148,8 +152,13 @@ fn read_blob(entry: &View<'_>) -> Result<BlobInfo, Flaw> {
     if entry.u32(216, field)? != 0 {
         return Err(entry.flaw(format_args!("blob {digest} is encrypted")));
     }
+    let meta = (
+        Digest::from_bytes(entry.array(168, field)?),
+        entry.u64(200, field)?,
+    );
     Ok(BlobInfo {
         digest,
+        meta: Some(meta).filter(|(digest, _)| *digest.as_bytes() != [0; 32]),
         codec: blobs::codec(entry.u32(76, field)?, entry)?,
         algorithm: blobs::algorithm(entry.u32(80, field)?, entry)?,
         features: entry.u32(84, field)?,
