@@ -17,8 +17,8 @@ use xebec_proto::cri::{
     ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
     CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping, ImageSpec,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest, NamespaceMode,
-    NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
+    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest, Mount,
+    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler,
     StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
     UserNamespace,
@@ -201,6 +201,28 @@ impl Cri {
         self.create_limited(pod, container, 0)
     }
 
+    /// Creates a container that sees another image, read-only, at a path; returns its id.
+    pub fn create_with_image(
+        &self,
+        pod: &Pod,
+        container: &Container<'_>,
+        image: &str,
+        path: &str,
+    ) -> Result<String> {
+        let volume = Mount {
+            container_path: path.to_owned(),
+            readonly: true,
+            image: Some(ImageSpec {
+                image: image.to_owned(),
+                ..ImageSpec::default()
+            }),
+            ..Mount::default()
+        };
+        let mut config = container_config(pod, container, 0);
+        config.mounts.push(volume);
+        self.create_as(pod, config)
+    }
+
     /// Creates a container with a limit of memory in bytes, 0 for none, and returns its id.
     pub fn create_limited(
         &self,
@@ -208,29 +230,10 @@ impl Cri {
         container: &Container<'_>,
         memory: i64,
     ) -> Result<String> {
-        let config = ContainerConfig {
-            metadata: Some(ContainerMetadata {
-                name: container.name.to_owned(),
-                attempt: 0,
-            }),
-            image: Some(ImageSpec {
-                image: container.image.to_owned(),
-                ..ImageSpec::default()
-            }),
-            command: container.command.iter().map(|&s| s.to_owned()).collect(),
-            log_path: format!("{}.log", container.name),
-            linux: Some(LinuxContainerConfig {
-                security_context: Some(LinuxContainerSecurityContext {
-                    namespace_options: pod.namespaces(),
-                    ..LinuxContainerSecurityContext::default()
-                }),
-                resources: (memory > 0).then(|| LinuxContainerResources {
-                    memory_limit_in_bytes: memory,
-                    ..LinuxContainerResources::default()
-                }),
-            }),
-            ..ContainerConfig::default()
-        };
+        self.create_as(pod, container_config(pod, container, memory))
+    }
+
+    fn create_as(&self, pod: &Pod, config: ContainerConfig) -> Result<String> {
         let request = CreateContainerRequest {
             pod_sandbox_id: pod.id.clone(),
             config: Some(config),
@@ -342,6 +345,32 @@ impl Cri {
         let mut client = self.runtime_service();
         self.call("RemovePodSandbox", client.remove_pod_sandbox(request))
             .map(drop)
+    }
+}
+
+fn container_config(pod: &Pod, container: &Container<'_>, memory: i64) -> ContainerConfig {
+    ContainerConfig {
+        metadata: Some(ContainerMetadata {
+            name: container.name.to_owned(),
+            attempt: 0,
+        }),
+        image: Some(ImageSpec {
+            image: container.image.to_owned(),
+            ..ImageSpec::default()
+        }),
+        command: container.command.iter().map(|&s| s.to_owned()).collect(),
+        log_path: format!("{}.log", container.name),
+        linux: Some(LinuxContainerConfig {
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: pod.namespaces(),
+                ..LinuxContainerSecurityContext::default()
+            }),
+            resources: (memory > 0).then(|| LinuxContainerResources {
+                memory_limit_in_bytes: memory,
+                ..LinuxContainerResources::default()
+            }),
+        }),
+        ..ContainerConfig::default()
     }
 }
 
