@@ -224,8 +224,12 @@ pub struct RegistrySection {
     pub plain_http: Vec<String>,
     /// Directory of the docker-style `config.json` with credentials.
     pub docker_config: Option<PathBuf>,
-    /// kubelet's credential provider plugins, asked for what docker's configuration lacks.
+    /// kubelet's credential provider plugins, asked for what all others lack.
     pub credential_provider: Option<CredentialProviderSection>,
+    /// The container runtime whose image service is passed through to a kubelet.
+    pub cri: Option<CriSection>,
+    /// The cluster whose pull secrets are used.
+    pub kubernetes: Option<KubernetesSection>,
     /// Follow redirects of public registries to private addresses, too.
     pub allow_private_redirects: bool,
     /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
@@ -242,6 +246,22 @@ pub struct CredentialProviderSection {
     pub config: PathBuf,
     /// Directory of the plugins (`--image-credential-provider-bin-dir`).
     pub bin_dir: PathBuf,
+}
+
+/// The `[registry.cri]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CriSection {
+    /// Socket of the container runtime's CRI.
+    pub socket: PathBuf,
+}
+
+/// The `[registry.kubernetes]` table.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KubernetesSection {
+    /// The kubeconfig of a user who may list and watch secrets.
+    pub kubeconfig: PathBuf,
 }
 
 /// An entry of `[[registry.proxy]]`. When the proxy does not answer, things go on without it.
@@ -269,6 +289,8 @@ impl Default for RegistrySection {
             plain_http: Vec::new(),
             docker_config: None,
             credential_provider: None,
+            cri: None,
+            kubernetes: None,
             allow_private_redirects: false,
             proxy: Vec::new(),
             patience: 5,

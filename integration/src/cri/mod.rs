@@ -14,9 +14,9 @@ use tower::service_fn;
 use xebec_proto::cri::image_service_client::ImageServiceClient;
 use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
-    ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus, ContainerStatusRequest,
-    CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping, ImageSpec,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+    AuthConfig, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
+    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping,
+    ImageSpec, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
     LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest, Mount,
     NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
     RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler,
@@ -119,6 +119,25 @@ impl Cri {
 
     /// Pulls an image for the snapshotter of `handler` and returns its id.
     pub fn pull(&self, image: &str, handler: &str) -> Result<String> {
+        self.pull_with(None, image, handler)
+    }
+
+    /// The same with a user's name and password, as of a pod's pull secret.
+    pub fn pull_as(
+        &self,
+        (user, password): (&str, &str),
+        image: &str,
+        handler: &str,
+    ) -> Result<String> {
+        let auth = AuthConfig {
+            username: user.to_owned(),
+            password: password.to_owned(),
+            ..AuthConfig::default()
+        };
+        self.pull_with(Some(auth), image, handler)
+    }
+
+    fn pull_with(&self, auth: Option<AuthConfig>, image: &str, handler: &str) -> Result<String> {
         let mut client = ImageServiceClient::new(self.channel.clone());
         let image = ImageSpec {
             image: image.to_owned(),
@@ -127,6 +146,7 @@ impl Cri {
         };
         let request = PullImageRequest {
             image: Some(image),
+            auth,
             ..PullImageRequest::default()
         };
         Ok(self

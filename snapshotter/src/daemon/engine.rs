@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use crate::config::{Config, MountMode, ProfilePull};
 use crate::error::{Error, Result};
-use crate::fetch::{Registry, RegistryConfig};
+use crate::fetch::{Passed, Registry, RegistryConfig};
 use crate::mount::{BackEnd, Keeping, Lazy, LazyConfig, probe};
 
 const FUSE: &str = "/dev/fuse";
 
 /// Opens the lazy layers below the root, unless there is nothing to mount them with. No network is
 /// used. The choice is logged: a silent full pull is the worst of all defaults.
-pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
+pub(super) fn open(config: &Config, passed: Option<Arc<Passed>>) -> Result<Option<Arc<Lazy>>> {
     let root = config.root.join("lazy");
     let Some(back_end) = choose(config.mount, &root)? else {
         return Ok(None);
@@ -31,7 +31,10 @@ pub(super) fn open(config: &Config) -> Result<Option<Arc<Lazy>>> {
         profile_push: config.profile.push,
         ..(&config.lazy).into()
     };
-    let blobs = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
+    let blobs = Arc::new(Registry::new(RegistryConfig {
+        passed,
+        ..RegistryConfig::from(&config.registry)
+    })?);
     Lazy::open(&root, blobs, settings).map(|lazy| Some(Arc::new(lazy)))
 }
 

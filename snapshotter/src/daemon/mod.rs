@@ -22,8 +22,9 @@ use xebec_proto::snapshots::snapshots_server::SnapshotsServer;
 
 use crate::config::Config;
 use crate::error::{Error, Result};
+use crate::fetch::Passed;
 use crate::mount::Lazy;
-use crate::service::{MAX_PREPARING, Service, Snapshotter};
+use crate::service::{Front, Images, MAX_PREPARING, Service, Snapshotter};
 use socket::Socket;
 
 /// Threads that run the event loop; all work that blocks happens elsewhere.
@@ -49,7 +50,11 @@ pub fn run(config: &Config) -> Result<()> {
     crate::sys::keep_no_large_pieces();
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;
     let _lock = lock::RootLock::take(&config.root, LOCK_PATIENCE)?;
-    let lazy = engine::open(config)?;
+    let passed = config.registry.cri.as_ref().map(|_| {
+        let file = config.root.join("credentials.json");
+        Arc::new(Passed::open(file))
+    });
+    let lazy = engine::open(config, passed.clone())?;
     let snapshotter = Arc::new(Snapshotter::open(
         &config.root,
         lazy.clone(),
@@ -71,7 +76,11 @@ pub fn run(config: &Config) -> Result<()> {
         .build()
         .map_err(|error| Error::Internal(format!("start threads: {error}")))?;
     let outcome = runtime.block_on(async {
-        let serving = serve(config, lazy.clone(), Arc::clone(&snapshotter));
+        let images = match (&config.registry.cri, passed) {
+            (Some(cri), Some(passed)) => Some(Images::new(&cri.socket, passed)?),
+            _ => None,
+        };
+        let serving = serve(config, lazy.clone(), Arc::clone(&snapshotter), images);
         match config.metrics.address.clone() {
             None => serving.await,
             Some(address) => tokio::select! {
@@ -107,6 +116,7 @@ async fn serve(
     config: &Config,
     lazy: Option<Arc<Lazy>>,
     snapshotter: Arc<Snapshotter>,
+    images: Option<Images>,
 ) -> Result<()> {
     let containerd = Socket::bind(&config.address)?;
     let status = Socket::bind(&status::socket_path(&config.address))?;
@@ -116,13 +126,16 @@ async fn serve(
     let service = SnapshotsServer::new(Service::new(Arc::clone(&snapshotter)))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let server = tokio::spawn(Server::builder().serve_with_incoming_shutdown(
-        service,
-        incoming,
-        async move {
-            let _ = ended.changed().await;
-        },
-    ));
+    let front = Front {
+        snapshots: service,
+        images,
+    };
+    let server =
+        tokio::spawn(
+            Server::builder().serve_with_incoming_shutdown(front, incoming, async move {
+                let _ = ended.changed().await;
+            }),
+        );
     let reporter = status::Reporter::new(config, lazy, Arc::clone(&snapshotter));
     let listener = status.listener()?;
     let answering = tokio::spawn(async move {

@@ -3,8 +3,7 @@
 //! See the distribution project's "Token Authentication Specification" and "OAuth2" pages.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
@@ -14,12 +13,13 @@ use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
 use super::clients::{Clients, Route};
-use super::credentials::{self, Credential};
+use super::credentials::Credential;
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy, is_loopback};
-use super::kubelet::Plugins;
+use super::keychain::Keychain;
 
-/// A token is not used in its last seconds: the request must still arrive.
+/// A token is not used in its last seconds, or the last quarter of its life if that is less: the
+/// request must still arrive.
 const MARGIN: Duration = Duration::from_secs(10);
 /// What the specification says when the server names no lifetime.
 const DEFAULT_LIFETIME: Duration = Duration::from_mins(1);
@@ -39,56 +39,94 @@ pub(super) struct Subject<'a> {
 
 /// `Authorization` headers by endpoint and scope, as long as they are valid.
 pub(super) struct Authorizer {
-    config_dir: Option<PathBuf>,
-    plugins: Option<Arc<Plugins>>,
+    keychain: Arc<Keychain>,
     held: Mutex<HashMap<(String, String), Held>>,
+    /// Taken while a header is obtained: whoever was refused at the same time gets the same one.
+    turn: tokio::sync::Mutex<()>,
 }
 
 struct Held {
     header: HeaderValue,
     until: Option<Instant>,
+    challenges: Vec<String>,
+}
+
+/// What is in hand for a request.
+pub(super) enum InHand {
+    /// A header that is valid.
+    Valid(HeaderValue),
+    /// The challenges in answer to which a header was obtained that is valid no more.
+    Outlived(Vec<String>),
+    Nothing,
 }
 
 impl Authorizer {
-    pub(super) fn new(config_dir: Option<PathBuf>, plugins: Option<Plugins>) -> Self {
+    pub(super) fn new(keychain: Keychain) -> Self {
         Self {
-            config_dir,
-            plugins: plugins.map(Arc::new),
+            keychain: Arc::new(keychain),
             held: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
         }
     }
 
     /// The header in hand for `subject` at `endpoint`, if any.
-    pub(super) fn header(&self, endpoint: &Endpoint, subject: Subject<'_>) -> Option<HeaderValue> {
-        let held = self.held.lock().expect("no panic while headers are held");
-        let held = held.get(&key(endpoint, subject))?;
-        held.until
-            .is_none_or(|until| Instant::now() < until)
-            .then(|| held.header.clone())
+    fn header(&self, endpoint: &Endpoint, subject: Subject<'_>) -> Option<HeaderValue> {
+        match self.in_hand(endpoint, subject) {
+            InHand::Valid(header) => Some(header),
+            InHand::Outlived(_) | InHand::Nothing => None,
+        }
     }
 
-    /// Obtains a new header in answer to the `WWW-Authenticate` headers of a refusal.
+    /// What is in hand for `subject` at `endpoint`.
+    pub(super) fn in_hand(&self, endpoint: &Endpoint, subject: Subject<'_>) -> InHand {
+        match self.held().get(&key(endpoint, subject)) {
+            None => InHand::Nothing,
+            Some(held) if held.until.is_some_and(|until| until <= Instant::now()) => {
+                InHand::Outlived(held.challenges.clone())
+            }
+            Some(held) => InHand::Valid(held.header.clone()),
+        }
+    }
+
+    /// Obtains a header in answer to the `WWW-Authenticate` headers of a refusal of `refused`.
+    /// Those who are refused at the same time get one together.
     pub(super) async fn renew(
+        &self,
+        clients: &Clients,
+        endpoint: &Endpoint,
+        subject: Subject<'_>,
+        (challenges, refused): (&[String], Option<&HeaderValue>),
+    ) -> Result<HeaderValue, Failure> {
+        let _turn = self.turn.lock().await;
+        if let Some(header) = self.header(endpoint, subject)
+            && Some(&header) != refused
+        {
+            return Ok(header);
+        }
+        self.obtain(clients, endpoint, subject, challenges).await
+    }
+
+    fn held(&self) -> MutexGuard<'_, HashMap<(String, String), Held>> {
+        self.held.lock().expect("no panic while headers are held")
+    }
+
+    async fn obtain(
         &self,
         clients: &Clients,
         endpoint: &Endpoint,
         subject: Subject<'_>,
         challenges: &[String],
     ) -> Result<HeaderValue, Failure> {
-        self.held
-            .lock()
-            .expect("no panic while headers are held")
-            .remove(&key(endpoint, subject));
+        self.held().remove(&key(endpoint, subject));
         let credential = self.credential(endpoint, subject).await?;
-        let challenges: Vec<_> = challenges
+        let parsed: Vec<_> = challenges
             .iter()
             .flat_map(|c| challenge::parse(c))
             .collect();
-        let held = match (challenges.first(), &credential) {
-            (Some(Challenge::Bearer { .. }), Some(Credential::RegistryToken(token))) => Held {
-                header: sensitive(&format!("Bearer {token}"))?,
-                until: None,
-            },
+        let (header, until) = match (parsed.first(), &credential) {
+            (Some(Challenge::Bearer { .. }), Some(Credential::RegistryToken(token))) => {
+                (sensitive(&format!("Bearer {token}"))?, None)
+            }
             (
                 Some(Challenge::Bearer {
                     realm,
@@ -111,10 +149,9 @@ impl Authorizer {
                 };
                 question.ask(clients, endpoint, credential.as_ref()).await?
             }
-            (Some(Challenge::Basic), Some(Credential::Password { user, password })) => Held {
-                header: basic(user, password)?,
-                until: None,
-            },
+            (Some(Challenge::Basic), Some(Credential::Password { user, password })) => {
+                (basic(user, password)?, None)
+            }
             (Some(Challenge::Basic), _) => {
                 return Err(Failure::Unauthorized(format!(
                     "no user and password for {} are configured",
@@ -127,9 +164,12 @@ impl Authorizer {
                 ));
             }
         };
-        let header = held.header.clone();
-        let mut all = self.held.lock().expect("no panic while headers are held");
-        all.insert(key(endpoint, subject), held);
+        let held = Held {
+            header: header.clone(),
+            until,
+            challenges: challenges.to_owned(),
+        };
+        self.held().insert(key(endpoint, subject), held);
         Ok(header)
     }
 
@@ -139,29 +179,20 @@ impl Authorizer {
         endpoint: &Endpoint,
         subject: Subject<'_>,
     ) -> Result<Option<Credential>, Failure> {
-        let (dir, plugins) = (self.config_dir.clone(), self.plugins.clone());
+        let keychain = Arc::clone(&self.keychain);
         let host = credential_host(endpoint, subject);
         let repository = subject.repository.to_owned();
         // A helper or plugin is a process that may take its time.
-        tokio::task::spawn_blocking(move || {
-            match (
-                credentials::find(dir.as_deref(), &host, &repository)?,
-                plugins,
-            ) {
-                (None, Some(plugins)) => plugins.find(&format!("{host}/{repository}")),
-                (found, _) => Ok(found),
-            }
-        })
-        .await
-        .map_err(|error| Failure::Configuration(format!("credential lookup: {error}")))?
+        tokio::task::spawn_blocking(move || keychain.find(&host, &repository))
+            .await
+            .map_err(|error| Failure::Configuration(format!("credential lookup: {error}")))?
     }
 
     /// Forgets a credential that was refused, so that it is asked for anew the next time.
     pub(super) fn distrust(&self, endpoint: &Endpoint, subject: Subject<'_>) {
-        if let Some(plugins) = &self.plugins {
-            let host = credential_host(endpoint, subject);
-            plugins.forget(&format!("{host}/{}", subject.repository));
-        }
+        self.held().remove(&key(endpoint, subject));
+        let host = credential_host(endpoint, subject);
+        self.keychain.distrust(&host, subject.repository);
     }
 }
 
@@ -210,7 +241,7 @@ impl Question<'_> {
         clients: &Clients,
         endpoint: &Endpoint,
         credential: Option<&Credential>,
-    ) -> Result<Held, Failure> {
+    ) -> Result<Token, Failure> {
         let realm = self.checked_realm(endpoint)?;
         let same_host = realm.host_str() == endpoint.base.host_str();
         let policy = if same_host {
@@ -298,7 +329,10 @@ impl Question<'_> {
     }
 }
 
-async fn read_answer(mut response: Response, with_credential: bool) -> Result<Held, Failure> {
+/// A header and until when it is valid.
+type Token = (HeaderValue, Option<Instant>);
+
+async fn read_answer(mut response: Response, with_credential: bool) -> Result<Token, Failure> {
     let status = response.status();
     if matches!(status.as_u16(), 400 | 401 | 403) {
         let reason = if with_credential {
@@ -338,10 +372,8 @@ async fn read_answer(mut response: Response, with_credential: bool) -> Result<He
     let lifetime = answer
         .expires_in
         .map_or(DEFAULT_LIFETIME, Duration::from_secs);
-    Ok(Held {
-        header: sensitive(&format!("Bearer {token}"))?,
-        until: Some(received + lifetime.saturating_sub(MARGIN)),
-    })
+    let until = received + lifetime.saturating_sub(MARGIN.min(lifetime / 4));
+    Ok((sensitive(&format!("Bearer {token}"))?, Some(until)))
 }
 
 #[cfg(test)]
@@ -375,7 +407,7 @@ mod tests {
 
     #[test]
     fn an_expired_header_is_not_used() {
-        let authorizer = Authorizer::new(None, None);
+        let authorizer = Authorizer::new(Keychain::default());
         let endpoint = Endpoint::new("https", "h").unwrap();
         let subject = Subject {
             host: "h",
@@ -385,11 +417,14 @@ mod tests {
         let now = Instant::now();
         for (until, valid) in [(None, true), (Some(now + MARGIN), true), (Some(now), false)] {
             let header = HeaderValue::from_static("Bearer x");
-            authorizer
-                .held
-                .lock()
-                .unwrap()
-                .insert(key(&endpoint, subject), Held { header, until });
+            authorizer.held.lock().unwrap().insert(
+                key(&endpoint, subject),
+                Held {
+                    header,
+                    until,
+                    challenges: Vec::new(),
+                },
+            );
             assert_eq!(authorizer.header(&endpoint, subject).is_some(), valid);
         }
         let other = Subject {

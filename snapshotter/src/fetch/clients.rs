@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use reqwest::header::{ACCEPT_ENCODING, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Certificate, Client, Identity, Proxy, Url};
 
@@ -64,10 +65,15 @@ pub(super) struct Clients {
 /// Whether TLS is spoken at all, its policy, and where to.
 type Key = (bool, TlsPolicy, Guard, Route);
 
+/// What a client cannot be made without.
+pub(super) fn provide_crypto() {
+    // Only the first call in a process does something; any provider that is there will do.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
 impl Clients {
     pub(super) fn new(config: &RegistryConfig) -> Self {
-        // Only the first call in a process does something; any provider that is there will do.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        provide_crypto();
         Self {
             dns: HostsThenDns::default(),
             allow_private: config.allow_private_redirects,
@@ -135,6 +141,12 @@ impl Clients {
     fn build(&self, (secure, policy, guard, route): &Key) -> Result<Client, Failure> {
         let mut builder = Client::builder()
             .user_agent(concat!("xebec-snapshotter/", env!("CARGO_PKG_VERSION")))
+            // A blob's bytes count as they are, not as something that unpacks to them.
+            .default_headers(
+                [(ACCEPT_ENCODING, HeaderValue::from_static("identity"))]
+                    .into_iter()
+                    .collect(),
+            )
             // Redirects are followed by hand: they drop the credentials and are remembered.
             .redirect(Policy::none())
             .connect_timeout(self.connect_timeout)

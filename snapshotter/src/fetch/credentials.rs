@@ -71,6 +71,36 @@ pub(super) fn find(
         .map_err(|reason| unusable(&reason))
 }
 
+/// A document with logins that is not this machine's: its helpers are not run.
+pub(super) struct Docker(DockerConfig);
+
+impl Docker {
+    /// Parses a document; a `legacy` one is the table of logins itself.
+    pub(super) fn parse(json: &[u8], legacy: bool) -> Result<Self, String> {
+        let config = if legacy {
+            serde_json::from_slice(json).map(|auths| DockerConfig {
+                auths,
+                ..DockerConfig::default()
+            })
+        } else {
+            serde_json::from_slice(json)
+        };
+        let config: DockerConfig = config.map_err(|error| error.to_string())?;
+        for (key, entry) in &config.auths {
+            entry
+                .credential()
+                .map_err(|reason| format!("auths entry {key:?}: {reason}"))?;
+        }
+        Ok(Self(config))
+    }
+
+    /// The login for `host/repository`, and the length of the key that it stands under.
+    pub(super) fn best(&self, host: &str, repository: &str) -> Option<(usize, Credential)> {
+        let (key, entry) = self.0.best(host, repository)?;
+        Some((bare(key).len(), entry.credential().ok()??))
+    }
+}
+
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase")]
 struct DockerConfig {
@@ -113,20 +143,22 @@ impl DockerConfig {
 
     /// The entry whose key is the longest path prefix of `host/repository`.
     fn entry(&self, host: &str, repository: &str) -> Result<Option<Credential>, String> {
-        let full = format!("{}/{repository}", bare_host(host));
-        let matching = |key: &str| {
-            full.strip_prefix(bare(key))
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        };
-        self.auths
-            .iter()
-            .filter(|(key, _)| matching(key))
-            .max_by_key(|(key, _)| bare(key).len())
+        self.best(host, repository)
             .map_or(Ok(None), |(key, entry)| {
                 entry
                     .credential()
                     .map_err(|reason| format!("auths entry {key:?}: {reason}"))
             })
+    }
+
+    fn best(&self, host: &str, repository: &str) -> Option<(&String, &AuthEntry)> {
+        let full = format!("{}/{repository}", bare_host(host));
+        let matching = |key: &str| {
+            full.strip_prefix(bare(key))
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let matching = self.auths.iter().filter(|(key, _)| matching(key));
+        matching.max_by_key(|(key, _)| bare(key).len())
     }
 }
 
@@ -147,7 +179,7 @@ impl AuthEntry {
     }
 }
 
-fn decode_auth(auth: &str) -> Result<(String, String), String> {
+pub(super) fn decode_auth(auth: &str) -> Result<(String, String), String> {
     let decoded = base64::engine::general_purpose::STANDARD
         .decode(auth.trim())
         .map_err(|_| "auth is not base64".to_owned())?;

@@ -17,13 +17,17 @@ mod failure;
 #[cfg(test)]
 mod hostile;
 mod hosts;
+mod keychain;
+mod kubeconfig;
 mod kubelet;
+mod kubernetes;
 pub mod manifest;
 #[cfg(test)]
 mod mirrors;
 #[cfg(test)]
 mod outage;
 mod pace;
+mod passed;
 mod platform;
 mod pull;
 mod push;
@@ -33,10 +37,13 @@ mod referrers;
 mod registry;
 mod request;
 mod source;
+#[cfg(test)]
+mod tokens;
 mod trust;
 
 pub use blob::RemoteBlob;
 pub use breaker::{BreakerState, HostHealth};
+pub use passed::{Login, Passed};
 pub use platform::Platform;
 pub use pull::{BlobReader, FetchedManifest};
 pub use reference::ImageRef;

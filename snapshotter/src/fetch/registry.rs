@@ -19,7 +19,11 @@ use super::clients::{Clients, Guard, Route};
 use super::credentials;
 use super::failure::Failure;
 use super::hosts::{self, Capability, Endpoint, TlsPolicy};
+use super::keychain::Keychain;
+use super::kubeconfig::Access;
 use super::kubelet::Plugins;
+use super::kubernetes::Secrets;
+use super::passed::Passed;
 use super::reference::ImageRef;
 
 /// First pause between two attempts; it doubles up to the last.
@@ -43,6 +47,10 @@ pub struct RegistryConfig {
     pub docker_config: Option<PathBuf>,
     /// kubelet's credential provider plugins, asked for what docker's configuration lacks.
     pub credential_provider: Option<CredentialProviderSection>,
+    /// What a kubelet has passed by.
+    pub passed: Option<Arc<Passed>>,
+    /// The kubeconfig of a user who may see the cluster's pull secrets.
+    pub kubeconfig: Option<PathBuf>,
     /// Follow redirects of public registries to private addresses, too.
     pub allow_private_redirects: bool,
     /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
@@ -66,6 +74,8 @@ impl Default for RegistryConfig {
             skip_verify: Vec::new(),
             docker_config: None,
             credential_provider: None,
+            passed: None,
+            kubeconfig: None,
             allow_private_redirects: false,
             proxies: Vec::new(),
             connect_timeout: Duration::from_secs(5),
@@ -84,6 +94,10 @@ impl From<&RegistrySection> for RegistryConfig {
             plain_http: section.plain_http.clone(),
             docker_config: section.docker_config.clone(),
             credential_provider: section.credential_provider.clone(),
+            kubeconfig: section
+                .kubernetes
+                .as_ref()
+                .map(|kubernetes| kubernetes.kubeconfig.clone()),
             allow_private_redirects: section.allow_private_redirects,
             proxies: section.proxy.clone(),
             patience: Duration::from_secs(section.patience),
@@ -110,13 +124,18 @@ impl Registry {
             .enable_all()
             .build()
             .map_err(|error| Error::Internal(format!("start fetch threads: {error}")))?;
+        let clients = Clients::new(&config);
+        let access = config.kubeconfig.as_deref().map(Access::read).transpose()?;
+        let keychain = Keychain {
+            docker: credentials::config_dir(config.docker_config.as_deref()),
+            passed: config.passed.clone(),
+            secrets: access.map(|access| Secrets::watch(&access, runtime.handle())),
+            plugins: config.credential_provider.clone().map(Plugins::new),
+        };
         let session = Arc::new(Session {
             handle: runtime.handle().clone(),
-            clients: Clients::new(&config),
-            authorizer: Authorizer::new(
-                credentials::config_dir(config.docker_config.as_deref()),
-                config.credential_provider.clone().map(Plugins::new),
-            ),
+            clients,
+            authorizer: Authorizer::new(keychain),
             endpoints: Mutex::default(),
             unlisting: Mutex::default(),
             breakers: Breakers::new(config.patience),

@@ -2,12 +2,14 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE};
+use reqwest::header::{
+    AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER, WWW_AUTHENTICATE,
+};
 use reqwest::{Client, Method, RequestBuilder, Response, Url};
 use serde::Deserialize;
 use tokio::time::timeout;
 
-use super::auth::Subject;
+use super::auth::{InHand, Subject};
 use super::clients::Guard;
 use super::failure::Failure;
 use super::hosts::{Endpoint, TlsPolicy};
@@ -88,8 +90,16 @@ impl Session {
                 None => request,
             }
         };
-        let held = self.authorizer.header(endpoint, subject);
-        let response = send(prepare(held), patience).await?;
+        let held = match self.authorizer.in_hand(endpoint, subject) {
+            InHand::Valid(header) => Some(header),
+            // Renewed before it is refused. Whatever goes wrong is told by the refusal.
+            InHand::Outlived(challenges) => {
+                let renewed = self.renew(endpoint, subject, (&challenges, None)).await;
+                renewed.ok()
+            }
+            InHand::Nothing => None,
+        };
+        let response = send(prepare(held.clone()), patience).await?;
         if response.status().as_u16() != 401 {
             return Ok(response);
         }
@@ -100,12 +110,8 @@ impl Session {
             .filter_map(|value| value.to_str().ok().map(str::to_owned))
             .collect();
         drop(response);
-        let renewal = self
-            .authorizer
-            .renew(&self.clients, endpoint, subject, &challenges);
-        let authorization = timeout(self.config.stall_timeout, renewal)
-            .await
-            .map_err(|_| Failure::Unreachable("the token server does not answer".into()))??;
+        let refusal = (challenges.as_slice(), held.as_ref());
+        let authorization = self.renew(endpoint, subject, refusal).await?;
         let response = send(prepare(Some(authorization)), patience).await?;
         if response.status().as_u16() == 401 {
             self.authorizer.distrust(endpoint, subject);
@@ -117,6 +123,19 @@ impl Session {
             });
         }
         Ok(response)
+    }
+
+    async fn renew(
+        &self,
+        endpoint: &Endpoint,
+        subject: Subject<'_>,
+        refusal: (&[String], Option<&HeaderValue>),
+    ) -> Result<HeaderValue, Failure> {
+        let clients = &self.clients;
+        let renewal = self.authorizer.renew(clients, endpoint, subject, refusal);
+        timeout(self.config.stall_timeout, renewal)
+            .await
+            .map_err(|_| Failure::Unreachable("the token server does not answer".into()))?
     }
 
     /// Sends to a host that a redirect of `endpoint` named: it gets no credentials.

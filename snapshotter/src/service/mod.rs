@@ -3,6 +3,7 @@
 mod absent;
 mod chain;
 mod grpc;
+mod images;
 mod labels;
 mod locks;
 mod lowers;
@@ -11,4 +12,5 @@ mod snapshotter;
 mod spare;
 
 pub use grpc::{MAX_PREPARING, Service};
+pub use images::{Front, Images};
 pub use snapshotter::{LayerState, Prepared, Snapshotter};
