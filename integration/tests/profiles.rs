@@ -101,3 +101,150 @@ fn a_node_finds_what_another_has_pushed_and_a_forged_profile_does_no_harm() {
     let log = host.log(Service::Snapshotter);
     assert!(log.contains("is of no use"), "{log}");
 }
+
+/// Adds settings to the snapshotter's, from its next start on.
+fn configure(host: &NativeHost, settings: &str) {
+    let path = "/etc/xebec/snapshotter.toml";
+    let config = host.read_file(path).unwrap();
+    host.write_file(path, format!("{config}\n{settings}"))
+        .unwrap();
+}
+
+fn layers_size(host: &NativeHost, image: &str) -> u64 {
+    let layers = "skopeo inspect --tls-verify=false docker://$0 | jq '[.LayersData[].Size] | add'";
+    let size = host.check(&["sh", "-c", layers, image]).unwrap();
+    size.trim().parse().unwrap()
+}
+
+/// Starts a container from a part of a plain image's layers, and gives the link that they came by.
+fn start_from_a_part(host: &NativeHost, image: &str, id: &str) -> (Proxy, String) {
+    let ctr = Ctr::new(host);
+    let (link, remote) = host.through_link(image, Shape::new(2, 1000.0)).unwrap();
+    ctr.pull(&remote, "xebec").unwrap();
+    let sleep = ["sh", "-c", "redis-server --version; sleep 1000"];
+    ctr.start(Stack::XEBEC, &remote, id, &sleep).unwrap();
+    ctr.exec(id, &["redis-server", "--version"]).unwrap();
+    let (fetched, all) = (link.counters().down, layers_size(host, image));
+    let log = host.log(Service::Snapshotter);
+    assert!(fetched * 2 < all, "{fetched} bytes of {all}\n{log}");
+    (link, remote)
+}
+
+#[test]
+fn indexes_beside_a_plain_image_make_it_lazy_and_the_rest_comes_in_the_background() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let image = host.push("redis").unwrap();
+    let manifest = "skopeo inspect --raw --tls-verify=false docker://$0 | sha256sum";
+    let manifest = || host.check(&["sh", "-c", manifest, &image]).unwrap();
+    let before = manifest();
+
+    // By command.
+    let index = ["xebec-snapshotter", "image", "index", "--push", &image];
+    host.check(&index).unwrap();
+    let again = host.run(&index).unwrap();
+    assert!(
+        again.success() && again.stderr.contains("nothing to push"),
+        "{again:?}"
+    );
+    assert_eq!(manifest(), before, "the image stays as it is");
+    forget(&host, "true");
+    configure(
+        &host,
+        "[index]\ntrust_referrers = true\npush = true\n\
+         [fill]\nbackground = true\ndelay = 8\n[metrics]\naddress = \"127.0.0.1:9110\"",
+    );
+    forget(&host, "true");
+    let (link, remote) = start_from_a_part(&host, &image, "first");
+
+    assert_timeline(&host, &remote, "first");
+    assert_background_fill_survives_a_kill(&host, &link, "first");
+    assert_first_node_pushes(&host);
+}
+
+/// What happened is told, by the image's name and by the container's.
+fn assert_timeline(host: &NativeHost, image: &str, container: &str) {
+    let timeline = |name: &str, format: &str| {
+        let argv = ["xebec-snapshotter", "timeline", name, "--format", format];
+        host.check(&argv).unwrap()
+    };
+    let text = timeline(image, "text");
+    for part in [
+        "prepare: layer",
+        "open: layer",
+        "mount: by",
+        "fetch for read",
+        "wait: ",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    assert!(text.contains(" of /usr/bin/redis-"), "{text}");
+    let svg = timeline(container, "svg");
+    assert!(
+        svg.starts_with("<svg ") && svg.contains("/usr/bin/redis-"),
+        "{svg}"
+    );
+    let events = "xebec-snapshotter timeline $0 --format json | jq '[.events[] | select(.kind == \"wait\")] | length'";
+    let waits = host.check(&["sh", "-c", events, container]).unwrap();
+    assert!(waits.trim().parse::<u32>().unwrap() > 0, "{waits}");
+    let unknown = host
+        .run(&["xebec-snapshotter", "timeline", "nobody"])
+        .unwrap();
+    assert!(
+        !unknown.success() && unknown.stderr.contains("nobody"),
+        "{unknown:?}"
+    );
+}
+
+/// A daemon that is killed in the middle goes on where it was, until nobody needs the registry.
+fn assert_background_fill_survives_a_kill(host: &NativeHost, link: &Proxy, container: &str) {
+    let ctr = Ctr::new(host);
+    let pending = "for i in $(seq 300); do curl -sf http://127.0.0.1:9110/metrics > /tmp/m; \
+                   grep -qx 'xebec_background_pending 0' /tmp/m && \
+                   grep -q 'xebec_cold_reads_total' /tmp/m && exit; sleep 0.1; done; cat /tmp/m; exit 1";
+    host.kill(Service::Snapshotter).unwrap();
+    host.start_services(&[Service::Snapshotter]).unwrap();
+    host.check_sh(&format!("sleep 1; {pending}")).unwrap();
+    let background = "for=\"background\"} ";
+    let metrics = host.check_sh("cat /tmp/m").unwrap();
+    let fetched = metrics.lines().filter(|line| line.contains(background));
+    let fetched = fetched.filter(|line| !line.ends_with("} 0")).count();
+    assert!(fetched > 0, "{metrics}");
+    link.cut();
+    let read = [
+        "sh",
+        "-c",
+        "find / -xdev -type f -exec cat {} + > /dev/null",
+    ];
+    let read = ctr.exec(container, &read).unwrap();
+    assert!(read.success() && read.stderr.is_empty(), "{read:?}");
+    ctr.remove(container).unwrap();
+}
+
+/// The first node that pulls an image makes it lazy for the next one.
+fn assert_first_node_pushes(host: &NativeHost) {
+    let ctr = Ctr::new(host);
+    let other = host.push("nginx").unwrap();
+    forget(host, "true");
+    ctr.pull(&other, "xebec").unwrap();
+    let pushed =
+        "for i in $(seq 100); do grep -q 'pushed indexes' $0 && exit; sleep 0.1; done; exit 1";
+    let log = host.log_directory().join("snapshotter.log");
+    let found = std::process::Command::new("sh")
+        .args(["-c", pushed])
+        .arg(&log)
+        .status();
+    assert!(
+        found.unwrap().success(),
+        "{}",
+        host.log(Service::Snapshotter)
+    );
+    forget(host, "true");
+    let (link, remote) = host.through_link(&other, Shape::new(2, 1000.0)).unwrap();
+    ctr.pull(&remote, "xebec").unwrap();
+    let version = ctr
+        .run(Stack::XEBEC, &remote, "second", &["nginx", "-v"])
+        .unwrap();
+    assert!(version.success(), "{version:?}");
+    let (fetched, all) = (link.counters().down, layers_size(host, &other));
+    assert!(fetched * 2 < all, "{fetched} bytes of {all}");
+}

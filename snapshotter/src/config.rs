@@ -34,6 +34,8 @@ pub struct Config {
     pub fill: FillSection,
     /// How profiles travel between nodes.
     pub profile: ProfileSection,
+    /// How indexes of ordinary layers travel between nodes.
+    pub index: IndexSection,
     /// What others may know of the daemon's work.
     pub metrics: MetricsSection,
     /// Registries, as [`crate::fetch`] understands them.
@@ -194,6 +196,17 @@ impl Default for ProfileSection {
     }
 }
 
+/// The `[index]` table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct IndexSection {
+    /// Read ordinary layers by an index (ours or SOCI's) that refers to the image: whoever may push
+    /// to its repository is then trusted to say which bytes belong to which file.
+    pub trust_referrers: bool,
+    /// Put the indexes that are made when an image is pulled for the first time beside it.
+    pub push: bool,
+}
+
 /// The `profile.pull` key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -310,6 +323,7 @@ impl Default for Config {
             store: StoreSection::default(),
             fill: FillSection::default(),
             profile: ProfileSection::default(),
+            index: IndexSection::default(),
             metrics: MetricsSection::default(),
             registry: RegistrySection::default(),
         }

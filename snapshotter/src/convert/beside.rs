@@ -7,7 +7,7 @@ use crate::digest::Digest;
 use crate::error::Result;
 use crate::fetch::artifact::{Artifact, EMPTY};
 use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
-use crate::ingest::{self, portable};
+use crate::ingest::{self, beside, portable};
 
 use super::layer::{Counted, DoneLayer, Workshop, report};
 use super::store::{Store, from_stream};
@@ -43,17 +43,7 @@ impl Workshop<'_> {
         descriptor.annotations.extend([annotation]);
         let report = report(layer, &descriptor, digest, false);
         self.observer.finished(&layer.digest, &report);
-        let index = Descriptor {
-            media_type: portable::MEDIA_TYPE.to_owned(),
-            digest,
-            size: index.len() as u64,
-            annotations: BTreeMap::from([(
-                portable::LAYER_ANNOTATION.to_owned(),
-                layer.digest.to_string(),
-            )]),
-            platform: None,
-            other: BTreeMap::new(),
-        };
+        let index = beside::descriptor(&layer.digest, &index);
         Ok(DoneLayer {
             descriptor,
             diff_id,

@@ -27,6 +27,8 @@ pub(super) fn open(config: &Config, passed: Option<Arc<Passed>>) -> Result<Optio
         back_end,
         keeping: Some(keeping),
         background: (&config.fill).into(),
+        trust_referrers: config.index.trust_referrers,
+        index_push: config.index.push,
         profile_pull: config.profile.pull == ProfilePull::Auto,
         profile_push: config.profile.push,
         ..(&config.lazy).into()

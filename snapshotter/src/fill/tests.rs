@@ -68,6 +68,7 @@ struct Bench {
 fn open(source: &Source, layer: Digest, toc: Digest) -> crate::Result<Opened> {
     open_layer(&LayerQuery {
         skip_footer: false,
+        trust_referrers: false,
         blob: source,
         layer,
         media_type: "",

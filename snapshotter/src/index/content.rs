@@ -192,6 +192,17 @@ impl Content {
             .collect()
     }
 
+    /// The units that begin at `offsets` of the only blob, each once.
+    pub(super) fn units_at(&self, offsets: &[u64]) -> Vec<u32> {
+        let mut listed = vec![false; self.units.len()];
+        let unit = |offset: &u64| self.units.binary_search_by_key(offset, |unit| unit.offset);
+        let units = offsets.iter().filter_map(|offset| unit(offset).ok());
+        units
+            .filter(|unit| !std::mem::replace(&mut listed[*unit], true))
+            .map(|unit| unit as u32)
+            .collect()
+    }
+
     /// Enters the counts into the head.
     pub(super) fn describe(&self, head: &mut Head) {
         head.chunks = self.chunks.len() as u32;

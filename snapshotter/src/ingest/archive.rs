@@ -140,6 +140,11 @@ impl Listed {
         Ok(None)
     }
 
+    /// Says which spans are wanted first, by where they begin in the blob.
+    pub(crate) fn prefetch(&mut self, spans: Vec<u64>) {
+        self.builder.prefetch_at(spans);
+    }
+
     /// Puts entries and spans together: each file's content is cut where a span begins.
     pub(crate) fn index(mut self, spans: Spans) -> Result<LayerIndex, Flaw> {
         let codec = spans.codec.unwrap_or(Codec::Plain);

@@ -7,6 +7,7 @@
 //! it count: until then the caller keeps it where nobody can read it.
 
 mod archive;
+pub mod beside;
 pub mod download;
 mod pipe;
 pub mod portable;
@@ -66,6 +67,21 @@ pub fn ingest(
     let (listed, diff_id, spans) = read(layer, size, feed, contents, None)?;
     let index = listed.index(spans).map_err(|flaw| flaw.of(layer))?;
     Ok(Ingested { index, diff_id })
+}
+
+/// The same, and gives what [`describe`] gives.
+pub fn ingest_described(
+    layer: Digest,
+    size: u64,
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    contents: &mut dyn Contents,
+) -> Result<(Ingested, Vec<u8>)> {
+    let headers = portable::Headers::new()?;
+    let tap = headers.tap();
+    let (listed, diff_id, spans) = read(layer, size, feed, contents, Some(tap))?;
+    let portable = portable::pack(layer, size, &spans, headers)?;
+    let index = listed.index(spans).map_err(|flaw| flaw.of(layer))?;
+    Ok((Ingested { index, diff_id }, portable))
 }
 
 /// Reads a layer in the same way, and gives what other nodes need to read it lazily: see

@@ -112,7 +112,13 @@ impl Lazy {
         let pool = Arc::new(Pool::default());
         let gate = open_gate(root, config.back_end, custody.as_ref())?;
         let door = gate.as_ref().map(|gate| gate.door());
-        let layers = Layers::open(root, door.as_deref(), blobs, Arc::clone(&pool))?;
+        let layers = Layers::open(
+            root,
+            door.as_deref(),
+            blobs,
+            Arc::clone(&pool),
+            config.index_push,
+        )?;
         let layers = Arc::new(layers);
         if let Some(custody) = &custody {
             let doorman = Doorman {
@@ -192,6 +198,7 @@ impl Lazy {
             filler.time(Arc::clone(timeline));
         }
         self.guide.fetch_ahead(&source.chain, &filler);
+        self.layers.publish_indexes(source);
         let index = filler.blob().index();
         tracing::info!(
             layer = %source.layer, image = %source.image, inodes = index.inodes(),

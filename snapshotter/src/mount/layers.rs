@@ -29,6 +29,8 @@ pub(super) struct Layers {
     images: Images,
     pub(super) streams: Streams,
     pool: Arc<Pool>,
+    /// Streamed layers are described for other nodes, too.
+    pub(super) describes: bool,
     open: Mutex<Open>,
     /// Told when a layer is no longer being evicted.
     pub(super) settled: Condvar,
@@ -49,6 +51,7 @@ impl Layers {
         door: Option<&Path>,
         blobs: Arc<dyn Blobs>,
         pool: Arc<Pool>,
+        describes: bool,
     ) -> Result<Self> {
         Ok(Self {
             store: Store::open_by(root, door)?,
@@ -56,6 +59,7 @@ impl Layers {
             blobs,
             streams: Streams::default(),
             pool,
+            describes,
             open: Mutex::default(),
             settled: Condvar::new(),
             adding: Mutex::default(),
@@ -266,6 +270,7 @@ impl Layers {
             annotations: &source.annotations,
             image,
             skip_footer: streams,
+            trust_referrers: config.trust_referrers,
             allow_unverified: config.allow_unverified_toc,
         };
         let begun = Instant::now();

@@ -16,6 +16,7 @@ mod fuse;
 mod guide;
 mod kernel;
 mod layers;
+mod published;
 mod session;
 mod stream;
 
@@ -31,6 +32,7 @@ use serde::{Deserialize, Serialize};
 pub use background::{BackgroundConfig, BackgroundInsight, PAUSES, Pause};
 pub use engine::Lazy;
 pub use kernel::{Keeping, probe};
+pub use stream::is_ordinary;
 
 use crate::digest::Digest;
 use crate::discover::Manifests;
@@ -211,6 +213,10 @@ pub struct LazyConfig {
     pub passthrough: bool,
     /// Most compressed bytes of a layer fetched because of its landmark.
     pub prefetch_limit: u64,
+    /// Ordinary layers are read by an index that merely refers to their image.
+    pub trust_referrers: bool,
+    /// Put indexes of streamed layers beside their image in its registry.
+    pub index_push: bool,
     /// How mounted images are completed.
     pub background: BackgroundConfig,
     /// What to do with layers that are in no lazy format.
@@ -245,6 +251,8 @@ impl Default for LazyConfig {
             fuse_threads: 4,
             passthrough: true,
             prefetch_limit: 32 << 20,
+            trust_referrers: false,
+            index_push: false,
             background: BackgroundConfig::default(),
             plain: Plain::Stream,
             profile_seconds: 15,

@@ -139,10 +139,15 @@ impl Layers {
         let ingested = by_other_hosts(&*blob, (0, blob.size()), || {
             let mut stage = self.store.stage(&source.layer)?;
             let feed = |sink: ingest::Sink<'_>| download::download(&*blob, sink);
-            let ingested = ingest::ingest(source.layer, blob.size(), feed, &mut stage)?;
-            Ok((ingested, stage))
+            let (layer, size) = (source.layer, blob.size());
+            if self.describes {
+                let ingested = ingest::ingest_described(layer, size, feed, &mut stage);
+                return ingested.map(|(ingested, portable)| (ingested, Some(portable), stage));
+            }
+            let ingested = ingest::ingest(layer, size, feed, &mut stage)?;
+            Ok((ingested, None, stage))
         });
-        let (Ingested { index, diff_id }, stage) = match ingested {
+        let (Ingested { index, diff_id }, portable, stage) = match ingested {
             Ok(ingested) => ingested,
             Err(error @ (Error::Malformed { .. } | Error::DigestMismatch { .. })) => {
                 tracing::warn!(image = %source.image, %error, "containerd is to pull this layer");
@@ -156,6 +161,9 @@ impl Layers {
             diff_id: Some(diff_id),
         };
         let stored = stage.publish(&index, &origin)?;
+        if let Some(portable) = portable {
+            self.keep_described(&source.layer, &portable);
+        }
         sys::give_back();
         tracing::info!(
             layer = %source.layer, image = %source.image, packed = index.blob_size(),
@@ -207,7 +215,7 @@ impl Layers {
 }
 
 /// Whether a layer is in no lazy format, as far as the manifest tells.
-pub(super) fn is_ordinary(layer: &Descriptor) -> bool {
+pub fn is_ordinary(layer: &Descriptor) -> bool {
     let plain = nydus::part(&layer.annotations).is_none();
     plain && is_tar(&layer.media_type) && matches!(vouched(&layer.annotations), Ok(None))
 }

@@ -1,6 +1,7 @@
 //! `image`: tools for images, without a daemon.
 
 mod convert;
+mod index;
 mod inspect;
 mod progress;
 
@@ -30,12 +31,15 @@ enum Command {
     Convert(Box<convert::Args>),
     /// Show an image's layers, their sizes and which can be read lazily
     Inspect(Box<inspect::Args>),
+    /// Make indexes of an image's ordinary layers, by which they can be read lazily
+    Index(Box<index::Args>),
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Convert(args) => convert::run(*args),
         Command::Inspect(args) => inspect::run(*args),
+        Command::Index(args) => index::run(&args),
     }
 }
 

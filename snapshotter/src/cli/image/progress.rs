@@ -88,6 +88,6 @@ impl Observer for Progress {
 }
 
 /// As many hex digits as people compare.
-fn short(digest: &Digest) -> String {
+pub(super) fn short(digest: &Digest) -> String {
     digest.hex()[..12].to_owned()
 }

@@ -379,6 +379,7 @@ fn index_of(
         annotations: &layer.annotations,
         image: None,
         skip_footer: false,
+        trust_referrers: false,
         allow_unverified: true,
     })?;
     Ok(match opened {

@@ -56,6 +56,8 @@ pub struct LayerQuery<'a> {
     /// A layer that nobody vouches for can be had in another way: the blob's last bytes are not worth
     /// a request.
     pub skip_footer: bool,
+    /// An index that only refers to the image is believed.
+    pub trust_referrers: bool,
     /// Lazy formats are read even when the manifest does not vouch for what describes them.
     pub allow_unverified: bool,
 }

@@ -27,6 +27,7 @@ fn open(blob: &[u8], annotations: &Annotations, allow_unverified: bool) -> Resul
     let source = Source(blob.to_vec(), Mutex::default());
     let opened = open_layer(&LayerQuery {
         skip_footer: false,
+        trust_referrers: false,
         blob: &source,
         layer: Digest::of(blob),
         media_type: "",

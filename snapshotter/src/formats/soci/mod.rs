@@ -3,10 +3,12 @@
 //! ztoc for each layer of 10 MiB and more (`docs/soci-index-manifest-v2.md` of SOCI's repository).
 
 mod flat;
+pub mod prefetch;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use self::flat::{Buffer, Table};
 use super::{Flaw, timestamp};
@@ -38,6 +40,16 @@ const XATTRS: [&str; 4] = ["user.", "trusted.", "security.", "system."];
 
 /// Makes the index of the layer `layer` of `size` bytes from its ztoc.
 pub fn index(ztoc: &[u8], layer: Digest, size: u64) -> Result<LayerIndex, Flaw> {
+    index_prefetched(ztoc, layer, size, &[])
+}
+
+/// The same; `wanted` are the spans that are wanted first, in their order.
+pub fn index_prefetched(
+    ztoc: &[u8],
+    layer: Digest,
+    size: u64,
+    wanted: &[RangeInclusive<u32>],
+) -> Result<LayerIndex, Flaw> {
     let buffer = Buffer::new(ztoc);
     let root = buffer.root()?;
     if root.size(2)? != size {
@@ -55,6 +67,11 @@ pub fn index(ztoc: &[u8], layer: Digest, size: u64) -> Result<LayerIndex, Flaw> 
     for entry in entries.tables() {
         listed.enter(&describe(entry?)?)?;
     }
+    let wanted = wanted.iter().cloned().flat_map(|range| {
+        let (first, last) = (*range.start() as usize, *range.end() as usize);
+        spans.found.iter().skip(first).take(last - first + 1)
+    });
+    listed.prefetch(wanted.map(|span| span.spec.offset).collect());
     listed.index(spans)
 }
 

@@ -185,3 +185,25 @@ fn a_layer_is_read_by_its_ztoc_and_a_damaged_one_is_not() {
         "and no wrong byte is given"
     );
 }
+
+#[test]
+fn spans_that_are_wanted_first_are_fetched_first() {
+    let (blob, ztoc) = fixture();
+    let (layer, size) = (Digest::of(&blob), blob.len() as u64);
+    let everything = index(&ztoc, layer, size).unwrap();
+    assert_eq!(everything.prefetch_units().count(), 0);
+    let last = everything.units() - 1;
+    let wanted = prefetch::parse(
+        br#"{"version":"1.0","prefetch_spans":[
+        {"start_span":1,"end_span":1,"priority":3},{"start_span":0,"end_span":1},
+        {"start_span":4000000000,"end_span":4294967295}]}"#,
+    );
+    let index = index_prefetched(&ztoc, layer, size, &wanted.unwrap()).unwrap();
+    let listed: Vec<_> = index.prefetch_units().collect();
+    assert!(last > 1);
+    assert_eq!(
+        listed,
+        [0, 1],
+        "each once, in order, and none that is not there"
+    );
+}

@@ -108,6 +108,7 @@ pub struct LayerBuilder {
     places: Places,
     prefetch_before: Option<u64>,
     prefetch_files: Vec<FileId>,
+    prefetch_at: Vec<u64>,
     /// The directory looked up last: entries come sorted by path.
     last_directory: (String, u32),
 }
@@ -179,6 +180,7 @@ impl LayerBuilder {
             places: Places::new(),
             prefetch_before: None,
             prefetch_files: Vec::new(),
+            prefetch_at: Vec::new(),
             last_directory: (String::new(), 0),
         };
         builder.inodes.push(implied_directory());
@@ -370,6 +372,12 @@ impl LayerBuilder {
         self.prefetch_files = files;
     }
 
+    /// Says which units are wanted first, by where they begin in the only blob; where none begins
+    /// there is nothing to be fetched.
+    pub fn prefetch_at(&mut self, offsets: Vec<u64>) {
+        self.prefetch_at = offsets;
+    }
+
     /// Number of entries so far.
     pub fn len(&self) -> usize {
         self.names.len()
@@ -401,7 +409,8 @@ impl LayerBuilder {
             .prefetch_files
             .iter()
             .map(|file| &self.inodes[file.0 as usize]);
-        let prefetch_list = content.units_of(files);
+        let mut prefetch_list = content.units_of(files);
+        prefetch_list.extend(content.units_at(&self.prefetch_at));
         self.head.prefetch_list = prefetch_list.len() as u32;
         self.head.inodes = self.inodes.len() as u32;
         self.head.dirents = (dirents.len() / Dirent::LEN) as u32;
