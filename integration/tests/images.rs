@@ -274,3 +274,63 @@ xebec-snapshotter image inspect --quick oci:two | wc -l
     let fetched = link.counters().down;
     assert!(fetched < 1 << 20, "{fetched} bytes for an index");
 }
+
+#[test]
+fn an_image_is_optimized_by_what_a_container_of_it_reads_and_nothing_is_left_of_the_trial() {
+    let services = [Service::Registry, Service::Containerd, Service::Snapshotter];
+    let host = NativeHost::start(HostOptions::with(&services)).expect("a native host starts");
+    let image = host.push("redis").expect("the image is pushed");
+    let told = tell(
+        &host,
+        &format!(
+            "image={image}\n{}",
+            r#"
+mkdir temp; export TMPDIR=$PWD/temp
+optimize() { xebec-snapshotter image optimize --plain-http "$@"; }
+left() { echo "left: $(find temp -mindepth 1 | wc -l) files, $(xebec list -q | wc -l) containers"; }
+optimize $image $image-fast --list-output list --profile-output profile > /dev/null 2> log; left
+grep -xE 'usr/(s?bin/redis-[a-z-]+|bin/redis-server)' list | head -1
+grep -c 'libc.so.6$' list
+[ $(wc -l < list) -lt 1000 ] && echo "a few files"
+inspect() { xebec-snapshotter image inspect --format json --plain-http "$@"; }
+inspect --files --profile profile $image-fast > fast
+jq '.start_up.size * 2 < .size, .start_up.files > 3' fast
+jq -r '.files[] | select(.start_up) | .path' fast | grep -c 'libc.so.6$'
+# It lies beside the image as well, and what comes first is marked in the layers themselves.
+skopeo inspect --raw --tls-verify=false docker://$image-fast | jq -r '.layers[0].digest' > digest
+curl -s http://127.0.0.1:5000/v2/redis/blobs/$(cat digest) | tar -tzf - | grep -n landmark
+
+# What the registry does not have to know: a layout, in a format that keeps its order.
+optimize oci:/srv/corpus/busybox oci:out --to zstd-chunked --profile-output p \
+    -- sh -c 'cat /etc/passwd' > /dev/null 2>> log; left
+xebec-snapshotter image inspect --files --profile p oci:out | grep '\*' | sed 's/.*\* //' | sort | tr '\n' ' '; echo
+optimize oci:/srv/corpus/busybox oci:bad -- nosuch 2>&1 | tail -1 | grep -c 'nothing is to be learnt'; left
+optimize oci:/srv/corpus/busybox oci:bad --seconds 100 --ready-line 'I am' \
+    -- sh -c 'echo I am ready; exec sleep 1001' > /dev/null 2>> log; left
+xebec-snapshotter image optimize oci:/srv/corpus/busybox oci:worse -- sleep 1002 2> errors & pid=$!
+until pgrep -f 'sleep 1002' -u root > /dev/null && [ -n "$(xebec list -q)" ]; do sleep 0.1; done
+kill -INT $pid; wait $pid || echo $?; tail -1 errors; left
+ls -d worse 2>&1 | grep -c 'No such file'
+"#
+        ),
+    );
+    let lines: Vec<_> = told.lines().collect();
+    let none = "left: 0 files, 0 containers";
+    assert_eq!(lines[0], none, "{told}");
+    assert!(lines[1].contains("redis"), "{told}");
+    assert_eq!(
+        lines[2..7],
+        ["1", "a few files", "true", "true", "1"],
+        "{told}"
+    );
+    let landmark: usize = lines[7].split(':').next().unwrap().parse().unwrap();
+    assert!(
+        lines[7].ends_with(".prefetch.landmark") && landmark > 5,
+        "{told}"
+    );
+    assert_eq!(lines[8], none, "{told}");
+    assert!(lines[9].contains("/bin/busybox /etc/passwd"), "{told}");
+    let interrupted = "xebec-snapshotter: interrupted: nothing was left behind";
+    let expected = ["1", none, none, "130", interrupted, none, "1"];
+    assert_eq!(lines[10..], expected, "{told}");
+}

@@ -17,6 +17,7 @@ mod layer;
 mod layout;
 mod member;
 mod nydus;
+mod optimize;
 mod order;
 mod place;
 mod progress;
@@ -38,6 +39,7 @@ pub use inspect::{
 };
 pub use layer::LayerReport;
 pub use layout::Layout;
+pub use optimize::{Optimized, Trial, optimize};
 pub use order::parse_list;
 pub use place::Place;
 pub use progress::Observer;

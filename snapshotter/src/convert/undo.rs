@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 enum Step {
     RemoveFile(PathBuf),
     RemoveDir(PathBuf),
+    RemoveTree(PathBuf),
     Call(Box<dyn FnOnce() + Send>),
 }
 
@@ -72,6 +73,15 @@ impl Undo {
         Ok(())
     }
 
+    /// A directory of our own in `dir`, which goes with all that is in it even if all is well.
+    pub(super) fn temp_dir(&self, dir: &Path) -> Result<PathBuf> {
+        let mut steps = self.steps();
+        let made = tempfile::Builder::new().prefix("xebec-").tempdir_in(dir);
+        let path = made.map_err(Error::io("create directory in", dir))?.keep();
+        steps.push(Step::RemoveTree(path.clone()));
+        Ok(path)
+    }
+
     /// Makes something that `undo` takes back; both happen, or neither.
     pub(super) fn make<T>(
         &self,
@@ -87,7 +97,7 @@ impl Undo {
     /// All is well: files stay. What was made for the time of the conversion only goes now.
     pub(super) fn keep_all(&self) {
         let mut steps = self.steps();
-        steps.retain(|step| matches!(step, Step::Call(_)));
+        steps.retain(|step| matches!(step, Step::Call(_) | Step::RemoveTree(_)));
         take_back(&mut steps);
     }
 
@@ -114,6 +124,7 @@ fn take_back(steps: &mut Vec<Step>) {
         let (outcome, path) = match step {
             Step::RemoveFile(path) => (fs::remove_file(&path), path),
             Step::RemoveDir(path) => (fs::remove_dir(&path), path),
+            Step::RemoveTree(path) => (fs::remove_dir_all(&path), path),
             Step::Call(call) => {
                 call();
                 continue;

@@ -1,4 +1,5 @@
-//! fanotify groups for events before content is read (`FAN_PRE_ACCESS`, Linux 6.14).
+//! fanotify groups for events before content is read (`FAN_PRE_ACCESS`, Linux 6.14), and for news of
+//! files that are opened.
 
 use std::ffi::CStr;
 use std::io;
@@ -44,6 +45,63 @@ pub(crate) fn ignore_mount(group: BorrowedFd<'_>, tree: BorrowedFd<'_>) -> io::R
         | libc::FAN_MARK_IGNORED_SURV_MODIFY
         | FAN_MARK_IGNORE;
     mark(group, flags, tree, c".")
+}
+
+/// A new group that hears of what happens and holds nobody up.
+pub(crate) fn new_listener() -> io::Result<OwnedFd> {
+    let flags =
+        libc::FAN_CLASS_NOTIF | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK | libc::FAN_UNLIMITED_QUEUE;
+    let event_flags = libc::O_RDONLY | libc::O_LARGEFILE | libc::O_CLOEXEC;
+    // SAFETY: takes integers only.
+    let fd = unsafe { libc::fanotify_init(flags, event_flags as u32) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Asks for news of every file that is opened in the file system of `dir`, by whatever mount.
+pub(crate) fn listen(group: BorrowedFd<'_>, dir: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = libc::FAN_MARK_ADD | libc::FAN_MARK_FILESYSTEM;
+    // SAFETY: the path is a C string; the rest are integers.
+    let marked = unsafe {
+        libc::fanotify_mark(
+            group.as_raw_fd(),
+            flags,
+            libc::FAN_OPEN,
+            dir.as_raw_fd(),
+            c".".as_ptr(),
+        )
+    };
+    if marked < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Bytes of an event without records.
+const NEWS: usize = 24;
+
+/// The next file that was opened; `None` if there is none.
+pub(crate) fn next_opened(group: BorrowedFd<'_>) -> io::Result<Option<OwnedFd>> {
+    use rustix::io::Errno;
+    let mut buffer = [0; NEWS];
+    loop {
+        match rustix::io::read(group, &mut buffer) {
+            Ok(_) => break,
+            Err(Errno::AGAIN | Errno::INTR) => return Ok(None),
+            // Somebody's device, pipe or locked file that cannot be opened for us: no news of it.
+            Err(Errno::NXIO | Errno::NODEV | Errno::ACCESS | Errno::PERM | Errno::STALE) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    let fd = i32::from_ne_bytes([buffer[16], buffer[17], buffer[18], buffer[19]]);
+    if fd < 0 {
+        return Err(io::Error::other("an event without a file"));
+    }
+    // SAFETY: this read has made the descriptor for us, and nobody else knows it yet.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
 }
 
 fn mark(group: BorrowedFd<'_>, flags: u32, dir: BorrowedFd<'_>, path: &CStr) -> io::Result<()> {

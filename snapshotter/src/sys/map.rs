@@ -41,6 +41,27 @@ impl Map {
         let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
         Ok(Self { start, len })
     }
+
+    /// Offsets and lengths in bytes of what the page cache holds of the file.
+    pub(crate) fn resident(&self) -> io::Result<Vec<(u64, u64)>> {
+        let page = rustix::param::page_size();
+        let mut pages = vec![0_u8; self.len.div_ceil(page)];
+        // SAFETY: the mapping is ours, and `pages` has a byte for each of its pages.
+        let looked =
+            unsafe { libc::mincore(self.start.as_ptr().cast(), self.len, pages.as_mut_ptr()) };
+        if looked < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (number, _) in pages.iter().enumerate().filter(|(_, page)| **page & 1 == 1) {
+            let (at, len) = (number * page, page.min(self.len - number * page));
+            match ranges.last_mut() {
+                Some((from, before)) if *from + *before == at as u64 => *before += len as u64,
+                _ => ranges.push((at as u64, len as u64)),
+            }
+        }
+        Ok(ranges)
+    }
 }
 
 impl Deref for Map {

@@ -37,8 +37,9 @@ impl From<Target> for Format {
     }
 }
 
+/// What is converted, and into what.
 #[derive(Debug, clap::Args)]
-pub(super) struct Args {
+pub(super) struct ConvertArgs {
     /// Image to convert: HOST/NAME:TAG, oci:DIR[:NAME] for an OCI layout,
     /// oci-archive:FILE[:NAME] for one in a tar archive, docker-archive:FILE[:NAME] for what
     /// `docker save` writes, containerd:NAME for one in containerd
@@ -77,41 +78,50 @@ pub(super) struct Args {
     temp_dir: Option<PathBuf>,
     /// Format of the result on standard output
     #[arg(long, value_enum, default_value = "text")]
-    format: Output,
+    pub(super) format: Output,
     #[command(flatten)]
     access: AccessArgs,
 }
 
-pub(super) fn run(mut args: Args) -> Result<()> {
-    let prioritized = match &args.prioritize {
-        Some(path) => {
-            convert::parse_list(&std::fs::read_to_string(path).map_err(Error::io("read", path))?)
-        }
-        None => Vec::new(),
-    };
-    let mut places = vec![&mut args.source, &mut args.destination];
-    places.extend(&mut args.chunk_dict);
-    let registry = Registry::new(args.access.apply(&mut places)?)?;
-    let options = Options {
-        source: args.source,
-        destination: args.destination,
-        format: args.to.into(),
-        platforms: args.platform,
-        chunk_size: args.chunk_size,
-        level: args.level,
-        prioritized,
-        rewrite: args.rewrite,
-        chunk_dict: args.chunk_dict,
-        temp_dir: args.temp_dir.unwrap_or_else(convert::default_temp_dir),
-    };
+impl ConvertArgs {
+    /// What the library is called with.
+    pub(super) fn options(mut self) -> Result<(Registry, Options)> {
+        let prioritized = match &self.prioritize {
+            Some(path) => convert::parse_list(
+                &std::fs::read_to_string(path).map_err(Error::io("read", path))?,
+            ),
+            None => Vec::new(),
+        };
+        let mut places = vec![&mut self.source, &mut self.destination];
+        places.extend(&mut self.chunk_dict);
+        let registry = Registry::new(self.access.apply(&mut places)?)?;
+        let options = Options {
+            source: self.source,
+            destination: self.destination,
+            format: self.to.into(),
+            platforms: self.platform,
+            chunk_size: self.chunk_size,
+            level: self.level,
+            prioritized,
+            rewrite: self.rewrite,
+            chunk_dict: self.chunk_dict,
+            temp_dir: self.temp_dir.unwrap_or_else(convert::default_temp_dir),
+        };
+        Ok((registry, options))
+    }
+}
+
+pub(super) fn run(args: ConvertArgs) -> Result<()> {
+    let format = args.format;
+    let (registry, options) = args.options()?;
     let progress = Progress::new(std::io::stderr().is_terminal());
     let undo = undo_on_signal()?;
     let report = convert::convert(&registry, &options, &progress, &undo)?;
     progress.clear();
-    print(&report, args.format)
+    print(&report, format)
 }
 
-fn print(report: &Report, format: Output) -> Result<()> {
+pub(super) fn print(report: &Report, format: Output) -> Result<()> {
     let text = match format {
         Output::Text => format!("{}@{}", report.destination, report.digest),
         Output::Json => to_json(report)?,

@@ -3,6 +3,7 @@
 mod convert;
 mod index;
 mod inspect;
+mod optimize;
 mod progress;
 
 use std::path::PathBuf;
@@ -28,7 +29,9 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Convert an image so that containers start before it is there
-    Convert(Box<convert::Args>),
+    Convert(Box<convert::ConvertArgs>),
+    /// Run an image, see what it reads, and convert it accordingly
+    Optimize(Box<optimize::Args>),
     /// Show an image's layers, their sizes and which can be read lazily
     Inspect(Box<inspect::Args>),
     /// Make indexes of an image's ordinary layers, by which they can be read lazily
@@ -38,6 +41,7 @@ enum Command {
 pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Convert(args) => convert::run(*args),
+        Command::Optimize(args) => optimize::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Index(args) => index::run(&args),
     }

@@ -349,7 +349,12 @@ fn look(
     Ok((looked, listing))
 }
 
-/// The index of a layer that can be read lazily.
+/// The index of a layer that can be read lazily, whatever its format.
+pub(super) fn index_of_layer(store: &Store<'_>, layer: &Descriptor) -> Result<Option<LayerIndex>> {
+    index_of(store, layer, &mut by_name(layer))
+}
+
+/// The index of a layer that can be read lazily; the format may turn out to be another one.
 fn index_of(
     store: &Store<'_>,
     layer: &Descriptor,
