@@ -1,5 +1,5 @@
 //! The scale: runs a command to its end and prints how many KiB it and its children had resident
-//! at most, and how many microseconds of processor time they took.
+//! at most, how many microseconds of processor time they took, and how many of those in user mode.
 //!
 //! It is a program of its own because the kernel lets a child begin with the peak of the process
 //! that it was started from, which for the benchmark itself is more than any runtime needs.
@@ -18,8 +18,8 @@ fn main() -> ExitCode {
     let mut command = Command::new(program);
     command.args(arguments).stdout(Stdio::null());
     match weigh(&mut command) {
-        Ok((kibibytes, microseconds)) => {
-            println!("{kibibytes} {microseconds}");
+        Ok((kibibytes, microseconds, user)) => {
+            println!("{kibibytes} {microseconds} {user}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -29,13 +29,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn weigh(command: &mut Command) -> Result<(i64, i64)> {
+fn weigh(command: &mut Command) -> Result<(i64, i64, i64)> {
     let child = command.spawn()?;
     let (status, usage) = sys::wait(child.id() as i32)?;
     if status != 0 {
         return Err(Error::other(format!("it ended with wait status {status}")));
     }
     let microseconds = |time: libc::timeval| time.tv_sec * 1_000_000 + time.tv_usec;
-    let time = microseconds(usage.ru_utime) + microseconds(usage.ru_stime);
-    Ok((usage.ru_maxrss, time))
+    let user = microseconds(usage.ru_utime);
+    let time = user + microseconds(usage.ru_stime);
+    Ok((usage.ru_maxrss, time, user))
 }

@@ -12,6 +12,8 @@ pub struct Used {
     pub kib: f64,
     /// Milliseconds of processor time, in user mode and in the kernel.
     pub ms: f64,
+    /// Milliseconds of it in user mode.
+    pub user_ms: f64,
 }
 
 /// Runs a command to its end.
@@ -23,9 +25,10 @@ pub fn command<S: AsRef<str>>(argv: &[S]) -> Result<Used> {
 
 fn parse(text: &str) -> Result<Used> {
     match numbers(text)?[..] {
-        [kib, microseconds] => Ok(Used {
+        [kib, microseconds, user] => Ok(Used {
             kib,
             ms: microseconds / 1e3,
+            user_ms: user / 1e3,
         }),
         _ => Err(Error::invalid(WEIGH, text)),
     }
@@ -43,8 +46,8 @@ mod tests {
 
     #[test]
     fn figures_are_numbers_and_nothing_else() {
-        let used = parse("2816 3120\n").unwrap();
-        assert!((used.kib - 2816.0).abs() < 1e-9 && (used.ms - 3.12).abs() < 1e-9);
+        let used = parse("2816 3120 2000\n").unwrap();
+        assert_eq!((used.kib, used.ms, used.user_ms), (2816.0, 3.12, 2.0));
         assert!(parse("2816 KiB\n").unwrap_err().to_string().contains("KiB"));
         assert!(parse("2816\n").is_err());
     }
