@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod du;
 mod generate;
 mod image;
 mod interrupt;
@@ -34,6 +35,8 @@ enum Command {
     Prefetch(prefetch::Args),
     /// Exchange what nodes have recorded of the starts of containers
     Profile(profile::Args),
+    /// Show what lazy images and layers take on this node, and which of it may be evicted
+    Du(du::Args),
     /// Show snapshots, lazy layers and mounts of the running daemon
     Status(status::Args),
     /// Show what happened when a container started, and how long it took
@@ -66,6 +69,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Image(args) => image::run(*args),
         Command::Prefetch(args) => prefetch::run(&args),
         Command::Profile(args) => profile::run(&args),
+        Command::Du(args) => du::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Timeline(args) => timeline::run(&args),
         Command::Keeper(args) => keeper::run(&args),

@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
     let request = serde_json::to_string(&Request {
         fill: layers,
-        timeline: None,
+        ..Request::default()
     })
     .map_err(|error| Error::Internal(error.to_string()))?;
     // It takes as long as the line needs for the image.

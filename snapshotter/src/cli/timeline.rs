@@ -62,8 +62,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 fn fetch(socket: &Path, name: &str) -> Result<Start> {
     let request = Request {
-        fill: Vec::new(),
         timeline: Some(name.to_owned()),
+        ..Request::default()
     };
     let request =
         serde_json::to_string(&request).map_err(|error| Error::Internal(error.to_string()))?;

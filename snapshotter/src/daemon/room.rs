@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
 use crate::service::Snapshotter;
@@ -63,8 +63,13 @@ impl Warden {
                 } else {
                     LAST_PAUSE.min(2 * pause)
                 };
+                let begun = Instant::now();
                 if !watched.wait(most) {
                     return;
+                }
+                if begun.elapsed() < most {
+                    // Something has changed, and may be still on its way.
+                    pause = FIRST_PAUSE;
                 }
             }
         };

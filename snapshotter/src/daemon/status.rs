@@ -14,8 +14,9 @@ use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::HostHealth;
 use crate::mount::Lazy;
-use crate::service::{LayerState, Snapshotter};
+use crate::service::{DiskUse, LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
+use crate::store::Limits;
 use crate::timeline::Start;
 
 /// A client that does not read is dropped after this long.
@@ -78,7 +79,7 @@ pub struct MountLine {
 }
 
 /// What may be asked besides the status, which is asked for by nothing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Request {
     /// Layers that are to be fetched whole.
@@ -87,16 +88,29 @@ pub struct Request {
     /// A snapshot, an image or the digest of a topmost layer, whose last start is to be told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<String>,
+    /// Whether disk use is asked for.
+    #[serde(default)]
+    pub du: bool,
 }
 
 /// How it went.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Answer {
     /// What went wrong; absent if nothing did.
     pub error: Option<String>,
     /// The start that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeline: Option<Start>,
+    /// The disk use that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub du: Option<DiskUse>,
+}
+
+/// What was asked for.
+enum Found {
+    Nothing,
+    Timeline(Start),
+    Du(DiskUse),
 }
 
 /// Fetches layers side by side.
@@ -126,6 +140,7 @@ pub(super) struct Reporter {
     lazy: Option<Arc<Lazy>>,
     root: PathBuf,
     since: Timestamp,
+    limits: Limits,
 }
 
 impl Reporter {
@@ -139,6 +154,7 @@ impl Reporter {
             lazy,
             root: config.root.clone(),
             since: Timestamp::now(),
+            limits: (&config.store).into(),
         }
     }
 
@@ -188,16 +204,23 @@ impl Reporter {
         let obeyed = match (serde_json::from_str::<Request>(request), &self.lazy) {
             (Err(error), _) => Err(format!("the request is not understood: {error}")),
             (Ok(_), None) => Err("lazy mounts are switched off".to_owned()),
+            (Ok(request), Some(_)) if request.du => {
+                let found = self.snapshotter.disk_use(&self.limits);
+                found.map(Found::Du).map_err(|error| error.to_string())
+            }
             (Ok(request), Some(lazy)) => match request.timeline {
-                Some(name) => self.timeline(lazy, &name).map(Some),
-                None => fill(lazy, &request.fill).map(|()| None),
+                Some(name) => self.timeline(lazy, &name).map(Found::Timeline),
+                None => fill(lazy, &request.fill).map(|()| Found::Nothing),
             },
         };
-        let (timeline, error) = match obeyed {
-            Ok(timeline) => (timeline, None),
-            Err(error) => (None, Some(error)),
-        };
-        serde_json::to_string(&Answer { error, timeline })
+        let mut answer = Answer::default();
+        match obeyed {
+            Ok(Found::Nothing) => {}
+            Ok(Found::Timeline(start)) => answer.timeline = Some(start),
+            Ok(Found::Du(found)) => answer.du = Some(found),
+            Err(error) => answer.error = Some(error),
+        }
+        serde_json::to_string(&answer)
             .map_err(|error| Error::Internal(format!("encode the answer: {error}")))
     }
 

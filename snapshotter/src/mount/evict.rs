@@ -12,7 +12,7 @@ use super::layers::Layers;
 use super::{LayerId, Lazy};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::{Levels, Space, Stored};
+use crate::store::{Footprint, Levels, Space, Stored};
 
 /// So few inodes are as good as none.
 const FEW_INODES: u64 = 64;
@@ -63,6 +63,16 @@ impl Lazy {
     /// What a layer takes and when it was used last; `None` if it is gone.
     pub fn stored(&self, layer: &Digest) -> Result<Option<Stored>> {
         self.layers_of_node().store.stored(layer)
+    }
+
+    /// What a layer's files take on disk.
+    pub fn footprint(&self, layer: LayerId) -> Result<Footprint> {
+        self.layers_of_node().store.footprint(layer.digest())
+    }
+
+    /// Bytes of a layer's files that are on this node.
+    pub fn local_bytes(&self, layer: LayerId) -> Result<u64> {
+        Ok(self.layers_of_node().get(layer)?.blob().local_bytes())
     }
 
     /// What the store takes, and what is left of its file system.

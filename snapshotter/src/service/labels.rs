@@ -46,6 +46,11 @@ pub(super) enum Request {
     },
 }
 
+/// The image that a snapshot was pulled for, as the labels name it.
+pub(super) fn image(labels: &Labels) -> Option<&str> {
+    first(labels, &IMAGE).map(|(_, value)| value)
+}
+
 /// Reads the labels of a `Prepare`.
 pub(super) fn read(labels: &Labels) -> Result<Request> {
     let Some(target) = labels.get(SNAPSHOT_REF) else {

@@ -2,6 +2,7 @@
 
 mod absent;
 mod chain;
+mod du;
 mod grpc;
 mod images;
 mod labels;
@@ -11,6 +12,7 @@ mod room;
 mod snapshotter;
 mod spare;
 
+pub use du::{DiskUse, ImageUse, LayerUse};
 pub use grpc::{MAX_PREPARING, Service};
 pub use images::{Front, Images};
 pub use snapshotter::{LayerState, Prepared, Snapshotter};

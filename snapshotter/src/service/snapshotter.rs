@@ -26,6 +26,7 @@ use crate::snapshots::filter::Filters;
 use crate::snapshots::mounts::{self, Mount, Parts};
 use crate::snapshots::record::{Kind, Labels, LazyLayer, Record, SnapshotId, Usage};
 use crate::snapshots::usage;
+use crate::store::Footprint;
 
 /// All snapshots of one root, ordinary and lazy.
 pub struct Snapshotter {
@@ -114,13 +115,19 @@ impl Snapshotter {
         self.catalog.list(&Filters::parse(filters)?)
     }
 
-    /// What a snapshot takes on this node's disk; of an active one, at this moment.
+    /// What a snapshot takes on this node's disk, in allocated bytes and inodes; of an active one or
+    /// a lazy layer, at this moment. A layer that several snapshots have is counted with the first of
+    /// them, so that the sum of all is what is really taken.
     pub fn usage(&self, key: &str) -> Result<Usage> {
         let record = self.catalog.get(key)?;
         match (record.kind, record.layer, &self.lazy) {
             (Kind::Active, _, _) => usage::of_tree(&self.dirs.upper(record.id)),
             (_, Some(layer), Some(lazy)) if lazy.contains(layer) => {
-                let (bytes, inodes) = lazy.usage(layer)?;
+                let same = self.catalog.select(|_, other| other.layer == Some(layer))?;
+                if same.iter().any(|(_, other)| other.id < record.id) {
+                    return Ok(Usage::default());
+                }
+                let Footprint { bytes, inodes } = lazy.footprint(layer)?;
                 Ok(Usage { inodes, bytes })
             }
             _ => Ok(record.usage),

@@ -100,6 +100,14 @@ impl Blob {
         self.present.has(chunk)
     }
 
+    /// Bytes of all chunks that are present.
+    pub fn local_bytes(&self) -> u64 {
+        (0..self.index.chunks())
+            .filter(|&chunk| self.has(chunk))
+            .map(|chunk| u64::from(self.index.chunk(chunk).len))
+            .sum()
+    }
+
     /// Whether all chunks of a regular file are present.
     pub fn is_complete(&self, file: &Inode) -> bool {
         self.index.file_chunks(file).all(|chunk| self.has(chunk))

@@ -318,3 +318,70 @@ async fn a_full_disk_evicts_and_is_eio_only_when_all_of_it_is_in_use() {
         drop(daemon);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn usage_and_du_tell_what_is_on_disk_and_count_a_shared_layer_once() {
+    let files = files(1, 3);
+    let image = image(&files);
+    let daemon = start_in(tempfile::tempdir().unwrap(), "kernel", "quota = \"1GiB\"").await;
+    let mut client = daemon.client().await;
+    // The same layer under two names: containerd's namespaces have each their own.
+    let first = pull(&mut client, "default", &image).await;
+    let before = client.usage(&first).await.unwrap();
+    let mounts = client.prepare("c", &first).await.unwrap();
+    let tree = Mounted::new(daemon.dir(), &mounts[0]);
+    check(tree.path(), &files);
+    fs::write(tree.path().join("new"), vec![1; 100_000]).unwrap();
+    let blobs = root(daemon.dir()).join("lazy/blobs/sha256");
+    let layer = fs::read_dir(blobs).unwrap().next().unwrap().unwrap().path();
+    let usage = client.usage(&first).await.unwrap();
+    let total = Command::new("du").arg("-sB1").arg(&layer).output().unwrap();
+    let on_disk = String::from_utf8(total.stdout).unwrap();
+    assert!(
+        on_disk.starts_with(&format!("{}\t", usage.size)),
+        "{usage:?} {on_disk}"
+    );
+    let found = Command::new("find").arg(&layer).output().unwrap();
+    let inodes = String::from_utf8(found.stdout).unwrap().lines().count();
+    assert_eq!(usage.inodes, inodes as i64);
+    assert!(
+        before.size < usage.size - (3 << 20),
+        "{before:?} then {usage:?}"
+    );
+    let active = client.usage("c").await.unwrap();
+    assert!((100_000..200_000).contains(&active.size), "{active:?}");
+    assert_eq!(active.inodes, 2, "the root and a file");
+
+    let du = |format: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_xebec-snapshotter"))
+            .args(["du", "--format", format, "--address"])
+            .arg(daemon.socket())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let json: serde_json::Value = serde_json::from_str(&du("json")).unwrap();
+    let (layer, one) = (&json["layers"][0], &json["images"][0]);
+    let bytes: usize = files.iter().map(|(_, content)| content.len()).sum();
+    assert_eq!(
+        (&layer["total"], &layer["local"]),
+        (&bytes.into(), &bytes.into())
+    );
+    assert_eq!(layer["disk"], usage.size, "{json}");
+    assert_eq!(
+        (&layer["mounted"], &one["mounted"]),
+        (&true.into(), &true.into())
+    );
+    assert_eq!(
+        (&one["disk"], &one["shared"]),
+        (&usage.size.into(), &0.into())
+    );
+    assert_eq!(json["quota"], 1_u64 << 30);
+    assert!(json["disk"].as_i64() >= Some(usage.size));
+    let text = du("text");
+    assert!(
+        text.contains("mounted") && text.contains("quota 1.0 GiB"),
+        "{text}"
+    );
+}
