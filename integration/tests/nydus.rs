@@ -69,3 +69,40 @@ fn the_bootstrap_is_an_erofs_image_without_fault() {
     let output = host.check_sh(script).expect("fsck.erofs finds no fault");
     assert!(output.contains("0xE0F5E1E2"), "{output}");
 }
+
+#[test]
+fn an_image_whose_chunks_lie_in_the_blobs_of_another_is_read_right() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let (_, known) = convert(&host, "redis");
+    let image = host.push("nginx").expect("the image is pushed");
+    let converted = format!("{}/nginx:nydus", Service::REGISTRY);
+    let script = format!(
+        "xebec-snapshotter image convert --plain-http {image} {converted} --to nydus --chunk-dict {known} --format json"
+    );
+    let report = host.check_sh(&script).expect("the image is converted");
+    let sizes =
+        format!("printf %s '{report}' | jq -c '[.images[0].layers[] | .size * 10 < .source_size]'");
+    // Both have the same base.
+    assert_eq!(host.check_sh(&sizes).unwrap().trim(), "[true,false]");
+    ctr.pull(&converted, "xebec").unwrap();
+    let sum = [
+        "sh",
+        "-c",
+        "find /bin/ /etc /usr/bin /usr/sbin -type f | sort | xargs sha256sum",
+    ];
+    let ours = ctr.run(Stack::XEBEC, &converted, "ours", &sum).unwrap();
+    assert!(
+        ours.success(),
+        "{ours:?}\n{}",
+        host.log(Service::Snapshotter)
+    );
+    ctr.pull(&image, "overlayfs").unwrap();
+    let stack = Stack {
+        snapshotter: "overlayfs",
+        ..Stack::XEBEC
+    };
+    let theirs = ctr.run(stack, &image, "theirs", &sum).unwrap();
+    assert!(theirs.stdout.lines().count() > 300, "{theirs:?}");
+    assert_eq!(ours.stdout, theirs.stdout);
+}
