@@ -81,6 +81,26 @@ ctr images import --snapshotter overlayfs --base-name h.test/oci from-docker.tar
 ctr images mount --snapshotter overlayfs h.test/oci:v1 /mnt > /dev/null
 describe /mnt > by-containerd-oci; ctr images unmount /mnt > /dev/null; same source by-containerd-oci
 ls -A | tr '\n' ' '
+
+# eStargz by its specification and ordinary tools: the footer, the TOC, the digest of every chunk.
+mkdir layout && tar -xf stargz.tar -C layout && cd layout/blobs/sha256
+manifest=$(jq -r '.manifests[0].digest' ../../index.json)
+jq -r '.layers[0] | .digest + " " + .annotations["containerd.io/snapshot/stargz/toc.digest"]' \
+    ${manifest#sha256:} > ../line
+read layer toc < ../line; blob=${layer#sha256:}
+footer=$(tail -c 51 $blob | head -c 38 | tail -c 22); echo; echo ${footer#????????????????}
+offset=$((0x${footer%STARGZ}))
+tail -c +$((offset + 1)) $blob | head -c -51 | gunzip | tar -xO > ../toc
+[ $toc = sha256:$(sha256sum < ../toc | cut -c -64) ] && echo "the footer leads to the TOC"
+jq -r '([.entries[] | select(.type == "reg") | {(.name): (.size // 0)}] | add) as $sizes
+    | .entries[] | select(.chunkDigest) | "\(.offset) \(.innerOffset // 0) " +
+    "\(if (.chunkSize // 0) > 0 then .chunkSize else $sizes[.name] - (.chunkOffset // 0) end) \(.chunkDigest)"' \
+    ../toc > ../chunks
+while read offset inner length digest; do
+    tail -c +$((offset + 1)) $blob | gunzip 2>/dev/null | tail -c +$((inner + 1)) | head -c $length |
+        sha256sum | grep -q ${digest#sha256:} || echo "$digest is wrong"
+done < ../chunks
+[ $(wc -l < ../chunks) -gt 5 ] && echo "every chunk was looked at"
 "#,
     );
     let lines: Vec<_> = told.lines().collect();
@@ -97,6 +117,9 @@ ls -A | tr '\n' ' '
             "by-containerd-oci is right",
             "by-containerd by-containerd-oci by-podman-chunked by-podman-stargz chunked.tar docker.tar \
              docker.tar.gz dockerd.log from-docker.tar from-podman.tar podman.tar source stargz.tar ",
+            "STARGZ",
+            "the footer leads to the TOC",
+            "every chunk was looked at",
         ]
     );
 }
