@@ -16,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz differential lint install uninstall clean
+.PHONY: help build demo test bench fuzz chaos differential lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -43,6 +43,10 @@ fuzz: ## mutated input for every parser of the snapshotter, SECONDS=60 each
 differential: ## every image in every format and mount mode against an ordinary unpack
 	$(HOST) setup --vm
 	XEBEC_DIFFERENTIAL=all $(CARGO) nextest run --profile differential -p integration --test differential
+
+chaos: ## kill daemons, cut the registry, fill the disk under load, for SECONDS=60 by each back end
+	$(HOST) setup
+	XEBEC_CHAOS_SECONDS=$(SECONDS) $(CARGO) test -p integration --test chaos -- --nocapture
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check

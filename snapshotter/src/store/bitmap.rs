@@ -27,11 +27,17 @@ impl Bitmap {
     /// Reads what is known about `chunks` chunks: `live` if it is of this boot, else `durable`.
     pub(super) fn open(directory: &Path, chunks: u32, boot: &str) -> Result<Self> {
         let len = chunks.div_ceil(8) as usize;
-        let bits = match read_live(&directory.join("live"), boot, len)? {
-            Some(bits) => bits,
-            None => read_durable(&directory.join("durable"), len)?.unwrap_or_else(|| vec![0; len]),
+        let path = directory.join("live");
+        let (bits, live) = if let Some(bits) = read_live(&path, boot, len)? {
+            // Gone on with in its place: a disk that is full is no obstacle to reading.
+            let live = File::options().write(true).open(&path);
+            (bits, live.map_err(Error::io("open", &path))?)
+        } else {
+            let known = read_durable(&directory.join("durable"), len)?;
+            let bits = known.unwrap_or_else(|| vec![0; len]);
+            let live = new_live(directory, boot, &bits)?;
+            (bits, live)
         };
-        let live = new_live(directory, boot, &bits)?;
         Ok(Self {
             bytes: bits.into_iter().map(AtomicU8::new).collect(),
             live,

@@ -12,18 +12,25 @@ use crate::index::{LayerBuilder, Tree};
 use crate::keeper::group::Group;
 
 /// Watches a file below `root` and mounts an image from there. The error says what is missing.
+///
+/// The file stays: what was found to work must not fail at a later start because the disk is full.
 pub fn probe(root: &Path) -> Result<(), String> {
     fs::create_dir_all(root).map_err(|error| format!("{}: {error}", root.display()))?;
     let path = root.join("probe");
-    let tried = watch(root, &path).and_then(|()| mount(&path));
-    match fs::remove_file(&path) {
-        Err(error) if tried.is_ok() => Err(format!("{}: {error}", path.display())),
-        _ => tried,
+    let image = image()?;
+    if !fs::read(&path).is_ok_and(|known| known == image) {
+        fs::write(&path, image).map_err(|error| format!("{}: {error}", path.display()))?;
     }
+    let tried = watch(root, &path).and_then(|()| mount(&path));
+    if tried.is_err()
+        && let Err(error) = fs::remove_file(&path)
+    {
+        tracing::warn!(path = %path.display(), %error, "a file of no use stays");
+    }
+    tried
 }
 
 fn watch(root: &Path, path: &Path) -> Result<(), String> {
-    fs::write(path, b"").map_err(|error| format!("{}: {error}", path.display()))?;
     // Gone at the end, and the watch with it: our own accesses would wait for our own answer.
     let group = Group::new()
         .map_err(|error| format!("no events before reads (Linux 6.14, CAP_SYS_ADMIN): {error}"))?;
@@ -36,13 +43,16 @@ fn watch(root: &Path, path: &Path) -> Result<(), String> {
     })
 }
 
-fn mount(path: &Path) -> Result<(), String> {
+/// The image of a tree with nothing in it.
+fn image() -> Result<Vec<u8>, String> {
     let digest = Digest::of(b"probe");
     let layer = LayerBuilder::new(digest, digest, 0).finish();
     let tree = layer.and_then(|layer| Tree::merge(vec![Arc::new(layer)]));
     let image = tree.and_then(|tree| erofs::image(&tree));
-    let image = image.map_err(|flaw| flaw.to_string())?;
-    fs::write(path, image).map_err(|error| format!("{}: {error}", path.display()))?;
+    image.map_err(|flaw| flaw.to_string())
+}
+
+fn mount(path: &Path) -> Result<(), String> {
     image::detached(path, &[])
         .map(drop)
         .map_err(|error| format!("no EROFS mounts of files (Linux 6.12): {error}"))
