@@ -98,6 +98,7 @@ fn storm_over(mode: &str, convert: &str) {
         });
         println!("{}", storm.report(&report));
         storm.judge(&report);
+        storm.wait_for_calm();
         trees.all_are_right();
         storm.end(&["lazy0", "lazy1"]);
         nothing_stays(&host, &before);

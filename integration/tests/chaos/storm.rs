@@ -205,7 +205,10 @@ impl<'a> Storm<'a> {
     /// No read has failed but when it may.
     pub(crate) fn judge(&self, report: &Report) {
         let unexcused = |fault: &&crate::readers::Fault| !self.is_allowed(fault.begun, fault.ended);
-        let unexcused: Vec<_> = report.faults.iter().filter(unexcused).collect();
+        let faults = report.faults.iter().filter(unexcused);
+        let unexcused: Vec<_> = faults
+            .map(|fault| (&fault.what, fault.begun, fault.ended))
+            .collect();
         assert!(
             unexcused.is_empty(),
             "reads that must not fail: {unexcused:#?}\nallowed: {:#?}",
@@ -216,6 +219,13 @@ impl<'a> Storm<'a> {
             "hardly anything was read: {}",
             report.reads
         );
+    }
+
+    /// Waits until nothing may fail any more.
+    pub(crate) fn wait_for_calm(&self) {
+        if let Some(end) = self.allowed.iter().map(|(_, end)| *end).max() {
+            std::thread::sleep(end.saturating_duration_since(Instant::now()));
+        }
     }
 
     /// Removes containers and images.
