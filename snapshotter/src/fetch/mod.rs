@@ -13,6 +13,8 @@ mod challenge;
 mod clients;
 mod credentials;
 mod dns;
+#[cfg(test)]
+mod excess;
 mod failure;
 #[cfg(test)]
 mod hostile;
