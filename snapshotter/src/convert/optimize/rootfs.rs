@@ -109,12 +109,24 @@ impl Target {
         match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
             Err(Errno::NOENT) if create && path != "." => {
                 let (above, name) = split(path);
-                let above = self.directory(above, true)?;
-                match rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755)) {
-                    Ok(()) | Err(Errno::EXIST) => {}
-                    Err(errno) => return Err(errno),
+                let parent = self.directory(above, true)?;
+                match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
+                    Ok(()) => rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve),
+                    // A link to what is not there: it is made where the link leads. Links in a
+                    // circle are another error.
+                    Err(Errno::EXIST) => {
+                        let link = rustix::fs::readlinkat(&parent, name, Vec::new())?;
+                        let link = link
+                            .to_str()
+                            .map_err(|_| Errno::ILSEQ)?
+                            .trim_end_matches('/');
+                        match link.strip_prefix('/') {
+                            Some(absolute) => self.directory(absolute, true),
+                            None => self.directory(&format!("{above}/{link}"), true),
+                        }
+                    }
+                    Err(errno) => Err(errno),
                 }
-                rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve)
             }
             opened => opened,
         }
