@@ -38,6 +38,8 @@ pub struct Config {
     pub index: IndexSection,
     /// What others may know of the daemon's work.
     pub metrics: MetricsSection,
+    /// Who is told of every start.
+    pub traces: TracesSection,
     /// Registries, as [`crate::fetch`] understands them.
     pub registry: RegistrySection,
 }
@@ -225,6 +227,15 @@ pub struct MetricsSection {
     pub address: Option<String>,
 }
 
+/// The `[traces]` table.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TracesSection {
+    /// URL of an OpenTelemetry collector that takes OTLP over HTTP, such as
+    /// `http://127.0.0.1:4318`; nothing is told without it.
+    pub endpoint: Option<String>,
+}
+
 /// The `[registry]` table.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -325,6 +336,7 @@ impl Default for Config {
             profile: ProfileSection::default(),
             index: IndexSection::default(),
             metrics: MetricsSection::default(),
+            traces: TracesSection::default(),
             registry: RegistrySection::default(),
         }
     }

@@ -9,6 +9,7 @@ mod room;
 mod socket;
 pub mod status;
 mod store_metrics;
+mod traces;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -80,6 +81,9 @@ pub fn run(config: &Config) -> Result<()> {
             (Some(cri), Some(passed)) => Some(Images::new(&cri.socket, passed)?),
             _ => None,
         };
+        if let (Some(endpoint), Some(lazy)) = (&config.traces.endpoint, &lazy) {
+            tokio::spawn(traces::Traces::new(endpoint)?.send_all(Arc::clone(lazy)));
+        }
         let serving = serve(config, lazy.clone(), Arc::clone(&snapshotter), images);
         match config.metrics.address.clone() {
             None => serving.await,

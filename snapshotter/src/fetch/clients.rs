@@ -71,6 +71,12 @@ pub(super) fn provide_crypto() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
+/// A client for what is no registry, such as a collector of traces.
+pub fn plain_client(timeout: Duration) -> reqwest::Result<Client> {
+    provide_crypto();
+    Client::builder().timeout(timeout).build()
+}
+
 impl Clients {
     pub(super) fn new(config: &RegistryConfig) -> Self {
         provide_crypto();

@@ -45,6 +45,7 @@ mod trust;
 
 pub use blob::RemoteBlob;
 pub use breaker::{BreakerState, HostHealth};
+pub use clients::plain_client;
 pub use passed::{Login, Passed};
 pub use platform::Platform;
 pub use pull::{BlobReader, FetchedManifest};

@@ -402,13 +402,23 @@ impl Lazy {
 
     /// The last start of an image, by its reference or by the digest of its topmost layer.
     pub fn timeline(&self, name: &str) -> Option<Start> {
-        let mut start = self.timelines.find(name)?.tell();
+        Some(self.named(self.timelines.find(name)?.tell()))
+    }
+
+    /// The starts that are over, each told once.
+    pub fn starts_over(&self) -> Vec<Start> {
+        let over = self.timelines.over();
+        over.into_iter().map(|start| self.named(start)).collect()
+    }
+
+    /// With the names of its files.
+    fn named(&self, mut start: Start) -> Start {
         match self.tree_of(&start) {
             Ok(tree) => timeline::name_files(&mut start.events, &tree),
             // Layers that are gone have no names any more.
             Err(error) => tracing::debug!(%error, "a timeline without the names of files"),
         }
-        Some(start)
+        start
     }
 
     /// The mounted tree that a start has led to.

@@ -125,6 +125,8 @@ struct State {
     events: Vec<Event>,
     dropped: u64,
     last: Instant,
+    /// It was told as one that is over.
+    told: bool,
 }
 
 impl Timeline {
@@ -140,6 +142,7 @@ impl Timeline {
                 events: Vec::new(),
                 dropped: 0,
                 last: zero,
+                told: false,
             }),
         }
     }
@@ -208,6 +211,16 @@ impl Timelines {
         let new = Arc::new(Timeline::new(image.to_owned(), top));
         recent.push_back(Arc::clone(&new));
         new
+    }
+
+    /// The starts that are over and have not been told before, the oldest first.
+    pub fn over(&self) -> Vec<Start> {
+        let recent = lock(&self.recent);
+        let is_new = |one: &&Arc<Timeline>| {
+            let mut state = lock(&one.state);
+            !one.is_open_in(&state) && !std::mem::replace(&mut state.told, true)
+        };
+        recent.iter().filter(is_new).map(|one| one.tell()).collect()
     }
 
     /// The last start of an image, by its reference or by the digest of its topmost layer.
