@@ -323,6 +323,15 @@ jq -r '.files[] | select(.start_up) | .path' fast | grep -c 'libc.so.6$'
 skopeo inspect --raw --tls-verify=false docker://$image-fast | jq -r '.layers[0].digest' > digest
 curl -s http://127.0.0.1:5000/v2/redis/blobs/$(cat digest) | tar -tzf - | grep -n landmark
 
+# The same again by the profile alone, into other formats.
+by_profile() { xebec-snapshotter image convert --plain-http --profile profile "$@"; }
+by_profile $image-fast oci:again --to zstd-chunked --profile-output again.json > /dev/null 2>> log; left
+inspect --files --profile again.json oci:again > again.out
+jq '.start_up.size * 2 < .size' again.out
+jq -r '.files[] | select(.start_up) | .path' again.out | grep -c 'libc.so.6$'
+by_profile $image-fast $image-nydus --to nydus > /dev/null 2>> log && echo nydus
+by_profile oci:/srv/corpus/busybox oci:foreign 2>&1 | grep -c 'not one of oci:/srv/corpus/busybox as it is now'; left
+
 # What the registry does not have to know: a layout, in a format that keeps its order.
 optimize oci:/srv/corpus/busybox oci:out --to zstd-chunked --profile-output p \
     -- sh -c 'cat /etc/passwd' > /dev/null 2>> log; left
@@ -351,9 +360,14 @@ ls -d worse 2>&1 | grep -c 'No such file'
         lines[7].ends_with(".prefetch.landmark") && landmark > 5,
         "{told}"
     );
-    assert_eq!(lines[8], none, "{told}");
-    assert!(lines[9].contains("/bin/busybox /etc/passwd"), "{told}");
+    assert_eq!(
+        lines[8..14],
+        [none, "true", "1", "nydus", "1", none],
+        "{told}"
+    );
+    assert_eq!(lines[14], none, "{told}");
+    assert!(lines[15].contains("/bin/busybox /etc/passwd"), "{told}");
     let interrupted = "xebec-snapshotter: interrupted: nothing was left behind";
     let expected = ["1", none, none, "130", interrupted, none, "1"];
-    assert_eq!(lines[10..], expected, "{told}");
+    assert_eq!(lines[16..], expected, "{told}");
 }

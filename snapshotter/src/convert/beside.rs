@@ -10,6 +10,7 @@ use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
 use crate::ingest::{self, beside, portable};
 
 use super::layer::{Counted, DoneLayer, Workshop, report};
+use super::progress::Observer;
 use super::store::{Store, from_stream};
 
 /// Bytes read at a time.
@@ -18,23 +19,7 @@ const PIECE: usize = 256 << 10;
 impl Workshop<'_> {
     /// Takes `layer` over as it is, and makes its index, whose digest becomes an annotation.
     pub(super) fn index(&self, layer: &Descriptor, diff_id: Digest) -> Result<DoneLayer> {
-        let what = format!("blob {} of {}", layer.digest, self.source.place);
-        let mut blob = Counted {
-            inner: self.source.read(layer)?,
-            layer,
-            observer: self.observer,
-        };
-        let feed = |sink: ingest::Sink<'_>| {
-            let mut buffer = vec![0; PIECE];
-            loop {
-                match blob.read(&mut buffer) {
-                    Ok(0) => return Ok(()),
-                    Ok(count) => sink(&buffer[..count])?,
-                    Err(error) => return Err(from_stream(error, &what)),
-                }
-            }
-        };
-        let index = ingest::describe(layer.digest, layer.size, feed)?;
+        let index = describe(self.source, layer, self.observer)?;
         self.destination.copy_from(self.source, layer, self.dir)?;
         self.destination.put_bytes(&index)?;
         let digest = Digest::of(&index);
@@ -51,6 +36,31 @@ impl Workshop<'_> {
             beside: Some(index),
         })
     }
+}
+
+/// The portable index of a layer, which is read once from its beginning to its end.
+pub(super) fn describe(
+    source: &Store<'_>,
+    layer: &Descriptor,
+    observer: &dyn Observer,
+) -> Result<Vec<u8>> {
+    let what = format!("blob {} of {}", layer.digest, source.place);
+    let mut blob = Counted {
+        inner: source.read(layer)?,
+        layer,
+        observer,
+    };
+    let feed = |sink: ingest::Sink<'_>| {
+        let mut buffer = vec![0; PIECE];
+        loop {
+            match blob.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => sink(&buffer[..count])?,
+                Err(error) => return Err(from_stream(error, &what)),
+            }
+        }
+    };
+    ingest::describe(layer.digest, layer.size, feed)
 }
 
 /// Stores the artifact that holds `indexes` and refers to the manifest `subject`: it keeps them

@@ -124,6 +124,10 @@ fn convert_between(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report> {
+    if options.format == Format::Nydus && options.destination.is_docker_archive() {
+        let what = "nydus in a docker archive, which docker could not load".to_owned();
+        return Err(Error::InvalidArgument(what));
+    }
     if known.is_some() && options.format != Format::Nydus {
         let what = "a chunk dictionary, in any format but nydus".to_owned();
         return Err(Error::InvalidArgument(what));

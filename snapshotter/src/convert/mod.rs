@@ -11,6 +11,7 @@ mod beside;
 mod containerd;
 mod entry;
 mod estargz;
+mod guided;
 mod image;
 mod inspect;
 mod layer;
@@ -32,6 +33,7 @@ mod zstdchunked;
 
 pub use archive::{Archive, ArchiveKind};
 pub use containerd::ContainerdImage;
+pub use guided::{Optimized, convert_by_profile};
 pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
 pub use inspect::{
     How, InspectOptions, InspectedLayer, Inspection, LayerFormat, Seen, StartUp, Waste, Wasted,
@@ -39,7 +41,7 @@ pub use inspect::{
 };
 pub use layer::LayerReport;
 pub use layout::Layout;
-pub use optimize::{Optimized, Trial, optimize};
+pub use optimize::{Trial, optimize};
 pub use order::parse_list;
 pub use place::Place;
 pub use progress::Observer;

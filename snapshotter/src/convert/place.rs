@@ -46,6 +46,13 @@ impl FromStr for Place {
     }
 }
 
+impl Place {
+    /// What docker will load.
+    pub(super) fn is_docker_archive(&self) -> bool {
+        matches!(self, Self::Archive(archive) if archive.kind == ArchiveKind::Docker)
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,7 +1,8 @@
 //! `image convert`.
 
-use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use clap::ValueEnum;
 
@@ -9,8 +10,10 @@ use super::progress::Progress;
 use super::{AccessArgs, Output, to_json};
 use crate::cli::interrupt::undo_on_signal;
 use crate::convert::{self, Format, Options, Place, Report};
+use crate::discover::Image;
 use crate::error::{Error, Result};
 use crate::fetch::{Platform, Registry};
+use crate::profile::{Profile, remote};
 
 /// Format to convert to.
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -66,6 +69,14 @@ pub(super) struct ConvertArgs {
     /// File that lists, one a line, the paths a container reads first
     #[arg(long, value_name = "FILE")]
     prioritize: Option<PathBuf>,
+    /// Profile of a start of SRC, as `profile export` writes it: what it names comes first in
+    /// estargz and nydus, and it is told again in terms of the converted layers, beside the image
+    /// where that is in a registry
+    #[arg(long, value_name = "FILE")]
+    pub(super) profile: Option<PathBuf>,
+    /// File to write that profile to, as `profile import` takes it
+    #[arg(long, value_name = "FILE")]
+    pub(super) profile_output: Option<PathBuf>,
     /// For nydus: an image of that format, converted with the same chunk size, whose chunks are
     /// not stored again
     #[arg(long, value_name = "REF")]
@@ -113,12 +124,69 @@ impl ConvertArgs {
 
 pub(super) fn run(args: ConvertArgs) -> Result<()> {
     let format = args.format;
+    let (profile, output) = (args.profile.clone(), args.profile_output.clone());
+    if profile.is_none() && output.is_some() {
+        let reason = "--profile-output is for a conversion by --profile".to_owned();
+        return Err(Error::InvalidArgument(reason));
+    }
     let (registry, options) = args.options()?;
+    check_profile_output(&options, output.as_deref())?;
     let progress = Progress::new(std::io::stderr().is_terminal());
+    let Some(path) = profile else {
+        let undo = undo_on_signal()?;
+        let report = convert::convert(&registry, &options, &progress, &undo)?;
+        progress.clear();
+        return print(&report, format);
+    };
+    let json = std::fs::read(&path).map_err(Error::io("read", &path))?;
+    let profile = Profile::parse(&json, &path.display().to_string())?;
     let undo = undo_on_signal()?;
-    let report = convert::convert(&registry, &options, &progress, &undo)?;
+    let done = convert::convert_by_profile(&registry, &options, &profile, &progress, &undo)?;
     progress.clear();
-    print(&report, format)
+    keep_profile(registry, &options, done.profile, output.as_deref())?;
+    print(&done.report, format)
+}
+
+/// Refuses a place for a profile that there will not be, before anything is done.
+pub(super) fn check_profile_output(options: &Options, output: Option<&Path>) -> Result<()> {
+    match output {
+        Some(path) if options.format == Format::Nydus => Err(Error::InvalidArgument(format!(
+            "{}: a Nydus image has its list in itself and no profile",
+            path.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Writes a profile of the converted image to `output`, and puts it beside the image in a registry.
+pub(super) fn keep_profile(
+    registry: Registry,
+    options: &Options,
+    profile: Option<Profile>,
+    output: Option<&Path>,
+) -> Result<()> {
+    let Some(profile) = profile else {
+        return Ok(());
+    };
+    if let Some(path) = output {
+        write(path, &profile.to_json()?)?;
+    }
+    let Place::Registry(reference) = &options.destination else {
+        return Ok(());
+    };
+    let registry = Arc::new(registry);
+    let image = Image::fetch(registry.clone(), reference, None)?;
+    // Of an index, the image of another platform may be the profile's: that is for its own nodes.
+    if image.chain() == profile.layers() {
+        remote::push(&*registry, &image, profile)?;
+    }
+    Ok(())
+}
+
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<()> {
+    std::fs::File::create(path)
+        .and_then(|mut file| file.write_all(content))
+        .map_err(Error::io("write", path))
 }
 
 pub(super) fn print(report: &Report, format: Output) -> Result<()> {

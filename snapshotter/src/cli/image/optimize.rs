@@ -1,17 +1,14 @@
 //! `image optimize`.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
-use super::convert::{ConvertArgs, print};
+use super::convert::{ConvertArgs, check_profile_output, keep_profile, print, write};
 use super::progress::Progress;
 use crate::cli::interrupt::undo_on_signal;
-use crate::convert::{self, Place, Trial};
-use crate::discover::Image;
+use crate::convert::{self, Trial};
 use crate::error::{Error, Result};
-use crate::profile::remote;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -32,10 +29,6 @@ pub(super) struct Args {
     /// File to write the list of opened files to, as --prioritize of `image convert` takes it
     #[arg(long, value_name = "FILE")]
     list_output: Option<PathBuf>,
-    /// File to write the profile to, as `profile import` takes it; where the destination is in a
-    /// registry it is also put beside the image
-    #[arg(long, value_name = "FILE")]
-    profile_output: Option<PathBuf>,
     /// Arguments for the container in the place of the image's
     #[arg(last = true, value_name = "ARGS")]
     arguments: Vec<String>,
@@ -50,12 +43,15 @@ pub(super) fn run(args: Args) -> Result<()> {
         host_network: args.host_network,
     };
     let format = args.convert.format;
+    let output = args.convert.profile_output.clone();
+    let is_told = args.convert.profile.is_some();
     let (registry, options) = args.convert.options()?;
-    if !options.prioritized.is_empty() || !options.platforms.is_empty() {
+    if is_told || !options.prioritized.is_empty() || !options.platforms.is_empty() {
         let reason = "optimize finds out itself what comes first, on this machine's platform: \
-                      neither --prioritize nor --platform";
+                      neither --profile nor --prioritize nor --platform";
         return Err(Error::InvalidArgument(reason.to_owned()));
     }
+    check_profile_output(&options, output.as_deref())?;
     let progress = Progress::new(std::io::stderr().is_terminal());
     let undo = undo_on_signal()?;
     let done = convert::optimize(&registry, &options, &trial, &progress, &undo)?;
@@ -63,27 +59,6 @@ pub(super) fn run(args: Args) -> Result<()> {
     if let Some(path) = &args.list_output {
         write(path, format!("{}\n", done.opened.join("\n")).as_bytes())?;
     }
-    if let Some(profile) = done.profile {
-        if let Some(path) = &args.profile_output {
-            write(path, &profile.to_json()?)?;
-        }
-        if let Place::Registry(reference) = &options.destination {
-            let registry = Arc::new(registry);
-            let image = Image::fetch(registry.clone(), reference, None)?;
-            remote::push(&*registry, &image, profile)?;
-        }
-    } else if let Some(path) = &args.profile_output {
-        let reason = format!(
-            "{}: a Nydus image has its list in itself and no profile",
-            path.display()
-        );
-        return Err(Error::InvalidArgument(reason));
-    }
+    keep_profile(registry, &options, done.profile, output.as_deref())?;
     print(&done.report, format)
-}
-
-fn write(path: &PathBuf, content: &[u8]) -> Result<()> {
-    std::fs::File::create(path)
-        .and_then(|mut file| file.write_all(content))
-        .map_err(Error::io("write", path))
 }

@@ -65,7 +65,10 @@ fn covered(reads: &[Read]) -> u64 {
 }
 
 /// The units that a range touches; they lie one after the other.
-fn units(index: &LayerIndex, read: &Read) -> impl Iterator<Item = u32> {
+pub(in crate::convert) fn units(
+    index: &LayerIndex,
+    read: &Read,
+) -> impl Iterator<Item = u32> + use<> {
     let place = |id: u32| {
         let unit = index.unit(id);
         let at = index.place_among_blobs(&unit);

@@ -9,7 +9,6 @@ mod bundle;
 mod record;
 mod rootfs;
 
-use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -17,19 +16,15 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use self::bundle::Bundle;
-use self::record::{Recorded, Recorder};
-use super::image::{Format, Image, Options, Report, convert, plan};
-use super::inspect::index_of_layer;
+use self::record::Recorder;
+use super::guided::{Optimized, Recorded, convert_by};
+use super::image::{Image, Options, plan};
 use super::progress::Observer;
 use super::spool::spool;
 use super::store::Store;
-use super::target::Target;
 use super::undo::Undo;
 use crate::error::{Error, Result};
-use crate::fetch::manifest::Document;
 use crate::fetch::{Platform, Registry};
-use crate::index::{Kind, LayerIndex, Listed};
-use crate::profile::{Profile, Read};
 
 /// How to run the image.
 #[derive(Debug, Clone)]
@@ -46,17 +41,6 @@ pub struct Trial {
     pub host_network: bool,
 }
 
-/// What a trial has shown, and what was made of it.
-#[derive(Debug)]
-pub struct Optimized {
-    /// The conversion.
-    pub report: Report,
-    /// Files that were opened, the first one first, without leading slash.
-    pub opened: Vec<String>,
-    /// What was read of the converted layers, where they have an index each.
-    pub profile: Option<Profile>,
-}
-
 /// Runs the image for this machine's platform and converts it by what was seen.
 pub fn optimize(
     registry: &Registry,
@@ -66,27 +50,9 @@ pub fn optimize(
     undo: &Undo,
 ) -> Result<Optimized> {
     let recorded = run(registry, options, trial, observer, undo).inspect_err(|_| undo.run())?;
-    let opened: Vec<String> = recorded.iter().map(|file| file.path.clone()).collect();
-    observer.note(&format!("{} files were opened", opened.len()));
     let mut options = options.clone();
-    // zstd:chunked and indexed layers stay in their order; the profile says it all.
-    if matches!(
-        options.format,
-        Format::Layers(Target::Estargz) | Format::Nydus
-    ) {
-        options.prioritized.clone_from(&opened);
-    }
     options.platforms = vec![Platform::host()];
-    let report = convert(registry, &options, observer, undo)?;
-    let profile = match options.format {
-        Format::Nydus => None,
-        Format::Layers(_) | Format::Index => Some(profile(registry, &options, &recorded)?),
-    };
-    Ok(Optimized {
-        report,
-        opened,
-        profile,
-    })
+    convert_by(registry, &options, &recorded, 0, observer, undo)
 }
 
 fn run(
@@ -203,65 +169,4 @@ fn wait(child: &mut Child, trial: &Trial) -> End {
         }
         Err(RecvTimeoutError::Timeout) => End::Limit,
     }
-}
-
-/// What was read, as ranges of the converted layers.
-fn profile(registry: &Registry, options: &Options, recorded: &[Recorded]) -> Result<Profile> {
-    let undo = Undo::new();
-    let (place, dir) = (&options.destination, &options.temp_dir);
-    let store = Store::source(registry, place, dir, &undo)?;
-    let what = format!("image {place}");
-    let Document::Manifest(manifest) = store.manifest()?.document(&what)? else {
-        return Err(Error::Internal(format!("{what} is an index")));
-    };
-    let layers = manifest.layers.iter();
-    let indexes = layers
-        .map(|layer| {
-            let index = index_of_layer(&store, layer)?;
-            let missing = || Error::Internal(format!("layer {} has no index", layer.digest));
-            index.ok_or_else(missing)
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let digests = manifest.layers.iter().map(|layer| layer.digest).collect();
-    Ok(Profile::new(digests, reads(&indexes, recorded)))
-}
-
-/// The ranges of the layers' blobs that hold what was read, each once.
-fn reads(indexes: &[LayerIndex], recorded: &[Recorded]) -> Vec<Read> {
-    let mut files: HashMap<String, (usize, u32)> = HashMap::new();
-    for (number, index) in indexes.iter().enumerate() {
-        index.walk(|path, listed| {
-            if let Listed::Inode(id, inode) = listed
-                && inode.kind() == Kind::File
-            {
-                files.insert(path.to_owned(), (number, id));
-            }
-        });
-    }
-    let mut seen = std::collections::HashSet::new();
-    let mut reads = Vec::new();
-    for file in recorded {
-        let Some(&(layer, inode)) = files.get(&file.path) else {
-            continue;
-        };
-        let index = &indexes[layer];
-        let inode = index.inode(inode);
-        for &(offset, len) in &file.ranges {
-            for chunk in index.chunks_at(&inode, offset, len) {
-                let id = index.chunk(chunk).unit;
-                if seen.insert((layer, id)) {
-                    let unit = index.unit(id);
-                    let (offset, len) = (index.place_among_blobs(&unit), u64::from(unit.len));
-                    let at = file.at;
-                    reads.push(Read {
-                        layer,
-                        offset,
-                        len,
-                        at,
-                    });
-                }
-            }
-        }
-    }
-    reads
 }

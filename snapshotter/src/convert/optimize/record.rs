@@ -13,19 +13,9 @@ use std::time::Instant;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Advice;
 
+use crate::convert::guided::Recorded;
 use crate::error::{Error, Result};
 use crate::sys::{Map, fanotify};
-
-/// A file that was opened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Recorded {
-    /// Without leading slash.
-    pub(super) path: String,
-    /// Milliseconds from the beginning.
-    pub(super) at: u32,
-    /// Offsets and lengths of what was read.
-    pub(super) ranges: Vec<(u64, u64)>,
-}
 
 /// Device and inode number: the same by whatever mount a file is opened.
 type Id = (u64, u64);
