@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::node::Node;
@@ -40,6 +41,8 @@ impl Second {
     pub(super) fn start(node: &Node) -> Result<Self> {
         let root = Path::new(ROOT);
         if root.exists() {
+            // The keeper of an earlier one has kept its trees.
+            unmount_below(ROOT)?;
             fs::remove_dir_all(root).map_err(Error::file("delete", root))?;
         }
         let config = format!(
@@ -76,6 +79,18 @@ impl Second {
     pub(super) fn pid(&self) -> u32 {
         self.0.id()
     }
+}
+
+/// Detaches every mount below a directory, the last one first.
+fn unmount_below(dir: &str) -> Result<()> {
+    let list = Path::new("/proc/self/mounts");
+    let mounts = fs::read_to_string(list).map_err(Error::file("read", list))?;
+    let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+    let points: Vec<_> = points.filter(|point| point.starts_with(dir)).collect();
+    for point in points.into_iter().rev().map(Path::new) {
+        unmount(point, UnmountFlags::DETACH).map_err(Error::errno("unmount", point))?;
+    }
+    Ok(())
 }
 
 impl Drop for Second {
