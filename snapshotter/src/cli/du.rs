@@ -1,12 +1,10 @@
 //! `xebec-snapshotter du`.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::status::ask;
-use crate::config::Config;
-use crate::daemon::status::{Answer, Request, socket_path};
+use super::ask::DaemonArgs;
+use crate::daemon::status::Request;
 use crate::error::{Error, Result};
 use crate::service::DiskUse;
 
@@ -24,12 +22,8 @@ pub(super) struct Args {
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Unix socket on which the daemon serves containerd (overrides the file)
-    #[arg(long, value_name = "SOCKET")]
-    address: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -39,19 +33,11 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config = Config::load(args.config.as_deref())?;
-    let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
     let request = Request {
         du: true,
         ..Request::default()
     };
-    let internal = |error: serde_json::Error| Error::Internal(error.to_string());
-    let request = serde_json::to_string(&request).map_err(internal)?;
-    let text = ask(&socket, &request, Some(PATIENCE))?;
-    let answer: Answer = serde_json::from_str(&text).map_err(|error| Error::Malformed {
-        what: format!("answer of {}", socket.display()),
-        reason: error.to_string(),
-    })?;
+    let answer = args.daemon.ask(&request, Some(PATIENCE))?;
     let Some(found) = answer.du else {
         return Err(Error::Unusable {
             what: "disk use".to_owned(),
@@ -59,7 +45,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
         });
     };
     match args.format {
-        Format::Json => println!("{}", serde_json::to_string(&found).map_err(internal)?),
+        Format::Json => {
+            let json = serde_json::to_string(&found);
+            println!(
+                "{}",
+                json.map_err(|error| Error::Internal(error.to_string()))?
+            );
+        }
         Format::Text => print!("{}", render(&found, now())),
     }
     Ok(())

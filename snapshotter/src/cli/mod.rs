@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+mod ask;
 mod du;
 mod generate;
 mod image;

@@ -1,11 +1,9 @@
 //! `xebec-snapshotter prefetch`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::status::ask;
-use crate::config::Config;
-use crate::daemon::status::{Answer, Request, socket_path};
+use super::ask::DaemonArgs;
+use crate::daemon::status::Request;
 use crate::digest::Digest;
 use crate::discover::Image;
 use crate::error::{Error, Result};
@@ -19,31 +17,21 @@ pub(super) struct Args {
     /// The image for this platform [default: that of this machine]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Unix socket on which the daemon serves containerd (overrides the file)
-    #[arg(long, value_name = "SOCKET")]
-    address: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config = Config::load(args.config.as_deref())?;
+    let config = args.daemon.config()?;
     let registry = Arc::new(Registry::new(RegistryConfig::from(&config.registry))?);
     let platform = args.platform.clone().unwrap_or_else(Platform::host);
     let layers = layers(&registry, &args.image, &platform)?;
-    let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
-    let request = serde_json::to_string(&Request {
+    let request = Request {
         fill: layers,
         ..Request::default()
-    })
-    .map_err(|error| Error::Internal(error.to_string()))?;
+    };
     // It takes as long as the line needs for the image.
-    let text = ask(&socket, &request, None)?;
-    let answer: Answer = serde_json::from_str(&text).map_err(|error| Error::Malformed {
-        what: format!("answer of {}", socket.display()),
-        reason: error.to_string(),
-    })?;
+    let answer = args.daemon.ask(&request, None)?;
     match answer.error {
         None => Ok(()),
         Some(reason) => Err(Error::Unusable {

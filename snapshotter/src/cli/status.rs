@@ -1,15 +1,11 @@
 //! `xebec-snapshotter status`.
 
 use std::fmt::Write as _;
-use std::io::{Read, Write as _};
-use std::net::Shutdown;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::Config;
-use crate::daemon::status::{Report, socket_path};
-use crate::error::{Error, Result};
+use super::ask::DaemonArgs;
+use crate::daemon::status::Report;
+use crate::error::Result;
 use crate::fetch::{BreakerState, HostHealth};
 use crate::service::LayerState;
 
@@ -18,12 +14,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Unix socket on which the daemon serves containerd (overrides the file)
-    #[arg(long, value_name = "SOCKET")]
-    address: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -36,32 +28,12 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config = Config::load(args.config.as_deref())?;
-    let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
-    let text = ask(&socket, "", Some(PATIENCE))?;
-    let report: Report = serde_json::from_str(&text).map_err(|error| Error::Malformed {
-        what: format!("answer of {}", socket.display()),
-        reason: error.to_string(),
-    })?;
+    let (report, text): (Report, _) = args.daemon.ask_text("", Some(PATIENCE))?;
     match args.format {
         Format::Json => println!("{text}"),
         Format::Text => print!("{}", render(&report)),
     }
     Ok(())
-}
-
-/// Sends a request to the daemon (an empty one asks for its status) and waits for the answer.
-pub(super) fn ask(socket: &Path, request: &str, patience: Option<Duration>) -> Result<String> {
-    let mut stream = UnixStream::connect(socket).map_err(Error::io("connect to", socket))?;
-    let mut exchange = || {
-        stream.set_read_timeout(patience)?;
-        stream.write_all(request.as_bytes())?;
-        stream.shutdown(Shutdown::Write)?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok::<_, std::io::Error>(text)
-    };
-    exchange().map_err(Error::io("talk to", socket))
 }
 
 fn render(report: &Report) -> String {

@@ -4,9 +4,8 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::status::ask;
-use crate::config::Config;
-use crate::daemon::status::{Answer, Request, socket_path};
+use super::ask::DaemonArgs;
+use crate::daemon::status::Request;
 use crate::error::{Error, Result};
 use crate::timeline::{Start, draw, list};
 
@@ -24,12 +23,8 @@ pub(super) struct Args {
     /// File to write; standard output if it is not given
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// Unix socket on which the daemon serves containerd (overrides the file)
-    #[arg(long, value_name = "SOCKET")]
-    address: Option<PathBuf>,
+    #[command(flatten)]
+    daemon: DaemonArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -41,9 +36,7 @@ enum Format {
 }
 
 pub(super) fn run(args: &Args) -> Result<()> {
-    let config = Config::load(args.config.as_deref())?;
-    let socket = socket_path(args.address.as_deref().unwrap_or(&config.address));
-    let start = fetch(&socket, &args.name)?;
+    let start = fetch(&args.daemon, &args.name)?;
     let text = match args.format {
         Format::Text => list(&start),
         Format::Svg => draw(&start),
@@ -60,18 +53,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn fetch(socket: &Path, name: &str) -> Result<Start> {
+fn fetch(daemon: &DaemonArgs, name: &str) -> Result<Start> {
     let request = Request {
         timeline: Some(name.to_owned()),
         ..Request::default()
     };
-    let request =
-        serde_json::to_string(&request).map_err(|error| Error::Internal(error.to_string()))?;
-    let text = ask(socket, &request, Some(PATIENCE))?;
-    let answer: Answer = serde_json::from_str(&text).map_err(|error| Error::Malformed {
-        what: format!("answer of {}", socket.display()),
-        reason: error.to_string(),
-    })?;
+    let answer = daemon.ask(&request, Some(PATIENCE))?;
     match (answer.timeline, answer.error) {
         (Some(start), None) => Ok(start),
         (_, error) => Err(Error::Unusable {

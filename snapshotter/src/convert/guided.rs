@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::beside::describe;
 use super::image::{Format, Options, Report, convert, plan};
-use super::inspect::{index_of_layer, units};
+use super::inspect::index_of_layer;
 use super::progress::Observer;
 use super::store::Store;
 use super::target::Target;
@@ -143,11 +143,14 @@ fn files_of(index: &LayerIndex, reads: &[(usize, Read)]) -> Vec<(usize, Recorded
             paths.entry(id).or_insert_with(|| path.to_owned());
         }
     });
+    let mut seen = HashSet::new();
     let mut places: HashMap<u32, usize> = HashMap::new();
     let mut files: Vec<(usize, Recorded)> = Vec::new();
     for (order, read) in reads {
-        let units = units(index, read).map(|id| index.unit(id));
-        let chunks: Vec<u32> = units
+        // A forged profile may name the same bytes over and over.
+        let units = index.units_among_blobs(read.offset, read.len);
+        let new = units.filter(|id| seen.insert(*id)).map(|id| index.unit(id));
+        let chunks: Vec<u32> = new
             .flat_map(|unit| index.unit_chunks(&unit).collect::<Vec<_>>())
             .collect();
         for chunk in chunks {

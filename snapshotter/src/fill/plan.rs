@@ -116,11 +116,6 @@ fn wanted(
     number: usize,
     limit: u64,
 ) -> (Vec<(Turn, u32)>, u64) {
-    let place = |unit| {
-        let unit = index.unit(unit);
-        let start = index.place_among_blobs(&unit);
-        start..start + u64::from(unit.len)
-    };
     let mut seen = BTreeMap::new();
     let mut bytes = 0;
     // A forged profile may name the same bytes over and over.
@@ -129,10 +124,8 @@ fn wanted(
         if read.layer != number || read.len == 0 {
             continue;
         }
-        let first = partition(index.units(), |unit| place(unit).end <= read.offset);
-        let units = (first..index.units()).map(|unit| (unit, place(unit)));
-        for (unit, range) in units.take_while(|(_, range)| range.start < read.offset + read.len) {
-            let len = range.end - range.start;
+        for unit in index.units_among_blobs(read.offset, read.len) {
+            let len = u64::from(index.unit(unit).len);
             steps = steps.saturating_sub(1);
             if steps == 0 {
                 return (order(seen), bytes);
@@ -158,20 +151,6 @@ fn order(seen: BTreeMap<u32, Turn>) -> Vec<(Turn, u32)> {
     numbered
         .map(|(turn, ((at, _), unit))| ((at, turn), unit))
         .collect()
-}
-
-/// The first of `0..count` for which `before` is false; it is true for all that come earlier.
-fn partition(count: u32, before: impl Fn(u32) -> bool) -> u32 {
-    let (mut low, mut high) = (0, count);
-    while low < high {
-        let middle = low + (high - low) / 2;
-        if before(middle) {
-            low = middle + 1;
-        } else {
-            high = middle;
-        }
-    }
-    low
 }
 
 impl State {
@@ -219,17 +198,5 @@ impl Layer {
             first = next;
         }
         (first, last)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_partition_is_found_wherever_it_lies() {
-        for wanted in 0..=9 {
-            assert_eq!(partition(9, |unit| unit < wanted), wanted);
-        }
     }
 }

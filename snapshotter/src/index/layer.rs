@@ -150,6 +150,20 @@ impl LayerIndex {
         entry.before + unit.offset
     }
 
+    /// The units that hold any of the `len` packed bytes at `offset` of all blobs one after the
+    /// other.
+    pub fn units_among_blobs(&self, offset: u64, len: u64) -> Range<u32> {
+        let end = offset.saturating_add(len);
+        let first = partition(0..self.units(), |id| {
+            let unit = self.unit(id);
+            self.place_among_blobs(&unit) + u64::from(unit.len) <= offset
+        });
+        let last = partition(first..self.units(), |id| {
+            self.place_among_blobs(&self.unit(id)) < end
+        });
+        first..last
+    }
+
     /// How chunks are digested.
     pub fn algorithm(&self) -> Algorithm {
         Algorithm::from_byte(self.head.algorithm)
@@ -250,25 +264,12 @@ impl LayerIndex {
     pub fn chunks_at(&self, file: &Inode, offset: u64, len: u64) -> Range<u32> {
         let all = self.file_chunks(file);
         let end = offset.saturating_add(len);
-        let first = self.partition(all.clone(), |chunk| {
+        let first = partition(all.clone(), |id| {
+            let chunk = self.chunk(id);
             chunk.file_offset + u64::from(chunk.len) <= offset
         });
-        let last = self.partition(first..all.end, |chunk| chunk.file_offset < end);
+        let last = partition(first..all.end, |id| self.chunk(id).file_offset < end);
         first..last
-    }
-
-    /// The first chunk of a sorted range that does not satisfy `before`.
-    fn partition(&self, range: Range<u32>, before: impl Fn(&Chunk) -> bool) -> u32 {
-        let (mut low, mut high) = (range.start, range.end);
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if before(&self.chunk(middle)) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low
     }
 
     /// Where in its segment a chunk begins.
@@ -326,5 +327,31 @@ impl std::fmt::Debug for LayerIndex {
             .field("inodes", &self.inodes())
             .field("chunks", &self.chunks())
             .finish_non_exhaustive()
+    }
+}
+
+/// The first of a range for which `before` is false; it is true for all that come earlier.
+fn partition(range: Range<u32>, before: impl Fn(u32) -> bool) -> u32 {
+    let (mut low, mut high) = (range.start, range.end);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if before(middle) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    low
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_found_wherever_it_lies() {
+        for wanted in 0..=9 {
+            assert_eq!(partition(0..9, |unit| unit < wanted), wanted);
+        }
     }
 }

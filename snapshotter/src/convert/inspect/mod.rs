@@ -15,7 +15,6 @@ use serde::Serialize;
 
 use self::listing::Listing;
 pub use self::startup::StartUp;
-pub(super) use self::startup::units;
 pub use self::waste::{How, Seen, Wasted};
 use super::image::LAYERS_AT_ONCE;
 use super::layer::Counted;

@@ -36,7 +36,10 @@ pub(super) fn of_layer(
     };
     let mut inodes = HashSet::new();
     if let Some(index) = index {
-        let units: BTreeSet<u32> = reads.iter().flat_map(|read| units(index, read)).collect();
+        let units: BTreeSet<u32> = reads
+            .iter()
+            .flat_map(|read| index.units_among_blobs(read.offset, read.len))
+            .collect();
         for id in units {
             for chunk in index.unit_chunks(&index.unit(id)) {
                 let chunk = index.chunk(chunk);
@@ -62,32 +65,6 @@ fn covered(reads: &[Read]) -> u64 {
         end = end.max(to);
     }
     total
-}
-
-/// The units that a range touches; they lie one after the other.
-pub(in crate::convert) fn units(
-    index: &LayerIndex,
-    read: &Read,
-) -> impl Iterator<Item = u32> + use<> {
-    let place = |id: u32| {
-        let unit = index.unit(id);
-        let at = index.place_among_blobs(&unit);
-        (at, at + u64::from(unit.len))
-    };
-    let first_after = |before: &dyn Fn(u32) -> bool| {
-        let (mut low, mut high) = (0, index.units());
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if before(middle) {
-                low = middle + 1;
-            } else {
-                high = middle;
-            }
-        }
-        low
-    };
-    let end = read.offset + read.len;
-    first_after(&|id| place(id).1 <= read.offset)..first_after(&|id| place(id).0 < end)
 }
 
 #[cfg(test)]
