@@ -33,7 +33,7 @@ impl Lazy {
             }
             let evicted = self.layers_of_node().store.evict(layer.digest());
             self.forget_watched(layer);
-            self.layers_of_node().put_into_use(layer);
+            self.layers_of_node().settle(layer);
             evicted
         });
         let evicted = evicted.unwrap_or(Ok(None))?;
@@ -96,10 +96,14 @@ impl Lazy {
 }
 
 impl Layers {
-    /// Takes a layer that nobody uses out of use until [`Layers::put_into_use`]. `false`: somebody
+    /// Takes a layer that nobody uses out of use until [`Layers::settle`]. `false`: somebody
     /// uses it.
     fn take_out_of_use(&self, id: LayerId) -> bool {
-        let mut open = self.settled(id);
+        let mut open = self.lock_open();
+        if open.unsettled.contains(&id) {
+            // Not waited for: who makes it may be waiting for room.
+            return false;
+        }
         if let Some(filler) = open.fillers.remove(&id) {
             // Closed, so that nobody who has only a weak hold of it can come back: its bitmap will
             // claim what is gone.
@@ -112,12 +116,7 @@ impl Layers {
                 }
             }
         }
-        open.evicting.insert(id);
+        open.unsettled.insert(id);
         true
-    }
-
-    fn put_into_use(&self, id: LayerId) {
-        self.lock_open().evicting.remove(&id);
-        self.settled.notify_all();
     }
 }

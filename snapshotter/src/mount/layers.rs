@@ -32,7 +32,7 @@ pub(super) struct Layers {
     /// Streamed layers are described for other nodes, too.
     pub(super) describes: bool,
     open: Mutex<Open>,
-    /// Told when a layer is no longer being evicted.
+    /// Told when a layer is no longer being made or evicted.
     pub(super) settled: Condvar,
     /// Layers that somebody adds right now: what two images share is described once.
     adding: Mutex<HashMap<LayerId, Arc<Mutex<()>>>>,
@@ -42,7 +42,9 @@ pub(super) struct Layers {
 #[derive(Default)]
 pub(super) struct Open {
     pub(super) fillers: HashMap<LayerId, Arc<Filler>>,
-    pub(super) evicting: HashSet<LayerId>,
+    /// Those that are being made or evicted: whoever opened one by its name now would write the same
+    /// files as who makes it.
+    pub(super) unsettled: HashSet<LayerId>,
 }
 
 impl Layers {
@@ -112,11 +114,16 @@ impl Layers {
         done
     }
 
-    /// The table of open layers, when `id` is not being evicted.
+    /// The table of open layers, when `id` is neither being made nor evicted.
     pub(super) fn settled(&self, id: LayerId) -> MutexGuard<'_, Open> {
-        let is_evicted = |open: &mut Open| open.evicting.contains(&id);
-        let settled = self.settled.wait_while(self.lock_open(), is_evicted);
+        let is_unsettled = |open: &mut Open| open.unsettled.contains(&id);
+        let settled = self.settled.wait_while(self.lock_open(), is_unsettled);
         settled.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn settle(&self, id: LayerId) {
+        self.lock_open().unsettled.remove(&id);
+        self.settled.notify_all();
     }
 
     pub(super) fn lock_open(&self) -> MutexGuard<'_, Open> {
@@ -333,14 +340,15 @@ impl Layers {
             size: blob.size(),
             diff_id,
         };
-        let space = self.store.space();
-        let stored = space.with_room(|| self.store.create(&index, &origin))?;
         // The blob at hand knows where it was redirected to, a new handle does not.
-        if stored.index().blobs().eq([(source.layer, blob.size())]) {
-            return Ok(Some(self.keep(stored, vec![blob])));
-        }
-        let sources = self.sources(&source.image, stored.index())?;
-        Ok(Some(self.keep(stored, sources)))
+        let sources = if index.blobs().eq([(source.layer, blob.size())]) {
+            vec![blob]
+        } else {
+            self.sources(&source.image, &index)?
+        };
+        let space = self.store.space();
+        let make = || space.with_room(|| self.store.create(&index, &origin));
+        self.keep_new(id, make, sources).map(Some)
     }
 
     /// An image as its registry describes it; asked for once for a while.
@@ -358,12 +366,21 @@ impl Layers {
         self.blobs.blob(&source.image, &source.layer, source.size)
     }
 
-    /// Keeps a layer that is new in the store open; `sources` has one for each of its blobs.
-    pub(super) fn keep(&self, stored: Blob, sources: Vec<Arc<dyn BlobSource>>) -> Arc<Filler> {
-        let id = LayerId::from(stored.index().layer());
-        let filler = Filler::with_sources(Arc::new(stored), sources, Arc::clone(&self.pool));
-        self.lock_open().fillers.insert(id, Arc::clone(&filler));
-        filler
+    /// Makes a layer in the store and keeps it open; `sources` has one for each of its blobs.
+    pub(super) fn keep_new(
+        &self,
+        id: LayerId,
+        make: impl FnOnce() -> Result<Blob>,
+        sources: Vec<Arc<dyn BlobSource>>,
+    ) -> Result<Arc<Filler>> {
+        self.settled(id).unsettled.insert(id);
+        let kept = make().map(|stored| {
+            let filler = Filler::with_sources(Arc::new(stored), sources, Arc::clone(&self.pool));
+            self.lock_open().fillers.insert(id, Arc::clone(&filler));
+            filler
+        });
+        self.settle(id);
+        kept
     }
 
     /// The image that holds the TOCs of `image`'s layers.

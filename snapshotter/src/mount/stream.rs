@@ -160,7 +160,8 @@ impl Layers {
             size: blob.size(),
             diff_id: Some(diff_id),
         };
-        let stored = stage.publish(&index, &origin)?;
+        let make = || stage.publish(&index, &origin);
+        let filler = self.keep_new(source.layer.into(), make, vec![blob])?;
         if let Some(portable) = portable {
             self.keep_described(&source.layer, &portable);
         }
@@ -169,7 +170,7 @@ impl Layers {
             layer = %source.layer, image = %source.image, packed = index.blob_size(),
             unpacked = index.data_size(), elapsed = ?begun.elapsed(), "streamed an ordinary layer"
         );
-        Ok(Some(self.keep(stored, vec![blob])))
+        Ok(Some(filler))
     }
 
     /// Begins to stream the ordinary layers above `source`, which is one.
