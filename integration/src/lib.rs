@@ -21,6 +21,7 @@ pub mod cri;
 pub mod ctr;
 pub mod demo;
 pub mod error;
+mod grpc;
 mod hash;
 pub mod hosts;
 pub mod leftovers;

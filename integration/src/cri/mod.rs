@@ -6,11 +6,8 @@
 use std::path::Path;
 use std::time::Duration;
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tonic::transport::{Channel, Endpoint};
-use tower::service_fn;
+use tonic::transport::Channel;
 use xebec_proto::cri::image_service_client::ImageServiceClient;
 use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
@@ -25,6 +22,7 @@ use xebec_proto::cri::{
 };
 
 use crate::error::{Error, Result};
+use crate::grpc;
 
 /// How long any call may take; pulls over a slow link are the longest.
 const DEADLINE: Duration = Duration::from_mins(2);
@@ -72,18 +70,7 @@ impl Cri {
             .enable_all()
             .build()
             .map_err(Error::system("start the CRI client's runtime"))?;
-        let path = socket.to_owned();
-        let connector = service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        });
-        let channel = runtime
-            .block_on(
-                Endpoint::from_static("http://containerd")
-                    .timeout(DEADLINE)
-                    .connect_with_connector(connector),
-            )
-            .map_err(|e| Error::invalid(format!("CRI socket {}", socket.display()), e))?;
+        let channel = runtime.block_on(grpc::connect(socket, DEADLINE))?;
         Ok(Self { runtime, channel })
     }
 
