@@ -57,6 +57,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                 .compile_fds_with_config(fds, config_for(&package))?;
         }
     }
+    if enabled("EVENTS") {
+        let fds = protox::compile(["events_stream.proto"], ["protos"])?;
+        tonic_prost_build::configure()
+            .build_server(false)
+            .emit_rerun_if_changed(false)
+            .compile_fds_with_config(fds, config_for("containerd.services.events.v1"))?;
+    }
     if enabled("CRI") {
         let fds = protox::compile(["cri.proto"], ["protos"])?;
         tonic_prost_build::configure()

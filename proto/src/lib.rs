@@ -84,6 +84,11 @@ generated! {
     /// `containerd.services.leases.v1`, with its gRPC client.
     leases, "containerd.services.leases.v1"
 }
+#[cfg(feature = "events")]
+generated! {
+    /// `containerd.services.events.v1`, with its gRPC client.
+    events_stream, "containerd.services.events.v1"
+}
 #[cfg(feature = "cri")]
 generated! {
     /// `runtime.v1` (CRI), with its gRPC clients.

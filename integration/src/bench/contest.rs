@@ -46,7 +46,7 @@ pub fn contest<'a, S: Side>(
     }
 }
 
-fn present(binary: &str) -> std::result::Result<(), Absent> {
+pub(super) fn present(binary: &str) -> std::result::Result<(), Absent> {
     in_path(binary)
         .map(drop)
         .ok_or_else(|| Absent(format!("{binary} was not found in PATH")))

@@ -1,8 +1,9 @@
-//! Taking one sample: a command's wall time, a shim's memory.
+//! Taking one sample: a command's wall time, what a program's processes weigh.
 //!
 //! Commands are started by `posix_spawn` (what `std::process::Command` uses when no hook is set),
 //! which shares the runner's memory until the exec, so the runner's size does not count.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{Read as _, Seek as _};
@@ -71,39 +72,107 @@ pub fn in_path(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Memory of a process and of its helpers, in KiB.
+/// What a program's processes take, in KiB and numbers.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct Weight {
     /// Resident set.
     pub rss: u64,
     /// Resident set with shared pages divided among those who share them.
     pub pss: u64,
     /// Pages nobody else maps.
     pub private: u64,
+    /// Threads.
+    pub threads: u64,
+    /// Open descriptors.
+    pub fds: u64,
 }
 
-/// Memory of the shim that is the parent of a container's init, and of its helpers.
-pub fn shim_memory(init: u32) -> Result<Memory> {
-    family_memory(parent_of(init)?)
-}
-
-/// Memory of a process together with its own children that run the same program (a spawner, a
-/// keeper), so that no design hides memory in a second process.
-pub fn family_memory(parent: u32) -> Result<Memory> {
-    let program = read_link(parent)?;
-    let mut total = memory_of(parent)?;
-    for pid in processes()? {
-        // A process that ends while the list is walked is no part of what is weighed.
-        let is_helper = parent_of(pid).is_ok_and(|its| its == parent)
-            && read_link(pid).is_ok_and(|exe| exe == program);
-        if is_helper {
-            let more = memory_of(pid)?;
-            total.rss += more.rss;
-            total.pss += more.pss;
-            total.private += more.private;
-        }
+impl std::ops::AddAssign for Weight {
+    fn add_assign(&mut self, other: Self) {
+        self.rss += other.rss;
+        self.pss += other.pss;
+        self.private += other.private;
+        self.threads += other.threads;
+        self.fds += other.fds;
     }
-    Ok(total)
+}
+
+/// The processes of one moment: pid and parent.
+pub struct Processes(BTreeMap<u32, u32>);
+
+impl Processes {
+    /// Those of this pid namespace.
+    pub fn now() -> Result<Self> {
+        // A process that ends while the list is walked is no part of it.
+        let parent = |pid| Some((pid, parent_of(pid).ok()?));
+        Ok(Self(processes()?.into_iter().filter_map(parent).collect()))
+    }
+
+    /// Weighs the shims of containers with these inits, each shim once.
+    pub fn shims_weight(&self, inits: &[u32]) -> Result<Weight> {
+        let mut members = BTreeSet::new();
+        for init in inits {
+            let shim = self.0.get(init);
+            let shim = *shim.ok_or_else(|| Error::invalid(format!("process {init}"), "is gone"))?;
+            members.extend(self.family(shim)?);
+        }
+        Self::weigh(members)
+    }
+
+    /// Weighs a process together with those of its ancestors and descendants, in an unbroken line,
+    /// that run the same program (a supervisor, a spawner, a keeper), so that no design hides
+    /// memory in a second process.
+    pub fn family_weight(&self, member: u32) -> Result<Weight> {
+        Self::weigh(self.family(member)?)
+    }
+
+    fn weigh(pids: impl IntoIterator<Item = u32>) -> Result<Weight> {
+        let mut total = Weight::default();
+        for pid in pids {
+            total += weight_of(pid)?;
+        }
+        Ok(total)
+    }
+
+    fn family(&self, member: u32) -> Result<Vec<u32>> {
+        let program = read_link(member)?;
+        let is_kin = |pid| read_link(pid).is_ok_and(|exe| exe == program);
+        Ok(self.kin(member, is_kin))
+    }
+
+    fn kin(&self, member: u32, is_kin: impl Fn(u32) -> bool) -> Vec<u32> {
+        let mut eldest = member;
+        while let Some(&parent) = self.0.get(&eldest)
+            && is_kin(parent)
+        {
+            eldest = parent;
+        }
+        let mut family = vec![eldest];
+        let mut next = 0;
+        while let Some(&parent) = family.get(next) {
+            let children = self.0.iter().filter(|(_, its)| **its == parent);
+            family.extend(children.map(|(pid, _)| *pid).filter(|pid| is_kin(*pid)));
+            next += 1;
+        }
+        family
+    }
+}
+
+/// The processes whose command line has this word.
+pub fn with_word(word: &str) -> Result<Vec<u32>> {
+    let has_word = |pid: &u32| {
+        fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| {
+            line.split(|byte| *byte == 0)
+                .any(|part| part == word.as_bytes())
+        })
+    };
+    Ok(processes()?.into_iter().filter(has_word).collect())
+}
+
+/// The processes of a program, by the name that the kernel keeps of it.
+pub fn named(name: &str) -> Result<Vec<u32>> {
+    let is_it = |pid: &u32| read_proc(*pid, "comm").is_ok_and(|comm| comm.trim_end() == name);
+    Ok(processes()?.into_iter().filter(is_it).collect())
 }
 
 fn read_link(pid: u32) -> Result<PathBuf> {
@@ -131,21 +200,33 @@ fn parent_of(pid: u32) -> Result<u32> {
     parent.ok_or_else(|| Error::invalid(format!("/proc/{pid}/status"), "no PPid line"))
 }
 
-fn memory_of(pid: u32) -> Result<Memory> {
+fn weight_of(pid: u32) -> Result<Weight> {
     let rollup = read_proc(pid, "smaps_rollup")?;
-    parse_memory(&rollup).ok_or_else(|| {
+    let memory = parse_memory(&rollup).ok_or_else(|| {
         Error::invalid(
             format!("/proc/{pid}/smaps_rollup"),
             "no Rss, Pss or Private lines",
         )
+    })?;
+    Ok(Weight {
+        threads: entries(pid, "task")?,
+        fds: entries(pid, "fd")?,
+        ..memory
     })
 }
 
-fn parse_memory(rollup: &str) -> Option<Memory> {
-    Some(Memory {
+fn entries(pid: u32, directory: &str) -> Result<u64> {
+    let path = PathBuf::from(format!("/proc/{pid}/{directory}"));
+    let entries = fs::read_dir(&path).map_err(Error::file("list", &path))?;
+    Ok(entries.count() as u64)
+}
+
+fn parse_memory(rollup: &str) -> Option<Weight> {
+    Some(Weight {
         rss: field(rollup, "Rss")?,
         pss: field(rollup, "Pss")?,
         private: field(rollup, "Private_Clean")? + field(rollup, "Private_Dirty")?,
+        ..Weight::default()
     })
 }
 
@@ -168,20 +249,35 @@ mod tests {
                       Private_Clean:        20 kB\nPrivate_Dirty:       80 kB\n";
         assert_eq!(
             parse_memory(rollup),
-            Some(Memory {
+            Some(Weight {
                 rss: 1234,
                 pss: 900,
-                private: 100
+                private: 100,
+                ..Weight::default()
             })
         );
         assert_eq!(parse_memory("Rss: 1 kB\n"), None);
     }
 
     #[test]
-    fn a_process_has_a_parent_and_memory() {
+    fn a_process_has_a_parent_and_a_weight() {
         let me = std::process::id();
         assert_eq!(parent_of(me).unwrap(), std::os::unix::process::parent_id());
-        assert!(memory_of(me).unwrap().rss > 0);
+        let weight = weight_of(me).unwrap();
+        assert!(
+            weight.rss > 0 && weight.threads > 0 && weight.fds > 2,
+            "{weight:?}"
+        );
+    }
+
+    #[test]
+    fn a_family_is_those_in_an_unbroken_line_that_run_the_same_program() {
+        // 1 init, 2 supervisor, 3 worker, 4 spawner, 5 and 6 a container's, 7 another supervisor.
+        let processes = Processes([(2, 1), (3, 2), (4, 3), (5, 3), (6, 5), (7, 1)].into());
+        let is_kin = |pid| [2, 3, 4, 6, 7].contains(&pid);
+        for member in [2, 3, 4] {
+            assert_eq!(processes.kin(member, is_kin), [2, 3, 4]);
+        }
     }
 
     #[test]

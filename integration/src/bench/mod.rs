@@ -10,10 +10,14 @@ mod cli;
 pub mod containers;
 pub mod contest;
 pub mod measure;
+pub mod parallel;
+mod parts;
 pub mod phases;
 pub mod plot;
 pub mod report;
 pub mod runtime;
+mod shim;
+pub mod shims;
 pub mod smoke;
 mod snapshotter;
 pub mod stats;
@@ -25,7 +29,6 @@ use std::collections::BTreeMap;
 
 pub use cli::{Args, MeasureArgs, main, measure};
 pub use report::Report;
-pub use snapshotter::Part;
 
 use crate::error::{Error, Result};
 use crate::hosts::Service;
@@ -38,9 +41,9 @@ struct Bench {
     services: &'static [Service],
     /// Rounds of an ordinary and of a quick run.
     rounds: (u32, u32),
-    run: fn(u32, Option<Part>, &mut Random) -> Result<Measured>,
-    /// Parts of it can be run alone.
-    has_parts: bool,
+    run: fn(u32, Option<&str>, &mut Random) -> Result<Measured>,
+    /// Names of the parts that can be run alone.
+    parts: fn() -> Vec<String>,
     /// Also measures what a created container is charged with, wherever that can be told.
     charged: bool,
 }
@@ -59,7 +62,7 @@ const BENCHES: &[Bench] = &[
         services: &[Service::Containerd],
         rounds: (100, 10),
         run: run_runtime,
-        has_parts: false,
+        parts: Vec::new,
         charged: true,
     },
     Bench {
@@ -67,7 +70,15 @@ const BENCHES: &[Bench] = &[
         services: &[Service::Containerd],
         rounds: (50, 10),
         run: run_smoke,
-        has_parts: false,
+        parts: Vec::new,
+        charged: false,
+    },
+    Bench {
+        name: "shim",
+        services: &[Service::Containerd],
+        rounds: (40, 5),
+        run: run_shim,
+        parts: parts::names::<shim::Part>,
         charged: false,
     },
     Bench {
@@ -76,19 +87,19 @@ const BENCHES: &[Bench] = &[
         services: &[],
         rounds: (3, 1),
         run: run_snapshotter,
-        has_parts: true,
+        parts: parts::names::<snapshotter::Part>,
         charged: false,
     },
 ];
 
-fn run_runtime(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Measured> {
+fn run_runtime(rounds: u32, _: Option<&str>, random: &mut Random) -> Result<Measured> {
     let fixtures = runtime::Fixtures::start()?;
     let samples = suite::run(
         &mut tasks(runtime::operations(&fixtures)),
         rounds,
         random,
         tell(rounds),
-    )?;
+    );
     Ok(Measured {
         phases: runtime::phases(&fixtures, &samples)?,
         versions: containers::versions(),
@@ -96,14 +107,14 @@ fn run_runtime(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Meas
     })
 }
 
-fn run_smoke(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Measured> {
+fn run_smoke(rounds: u32, _: Option<&str>, random: &mut Random) -> Result<Measured> {
     let fixtures = smoke::Fixtures::start()?;
     let samples = suite::run(
         &mut tasks(smoke::operations(&fixtures)),
         rounds,
         random,
         tell(rounds),
-    )?;
+    );
     Ok(Measured {
         samples,
         versions: smoke::versions(),
@@ -111,11 +122,19 @@ fn run_smoke(rounds: u32, _: Option<Part>, random: &mut Random) -> Result<Measur
     })
 }
 
-fn run_snapshotter(rounds: u32, only: Option<Part>, random: &mut Random) -> Result<Measured> {
-    let fixtures = snapshotter::Fixtures::start()?;
-    let samples = snapshotter::measure(&fixtures, only, rounds, random)?;
+fn run_shim(rounds: u32, only: Option<&str>, random: &mut Random) -> Result<Measured> {
+    let fixtures = shim::Fixtures::start()?;
     Ok(Measured {
-        samples,
+        samples: parts::measure::<shim::Part>(&fixtures, only, rounds, random)?,
+        versions: shims::versions().collect(),
+        phases: Vec::new(),
+    })
+}
+
+fn run_snapshotter(rounds: u32, only: Option<&str>, random: &mut Random) -> Result<Measured> {
+    let fixtures = snapshotter::Fixtures::start()?;
+    Ok(Measured {
+        samples: parts::measure::<snapshotter::Part>(&fixtures, only, rounds, random)?,
         versions: snapshotter::versions(),
         phases: Vec::new(),
     })
@@ -161,7 +180,8 @@ mod tests {
     fn an_unknown_bench_is_refused_with_the_list_of_those_that_exist() {
         let error = select("everything").map(drop).unwrap_err().to_string();
         assert!(
-            error.contains("everything") && error.contains("runtime, smoke, snapshotter, all"),
+            error.contains("everything")
+                && error.contains("runtime, smoke, shim, snapshotter, all"),
             "{error}"
         );
     }

@@ -26,6 +26,8 @@ pub struct Report {
     pub versions: BTreeMap<String, String>,
     /// Peers that could not be measured, and why.
     pub absent: BTreeSet<Absent>,
+    /// What went wrong; a promise that hangs on it counts as not kept.
+    pub failed: Vec<String>,
     /// The rows in the order of the suite.
     pub rows: Vec<Row>,
     /// Where the time of one operation goes, if the suite looks into that.
@@ -126,6 +128,7 @@ impl Report {
             load: 0.0,
             versions: BTreeMap::new(),
             absent: run.absent,
+            failed: run.failed,
             rows,
             phases: Vec::new(),
         }
@@ -139,9 +142,9 @@ impl Report {
         self.absent.extend(charged.absent);
     }
 
-    /// One line for each promise that was missed or could not be judged.
+    /// One line for each promise that was missed or could not be judged, and for what failed.
     pub fn missed(&self) -> Vec<String> {
-        let mut lines = Vec::new();
+        let mut lines = self.failed.clone();
         for row in &self.rows {
             for verdict in row.targets.iter().filter(|v| v.met != Some(true)) {
                 let measured = verdict
@@ -186,6 +189,9 @@ impl Report {
         for why in &self.absent {
             let _ = writeln!(text, "absent: {}", why.0);
         }
+        for what in &self.failed {
+            let _ = writeln!(text, "FAILED: {what}");
+        }
         text.push_str("ratios = xebec's p10 and median / the peer's; spread = p90 - p10\n");
         text.push_str(&phases::table(&self.phases));
         let _ = writeln!(
@@ -208,7 +214,7 @@ fn line(label: &str, cell: &Cell, unit: Unit) -> String {
     let digits = match unit {
         Unit::Milliseconds if s.median < 1.0 => 3,
         Unit::Milliseconds | Unit::Microseconds | Unit::ProcessorSeconds => 2,
-        Unit::Kibibytes | Unit::Calls => 0,
+        Unit::Kibibytes | Unit::Calls | Unit::Executions | Unit::Threads | Unit::Descriptors => 0,
     };
     let ratio = cell
         .ratio
@@ -289,6 +295,7 @@ mod tests {
                 },
             ],
             absent: [Absent("crun was not found".into())].into(),
+            failed: Vec::new(),
         }
     }
 
@@ -330,6 +337,15 @@ mod tests {
                 "smoke/idle shim private: 900.00, target ≤ 800 KiB"
             ]
         );
+    }
+
+    #[test]
+    fn what_failed_is_in_the_table_and_misses_a_promise() {
+        let mut run = samples();
+        run.fail("crowd", &crate::error::Error::invalid("x", "y"));
+        let report = Report::new("shim", run, &Targets::new());
+        assert!(report.table().contains("FAILED: crowd"));
+        assert_eq!(report.missed().len(), 1);
     }
 
     #[test]

@@ -4,13 +4,12 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::thread;
 use std::time::Instant;
 
 use super::containers::{self, Containers, RUNTIMES};
 use super::contest::{Side, contest, one};
 use super::measure::{in_path, output, wall_ms};
+use super::parallel::for_each;
 use super::phases::{self, Phase};
 use super::stats::Summary;
 use super::suite::{OURS, Operation, Run, Sampler, Unit};
@@ -23,7 +22,7 @@ const LIBRARY: &str = "/opt/xebec/bench-library";
 
 /// Containers of a crowd, and how many are made at once.
 const CROWD: u32 = 100;
-const AT_ONCE: usize = 8;
+const AT_ONCE: u32 = 8;
 /// Rounds between two samples of what is slow to take or varies little.
 const SELDOM: u32 = 10;
 
@@ -213,30 +212,14 @@ fn weigh(fixtures: &Fixtures, runner: Runner, what: &str, round: u32) -> Result<
 fn crowd(containers: &Containers, runtime: &str) -> Result<f64> {
     let name = |n: u32| format!("bench-crowd-{runtime}-{n}");
     let began = Instant::now();
-    for_each_of_crowd(|n| wall_ms(&containers.create(runtime, &["run", "-d"], &name(n))))?;
+    for_each(CROWD, AT_ONCE, |n| {
+        wall_ms(&containers.create(runtime, &["run", "-d"], &name(n))).map(drop)
+    })?;
     let elapsed = began.elapsed();
-    for_each_of_crowd(|n| wall_ms(&[runtime, "delete", "-f", &name(n)]))?;
+    for_each(CROWD, AT_ONCE, |n| {
+        wall_ms(&[runtime, "delete", "-f", &name(n)]).map(drop)
+    })?;
     Ok(elapsed.as_secs_f64() * 1e3)
-}
-
-fn for_each_of_crowd(action: impl Fn(u32) -> Result<f64> + Sync) -> Result<()> {
-    let next = AtomicU32::new(0);
-    let worker = || -> Result<()> {
-        loop {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            if number >= CROWD {
-                return Ok(());
-            }
-            action(number)?;
-        }
-    };
-    thread::scope(|scope| {
-        let workers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(worker)).collect();
-        let panicked = |_| Err(Error::invalid("a worker of the crowd", "it panicked"));
-        workers
-            .into_iter()
-            .try_for_each(|worker| worker.join().unwrap_or_else(panicked))
-    })
 }
 
 fn containers_of_library(fixtures: &Fixtures) -> Sampler<'_> {
@@ -308,26 +291,5 @@ impl Drop for Library {
         // The end of its input ends it; what cannot be waited for goes with the host.
         drop(self.process.stdin.take());
         let _ = self.process.wait();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_member_of_a_crowd_is_made_once_and_a_failure_is_told() {
-        let made = AtomicU32::new(0);
-        for_each_of_crowd(|n| {
-            made.fetch_add(n, Ordering::Relaxed);
-            Ok(0.0)
-        })
-        .unwrap();
-        assert_eq!(made.into_inner(), CROWD * (CROWD - 1) / 2);
-        let failed = for_each_of_crowd(|n| match n {
-            70 => Err(Error::invalid("70", "failed")),
-            _ => Ok(0.0),
-        });
-        assert!(failed.is_err());
     }
 }

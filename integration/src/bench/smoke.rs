@@ -4,40 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::containers::{self, Containers, RUNTIMES};
-use super::contest::{Side, contest, one};
-use super::measure::{in_path, output, shim_memory, version, wall_ms};
-use super::suite::{OURS, Operation, Unit};
-use crate::error::{Error, Result};
-
-/// Contestant, its runtime name for containerd and its binary.
-const SHIMS: &[Shim] = &[
-    Shim {
-        contestant: OURS,
-        runtime: "io.containerd.xebec.v2",
-        binary: "containerd-shim-xebec-v2",
-    },
-    Shim {
-        contestant: "containerd-shim-runc-v2",
-        runtime: "io.containerd.runc.v2",
-        binary: "containerd-shim-runc-v2",
-    },
-];
-
-struct Shim {
-    contestant: &'static str,
-    runtime: &'static str,
-    binary: &'static str,
-}
-
-impl Side for Shim {
-    fn contestant(&self) -> &'static str {
-        self.contestant
-    }
-
-    fn binary(&self) -> &'static str {
-        self.binary
-    }
-}
+use super::contest::{contest, one};
+use super::measure::{output, wall_ms};
+use super::shims::{self, SHIMS, Shim};
+use super::suite::{Operation, Unit};
+use crate::error::Result;
 
 /// Containers that live as long as the suite, one for each contestant, to exec into.
 pub struct Fixtures {
@@ -50,47 +21,36 @@ impl Fixtures {
         let fixtures = Self {
             containers: Containers::start()?,
         };
-        for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
+        for shim in shims::present() {
             fixtures.start_task(shim, &task_target(shim))?;
         }
         Ok(fixtures)
     }
 
     fn start_task(&self, shim: &Shim, id: &str) -> Result<()> {
-        let argv = self.ctr_run(shim, &["-d"], id, &["/bin/sleep", "100000"]);
+        let argv = self.ctr_run(shim, &["-d"], id, shims::SLEEP);
         output(&argv).map(drop)
     }
 
-    /// `ctr run` of the shared root filesystem. `--cpu-shares 0` asks for no cpu controller,
-    /// which the native host lacks.
+    /// `ctr run` of the shared root filesystem, with containerd's seccomp profile.
     fn ctr_run(&self, shim: &Shim, flags: &[&str], id: &str, command: &[&str]) -> Vec<String> {
         let rootfs = self.containers.rootfs();
-        let mut argv = vec!["ctr", "run", "--runtime", shim.runtime, "--cpu-shares", "0"];
-        argv.push("--seccomp");
-        argv.extend(flags);
-        let rootfs = rootfs.to_string_lossy();
-        argv.extend(["--rootfs", &rootfs, id]);
-        argv.extend(command);
-        argv.into_iter().map(str::to_owned).collect()
+        let source = ["--seccomp", "--rootfs", &rootfs.to_string_lossy()];
+        shim.run_command(flags, &source, id, command)
     }
 }
 
 impl Drop for Fixtures {
     fn drop(&mut self) {
         // The host that this runs in is thrown away; what cannot be removed goes with it.
-        for shim in SHIMS.iter().filter(|s| in_path(s.binary).is_some()) {
-            let _ = remove_task(&task_target(shim));
+        for shim in shims::present() {
+            let _ = shims::remove(&task_target(shim));
         }
     }
 }
 
 fn task_target(shim: &Shim) -> String {
     format!("bench-task-{}", shim.contestant)
-}
-
-fn remove_task(id: &str) -> Result<()> {
-    output(&["ctr", "tasks", "rm", "-f", id])?;
-    output(&["ctr", "containers", "rm", id]).map(drop)
 }
 
 /// The operations of the suite.
@@ -119,12 +79,12 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
                     shim,
                     &["--rm"],
                     &id,
-                    &["/bin/true"],
+                    shims::TRUE,
                 )))
             })
         }),
         contest(&["ctr task exec"], ms, 1, SHIMS, |shim| {
-            Box::new(move |n| task_exec(shim, n))
+            Box::new(move |n| one(shims::exec_ms(&task_target(shim), n)))
         }),
         contest(memory, Unit::Kibibytes, MEMORY_EVERY, SHIMS, |shim| {
             Box::new(move |n| idle_shim(fixtures, shim, n))
@@ -134,65 +94,19 @@ pub fn operations(fixtures: &Fixtures) -> Vec<Operation<'_>> {
 
 /// What each contestant says of its version, in one line.
 pub fn versions() -> BTreeMap<String, String> {
-    let shims = SHIMS
-        .iter()
-        .filter(|shim| in_path(shim.binary).is_some())
-        .map(|shim| (shim.binary.to_owned(), version(&[shim.binary, "-v"])));
-    containers::versions().into_iter().chain(shims).collect()
+    containers::versions()
+        .into_iter()
+        .chain(shims::versions())
+        .collect()
 }
 
 /// Memory varies little and is slow to sample.
 const MEMORY_EVERY: u32 = 10;
 
-fn task_exec(shim: &Shim, round: u32) -> Result<Vec<f64>> {
-    let (id, exec) = (task_target(shim), format!("e{round}"));
-    one(wall_ms(&[
-        "ctr",
-        "tasks",
-        "exec",
-        "--exec-id",
-        &exec,
-        &id,
-        "/bin/true",
-    ]))
-}
-
 fn idle_shim(fixtures: &Fixtures, shim: &Shim, round: u32) -> Result<Vec<f64>> {
     let id = format!("bench-idle-{round}");
     fixtures.start_task(shim, &id)?;
-    std::thread::sleep(SETTLE);
-    let memory = init_pid(&id).and_then(shim_memory);
-    remove_task(&id)?;
-    memory.map(|m| vec![m.rss as f64, m.pss as f64, m.private as f64])
-}
-
-/// How long a shim is left alone before it is weighed.
-const SETTLE: std::time::Duration = std::time::Duration::from_millis(500);
-
-/// The init pid that `ctr tasks ls` shows.
-fn init_pid(id: &str) -> Result<u32> {
-    let list = output(&["ctr", "tasks", "ls"])?;
-    parse_init_pid(&list, id)
-        .ok_or_else(|| Error::invalid("output of `ctr tasks ls`", format!("no pid for {id}")))
-}
-
-fn parse_init_pid(list: &str, id: &str) -> Option<u32> {
-    let mut fields = list
-        .lines()
-        .map(str::split_whitespace)
-        .find_map(|mut fields| (fields.next() == Some(id)).then_some(fields))?;
-    fields.next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_pid_of_a_task_is_found_by_its_whole_id() {
-        let list =
-            "TASK      PID    STATUS\nbench-10    77    RUNNING\nbench-1     12    RUNNING\n";
-        assert_eq!(parse_init_pid(list, "bench-1"), Some(12));
-        assert_eq!(parse_init_pid(list, "bench"), None);
-    }
+    let weight = shims::weigh_idle(&[&id]);
+    shims::remove(&id)?;
+    weight.map(|w| vec![w.rss as f64, w.pss as f64, w.private as f64])
 }

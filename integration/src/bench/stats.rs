@@ -38,7 +38,7 @@ impl Summary {
 }
 
 /// Linear interpolation between the two nearest ranks of a sorted, non-empty slice.
-fn quantile(sorted: &[f64], q: f64) -> f64 {
+pub(super) fn quantile(sorted: &[f64], q: f64) -> f64 {
     let position = q * (sorted.len() - 1) as f64;
     let below = position.floor();
     let (low, high) = (sorted[below as usize], sorted[position.ceil() as usize]);

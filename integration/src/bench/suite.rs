@@ -23,6 +23,15 @@ pub enum Unit {
     /// System calls.
     #[serde(rename = "calls")]
     Calls,
+    /// Executions of programs.
+    #[serde(rename = "execs")]
+    Executions,
+    /// Threads.
+    #[serde(rename = "threads")]
+    Threads,
+    /// Open descriptors.
+    #[serde(rename = "fds")]
+    Descriptors,
     /// Microseconds of wall time, for what is done very often.
     #[serde(rename = "µs")]
     Microseconds,
@@ -38,6 +47,9 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::Kibibytes => "KiB",
             Self::Calls => "calls",
+            Self::Executions => "execs",
+            Self::Threads => "threads",
+            Self::Descriptors => "fds",
             Self::Microseconds => "µs",
             Self::ProcessorSeconds => "CPU s",
         }
@@ -65,6 +77,15 @@ pub struct Task<'a> {
     pub warms_up: bool,
     /// How it is done, or why it cannot be on this host.
     pub sampler: std::result::Result<Sampler<'a>, Absent>,
+}
+
+impl Task<'_> {
+    /// Its first row, and whose cell of it.
+    fn name(&self) -> String {
+        let first = self.feeds.first();
+        let name = first.map(|feed| format!("{} by {}", feed.row, feed.contestant));
+        name.unwrap_or_default()
+    }
 }
 
 /// Takes one sample: one figure for each of the feeds of its task, in their order.
@@ -126,6 +147,8 @@ pub struct Run {
     pub rows: Vec<RowSamples>,
     /// Who was not measured, and why.
     pub absent: BTreeSet<Absent>,
+    /// What went wrong; the rows it concerns have fewer samples, or none.
+    pub failed: Vec<String>,
 }
 
 /// The samples of one row.
@@ -141,32 +164,37 @@ pub struct RowSamples {
 
 /// Runs `rounds` rounds after one warm-up that is not counted.
 ///
-/// `progress` hears how many rounds are done.
+/// A task that fails is not tried again; the others go on. `progress` hears how many rounds are
+/// done.
 pub fn run(
     tasks: &mut [Task<'_>],
     rounds: u32,
     random: &mut Random,
     mut progress: impl FnMut(u32),
-) -> Result<Run> {
+) -> Run {
     let mut samples = empty_samples(tasks);
+    let mut given_up = BTreeSet::new();
     for round in 0..=rounds {
         for number in order(tasks, round, rounds, random) {
             let task = &mut tasks[number];
             let Ok(sampler) = &mut task.sampler else {
                 continue;
             };
-            let figures = sampler(round).map_err(|error| {
-                let what = task.feeds.first();
-                let what = what.map(|feed| format!("{} by {}", feed.row, feed.contestant));
-                Error::invalid(what.unwrap_or_default(), error)
-            })?;
-            if round > 0 {
-                samples.add(&task.feeds, &figures);
+            if given_up.contains(&number) {
+                continue;
+            }
+            match sampler(round) {
+                Ok(figures) if round > 0 => samples.add(&task.feeds, &figures),
+                Ok(_) => {}
+                Err(error) => {
+                    given_up.insert(number);
+                    samples.fail(&task.name(), &error);
+                }
             }
         }
         progress(round);
     }
-    Ok(samples)
+    samples
 }
 
 /// The tasks of one round, shuffled. Round 0 warms up what wants it.
@@ -200,6 +228,13 @@ impl Run {
     pub fn extend(&mut self, part: Self) {
         self.rows.extend(part.rows);
         self.absent.extend(part.absent);
+        self.failed.extend(part.failed);
+    }
+
+    /// Notes, and tells at once, that something could not be measured.
+    pub fn fail(&mut self, what: &str, error: &Error) {
+        eprintln!("{what}: {error}");
+        self.failed.push(format!("{what}: {error}"));
     }
 
     fn add(&mut self, feeds: &[Feed], figures: &[f64]) {
@@ -293,7 +328,7 @@ mod tests {
             every: 1,
             contestants: vec![contestant(OURS, &log), contestant("peer", &log)],
         }];
-        let samples = run(&mut tasks(ops), 3, &mut Random::new(1), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 3, &mut Random::new(1), |_| ());
         assert_eq!(log.borrow().len(), 8);
         assert_eq!(samples.rows[0].cells[0], (OURS, vec![1.0, 2.0, 3.0]));
         assert_eq!(samples.rows[1].cells[1], ("peer", vec![1.0; 3]));
@@ -308,7 +343,7 @@ mod tests {
             every: 1,
             contestants: vec![contestant(OURS, &log), contestant("peer", &log)],
         }];
-        run(&mut tasks(ops), 32, &mut Random::new(7), |_| ()).unwrap();
+        run(&mut tasks(ops), 32, &mut Random::new(7), |_| ());
         let log = log.borrow();
         let firsts: Vec<_> = log.chunks(2).map(|round| round[0].0).collect();
         assert!(log.chunks(2).all(|r| r[0].1 == r[1].1 && r[0].0 != r[1].0));
@@ -324,7 +359,7 @@ mod tests {
             every: 4,
             contestants: vec![contestant(OURS, &log)],
         }];
-        let samples = run(&mut tasks(ops), 8, &mut Random::new(7), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 8, &mut Random::new(7), |_| ());
         assert_eq!(samples.rows[0].cells[0].1, [4.0, 8.0]);
     }
 
@@ -342,7 +377,7 @@ mod tests {
             warms_up: false,
             sampler: contestant(OURS, &log).sampler,
         }];
-        let samples = run(&mut tasks, 2, &mut Random::new(7), |_| ()).unwrap();
+        let samples = run(&mut tasks, 2, &mut Random::new(7), |_| ());
         let cells = vec![(OURS, vec![2.0]), ("floor", vec![1.0])];
         assert_eq!(samples.rows[0].cells, cells);
         assert_eq!(log.borrow().len(), 1, "no warm-up, and once at the end");
@@ -361,25 +396,36 @@ mod tests {
             every: 1,
             contestants: vec![contestant(OURS, &log), absent],
         }];
-        let samples = run(&mut tasks(ops), 2, &mut Random::new(7), |_| ()).unwrap();
+        let samples = run(&mut tasks(ops), 2, &mut Random::new(7), |_| ());
         assert!(samples.absent.contains(&Absent("not installed".into())));
         assert!(samples.rows[0].cells[1].1.is_empty());
     }
 
     #[test]
-    fn a_failed_sample_names_operation_and_contestant() {
+    fn a_task_that_fails_is_named_and_the_others_go_on() {
+        let log = RefCell::new(Vec::new());
         let ops = [Operation {
-            rows: &["run"],
+            rows: &["a", "b"],
             unit: Unit::Milliseconds,
             every: 1,
-            contestants: vec![Contestant {
-                name: "runc",
-                sampler: Ok(Box::new(|_| Err(Error::invalid("x", "y")))),
-            }],
+            contestants: vec![
+                contestant(OURS, &log),
+                Contestant {
+                    name: "runc",
+                    sampler: Ok(Box::new(|round| match round {
+                        0 | 1 => Ok(vec![1.0, 2.0]),
+                        _ => Err(Error::invalid("x", "y")),
+                    })),
+                },
+            ],
         }];
-        let error = run(&mut tasks(ops), 1, &mut Random::new(7), |_| ())
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("run") && error.contains("runc"), "{error}");
+        let samples = run(&mut tasks(ops), 3, &mut Random::new(7), |_| ());
+        assert_eq!(samples.failed.len(), 1, "it is not tried again");
+        let failed = &samples.failed[0];
+        assert!(failed.contains("a by runc"), "{failed}");
+        assert_eq!(
+            samples.rows[1].cells,
+            [(OURS, vec![1.0; 3]), ("runc", vec![2.0])]
+        );
     }
 }

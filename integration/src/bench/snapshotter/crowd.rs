@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::super::measure::{family_memory, output};
+use super::super::measure::{Processes, output};
 use super::super::suite::{Feed, OURS, Task, Unit};
 use super::node::{self, Node};
 use super::reads::{Files, THREADS};
@@ -117,7 +117,8 @@ impl<'a> Crowd<'a> {
         } else {
             self.node.pid(Service::Snapshotter)?
         };
-        family_memory(pid).map(|memory| memory.rss as f64)
+        let weight = Processes::now()?.family_weight(pid)?;
+        Ok(weight.rss as f64)
     }
 
     /// Milliseconds from the start of our daemon, which finds many snapshots and no registry, to

@@ -14,7 +14,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum as _;
 use serde::Deserialize;
 
 use self::convert::Converted;
@@ -22,6 +21,7 @@ use self::crowd::Crowd;
 use self::mounted::Mounted;
 use self::node::Node;
 use super::measure::{output, version};
+use super::parts::Measurable;
 use super::suite::{self, Random, Run};
 use super::tasks;
 use crate::corpus::{Recipe, recipes};
@@ -80,7 +80,7 @@ impl Fixtures {
 
 /// A part of the suite, whose rounds are apart from the others': it has the node to itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Part {
+pub(super) enum Part {
     /// Cold starts over slow links
     Cold,
     /// What conversions cost
@@ -93,23 +93,9 @@ pub enum Part {
     Crowd,
 }
 
-/// Measures all parts, or `only` one.
-pub(super) fn measure(
-    fixtures: &Fixtures,
-    only: Option<Part>,
-    rounds: u32,
-    random: &mut Random,
-) -> Result<Run> {
-    let mut all = Run::default();
-    for &part in Part::value_variants() {
-        if only.is_none_or(|only| only == part) {
-            all.extend(part.measure(fixtures, rounds, random)?);
-        }
-    }
-    Ok(all)
-}
+impl Measurable for Part {
+    type Fixtures = Fixtures;
 
-impl Part {
     fn measure(self, fixtures: &Fixtures, rounds: u32, random: &mut Random) -> Result<Run> {
         let tell = |round: u32| eprintln!("... {self:?}: round {round}");
         match self {
@@ -118,30 +104,30 @@ impl Part {
                 let profiles = images.iter().map(|image| record(node, image));
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
                 let mut starts = cold::tasks(node, images, &profiles);
-                suite::run(&mut starts, rounds, random, tell)
+                Ok(suite::run(&mut starts, rounds, random, tell))
             }
             Self::Convert => {
                 let mut conversions = convert::tasks(&fixtures.converted, &fixtures.images);
-                suite::run(&mut conversions, 1, random, tell)
+                Ok(suite::run(&mut conversions, 1, random, tell))
             }
             Self::Metadata => {
                 let mut metadata = tasks(index::operations());
-                suite::run(&mut metadata, rounds * READS, random, tell)
+                Ok(suite::run(&mut metadata, rounds * READS, random, tell))
             }
             Self::Reads => {
                 let image = fixtures.images.last();
                 let image = image.ok_or_else(|| Error::invalid("images", "there are none"))?;
                 let mounted = Mounted::prepare(&fixtures.node, image)?;
                 let mut reads = mounted::tasks(&mounted);
-                suite::run(&mut reads, rounds * READS, random, tell)
+                Ok(suite::run(&mut reads, rounds * READS, random, tell))
             }
             Self::Crowd => {
                 let crowd = Crowd::prepare(fixtures)?;
                 let mut weighings = crowd::weigh_tasks(&crowd);
-                let mut all = suite::run(&mut weighings, 1, random, tell)?;
+                let mut all = suite::run(&mut weighings, 1, random, tell);
                 // Both daemons were weighed first: what is left of that is found again.
                 let mut restarts = crowd::restart_tasks(&crowd);
-                all.extend(suite::run(&mut restarts, rounds, random, tell)?);
+                all.extend(suite::run(&mut restarts, rounds, random, tell));
                 Ok(all)
             }
         }
