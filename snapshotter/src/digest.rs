@@ -137,25 +137,31 @@ impl FromStr for Digest {
 }
 
 fn parse_sha256(text: &str) -> Option<[u8; 32]> {
-    let hex = text.strip_prefix("sha256:")?.as_bytes();
+    let hex: &[u8; 64] = text.strip_prefix("sha256:")?.as_bytes().try_into().ok()?;
     let mut bytes = [0; 32];
-    if hex.len() != 64 {
-        return None;
-    }
+    let mut all = 0;
     for (byte, pair) in bytes.iter_mut().zip(hex.chunks_exact(2)) {
-        *byte = (hex_digit(pair[0])? << 4) | hex_digit(pair[1])?;
+        let (high, low) = (HEX[usize::from(pair[0])], HEX[usize::from(pair[1])]);
+        all |= high | low;
+        *byte = (high << 4) | low;
     }
-    Some(bytes)
+    (all != NO_DIGIT).then_some(bytes)
 }
 
-/// Upper-case digits are not valid in an OCI digest: two spellings would name one blob.
-fn hex_digit(c: u8) -> Option<u8> {
-    match c {
-        b'0'..=b'9' => Some(c - b'0'),
-        b'a'..=b'f' => Some(c - b'a' + 10),
-        _ => None,
+/// Stands for what is no hexadecimal digit; no combination of digits gives it.
+const NO_DIGIT: u8 = 0xff;
+
+/// The value of each digit. Upper-case ones are not valid in an OCI digest: two spellings would
+/// name one blob.
+const HEX: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < 16 {
+        values[b"0123456789abcdef"[value] as usize] = value as u8;
+        value += 1;
     }
-}
+    values
+};
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {

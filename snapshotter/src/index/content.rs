@@ -1,7 +1,7 @@
 //! Chunks, units and where file contents lie in the store.
 
 use super::builder::ChunkSpec;
-use super::layout::{Chunk, Codec, Field, Head, Inode, Kind, Record, Unit};
+use super::layout::{Chunk, Codec, Head, Inode, Kind, Record, Unit};
 use super::place::Places;
 use super::{MAX_CHUNK, MAX_UNIT};
 
@@ -216,8 +216,12 @@ impl Content {
     pub(super) fn put(&self, out: &mut Vec<u8>) {
         self.chunks.iter().for_each(|chunk| chunk.put(out));
         self.units.iter().for_each(|unit| unit.put(out));
-        self.unit_chunks.iter().for_each(|id| id.put(out));
-        self.segments.iter().for_each(|len| len.put(out));
+        self.unit_chunks
+            .iter()
+            .for_each(|id| out.extend_from_slice(&id.to_le_bytes()));
+        self.segments
+            .iter()
+            .for_each(|len| out.extend_from_slice(&len.to_le_bytes()));
     }
 }
 

@@ -73,17 +73,6 @@ impl Sections {
     }
 }
 
-/// Writes checksum, head and sections one after the other.
-pub(super) fn assemble(head: &Head, sections: &[u8]) -> Vec<u8> {
-    let mut image = Vec::with_capacity(SUM_LEN + Head::LEN + sections.len());
-    image.resize(SUM_LEN, 0);
-    head.put(&mut image);
-    image.extend_from_slice(sections);
-    let sum: [u8; SUM_LEN] = Sha256::digest(&image[SUM_LEN..]).into();
-    image[..SUM_LEN].copy_from_slice(&sum);
-    image
-}
-
 impl LayerIndex {
     /// Takes an image as [`LayerIndex::as_bytes`] gave it; a torn or changed one is refused.
     ///
@@ -108,6 +97,23 @@ impl LayerIndex {
             head,
             sections,
         })
+    }
+
+    /// Makes the image of `head` and the sections that `put` appends, in their order.
+    pub(super) fn write(head: Head, put: impl FnOnce(&mut Vec<u8>)) -> Self {
+        let sections = Sections::of(&head);
+        let mut image = Vec::with_capacity(sections.end);
+        image.resize(SUM_LEN, 0);
+        head.put(&mut image);
+        put(&mut image);
+        assert_eq!(image.len(), sections.end, "the head counts all sections");
+        let sum: [u8; SUM_LEN] = Sha256::digest(&image[SUM_LEN..]).into();
+        image[..SUM_LEN].copy_from_slice(&sum);
+        Self {
+            bytes: Box::new(image),
+            head,
+            sections,
+        }
     }
 
     /// The image, to be written to a file.

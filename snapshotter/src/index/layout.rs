@@ -96,15 +96,16 @@ pub(super) trait Record: Sized {
 
 /// An integer or byte array as it lies in a record.
 pub(super) trait Field: Sized {
-    fn put(&self, out: &mut Vec<u8>);
+    /// Writes it to the first bytes of `out`.
+    fn set(&self, out: &mut [u8]);
     fn get(bytes: &[u8]) -> Self;
 }
 
 macro_rules! integer_fields {
     ($($int:ty),*) => {$(
         impl Field for $int {
-            fn put(&self, out: &mut Vec<u8>) {
-                out.extend_from_slice(&self.to_le_bytes());
+            fn set(&self, out: &mut [u8]) {
+                out[..size_of::<Self>()].copy_from_slice(&self.to_le_bytes());
             }
             fn get(bytes: &[u8]) -> Self {
                 let mut raw = [0; size_of::<Self>()];
@@ -117,8 +118,8 @@ macro_rules! integer_fields {
 integer_fields!(u8, u16, u32, u64, i64);
 
 impl Field for [u8; 32] {
-    fn put(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self);
+    fn set(&self, out: &mut [u8]) {
+        out[..32].copy_from_slice(self);
     }
     fn get(bytes: &[u8]) -> Self {
         let mut raw = [0; 32];
@@ -139,8 +140,15 @@ macro_rules! record {
         impl Record for $name {
             const LEN: usize = 0 $(+ size_of::<$kind>())*;
 
+            #[allow(unused_assignments, reason = "the last field's end is not needed")]
             fn put(&self, out: &mut Vec<u8>) {
-                $(Field::put(&self.$field, out);)*
+                let mut bytes = [0; Self::LEN];
+                let mut at = 0;
+                $(
+                    Field::set(&self.$field, &mut bytes[at..]);
+                    at += size_of::<$kind>();
+                )*
+                out.extend_from_slice(&bytes);
             }
 
             #[allow(unused_assignments, reason = "the last field's end is not needed")]

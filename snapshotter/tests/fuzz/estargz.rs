@@ -1,7 +1,9 @@
 //! eStargz: footers and TOCs.
 
 use xebec_snapshotter::digest::Digest;
-use xebec_snapshotter::formats::estargz::{footer, index, unpack_toc};
+use xebec_snapshotter::formats::Flaw;
+use xebec_snapshotter::formats::estargz::entry::Entry;
+use xebec_snapshotter::formats::estargz::{footer, index, toc, unpack_toc};
 use xebec_snapshotter::formats::zstdchunked::Position;
 
 use crate::harness;
@@ -23,12 +25,26 @@ fn footers() {
 
 #[test]
 fn estargz_toc() {
-    let (layer, toc) = (Digest::of(b"layer"), Digest::of(b"toc"));
+    let (layer, digest) = (Digest::of(b"layer"), Digest::of(b"toc"));
     harness::run("estargz_toc", Vec::new(), |json| {
-        if let Ok(index) = index(json, layer, toc, SIZE, SIZE) {
+        let fast = listed(|each| toc::for_each_entry(json, each));
+        assert_eq!(fast, listed(|each| toc::for_each_entry_of_any(json, each)));
+        if let Ok(index) = index(json, layer, digest, SIZE, SIZE) {
             crate::index::check(index);
         }
     });
+}
+
+/// What a parser of TOCs gives and how it ends.
+fn listed(
+    parser: impl FnOnce(&mut dyn FnMut(&Entry<'_>) -> Result<(), Flaw>) -> Result<(), Flaw>,
+) -> (Vec<String>, Result<(), Flaw>) {
+    let mut entries = Vec::new();
+    let outcome = parser(&mut |entry| {
+        entries.push(format!("{entry:?}"));
+        Ok(())
+    });
+    (entries, outcome)
 }
 
 #[test]

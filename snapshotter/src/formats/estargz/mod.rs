@@ -4,12 +4,15 @@
 //! with other small files, `innerOffset`); the TOC says where. The TOC's digest stands in the
 //! image manifest, the chunks' digests in the TOC: so every byte is vouched for by the manifest.
 
+pub mod entry;
 pub mod footer;
+mod pull;
 pub mod toc;
 
 use std::io::Read;
 
-use self::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, TocEntry, ZEROS};
+use self::entry::Entry;
+use self::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LANDMARK, TOC_NAME, ZEROS};
 use super::{Flaw, timestamp};
 use crate::digest::Digest;
 use crate::index::{ChunkSpec, Codec, FileId, Kind, LayerBuilder, LayerIndex, Meta};
@@ -75,36 +78,35 @@ pub(super) fn read(
     let mut reader = Reader {
         builder,
         codec,
+        name: String::new(),
         current: None,
         offsets: vec![end],
-        chunks: Vec::new(),
     };
-    toc::for_each_entry(json, |entry| reader.entry(&entry))?;
+    toc::for_each_entry(json, |entry| reader.entry(entry))?;
     reader.finish()
 }
 
 struct Reader {
     builder: LayerBuilder,
     codec: Codec,
-    /// The file whose further chunks may follow.
+    /// Name of the file whose further chunks may follow, and what else is to be known of it.
+    name: String,
     current: Option<Current>,
     /// Where members (or frames) begin, and where a file's last one ends if the TOC says so: each
     /// ends at the next of these.
     offsets: Vec<u64>,
-    /// Chunks whose member's end is not known yet.
-    chunks: Vec<(FileId, ChunkSpec)>,
 }
 
+#[derive(Clone, Copy)]
 struct Current {
-    name: String,
     size: u64,
     /// `None` for what is not part of the file system: a landmark or a whiteout.
     file: Option<FileId>,
 }
 
 impl Reader {
-    fn entry(&mut self, entry: &TocEntry) -> Result<(), Flaw> {
-        let path = entry.name.as_str();
+    fn entry(&mut self, entry: &Entry<'_>) -> Result<(), Flaw> {
+        let path = entry.name.as_ref();
         if entry.kind == EntryType::Chunk {
             return self.chunk(entry);
         }
@@ -125,11 +127,7 @@ impl Reader {
             EntryType::Fifo => self.builder.special(path, &meta, Kind::Fifo, numbers),
             EntryType::Reg | EntryType::Chunk => {
                 let file = self.builder.file(path, &meta, entry.size)?;
-                self.current = Some(Current {
-                    name: entry.name.clone(),
-                    size: entry.size,
-                    file,
-                });
+                self.begin(entry, file);
                 match entry.size {
                     0 => Ok(()),
                     _ => self.chunk(entry),
@@ -139,7 +137,7 @@ impl Reader {
     }
 
     /// Takes note of a landmark; neither it nor the TOC itself is part of the file system.
-    fn hidden(&mut self, entry: &TocEntry) -> bool {
+    fn hidden(&mut self, entry: &Entry<'_>) -> bool {
         let name = entry.name.strip_prefix("./").unwrap_or(&entry.name);
         match name {
             PREFETCH_LANDMARK => self.builder.prefetch_before(entry.offset),
@@ -148,17 +146,21 @@ impl Reader {
             _ => return false,
         }
         self.offsets.push(entry.offset);
-        self.current = Some(Current {
-            name: entry.name.clone(),
-            size: entry.size,
-            file: None,
-        });
+        self.begin(entry, None);
         true
     }
 
-    fn chunk(&mut self, entry: &TocEntry) -> Result<(), Flaw> {
+    /// Lets the chunks of `file` follow.
+    fn begin(&mut self, entry: &Entry<'_>, file: Option<FileId>) {
+        self.name.clear();
+        self.name.push_str(&entry.name);
+        let size = entry.size;
+        self.current = Some(Current { size, file });
+    }
+
+    fn chunk(&mut self, entry: &Entry<'_>) -> Result<(), Flaw> {
         let refuse = |reason: &str| Err(Flaw::entry(&entry.name, reason));
-        let Some(current) = self.current.as_ref().filter(|c| c.name == entry.name) else {
+        let Some(current) = self.current.filter(|_| self.name == entry.name) else {
             return refuse("a chunk that does not follow its file");
         };
         self.offsets.push(entry.offset);
@@ -175,14 +177,14 @@ impl Reader {
             0 => current.size - entry.chunk_offset,
             size => size,
         };
-        match entry.chunk_type.as_str() {
+        match entry.chunk_type.as_ref() {
             "" => {}
             ZEROS => return self.builder.hole(file, entry.chunk_offset, len),
             other => return refuse(&format!("a chunk of type {other:?}")),
         }
         let whole = entry.chunk_offset == 0 && len == current.size;
-        let digest = match entry.chunk_digest.as_str() {
-            "" if whole => entry.digest.as_str(),
+        let digest = match entry.chunk_digest.as_ref() {
+            "" if whole => entry.digest.as_ref(),
             digest => digest,
         };
         let Ok(digest) = digest.parse() else {
@@ -197,28 +199,19 @@ impl Reader {
             inner: entry.inner_offset,
             digest,
         };
-        self.chunks.push((file, spec));
-        Ok(())
+        self.builder.chunk_without_end(file, spec)
     }
 
     fn finish(mut self) -> Result<LayerIndex, Flaw> {
-        self.offsets.sort_unstable();
-        self.offsets.dedup();
-        for (file, mut spec) in self.chunks {
-            let next = self.offsets.partition_point(|at| *at <= spec.unit_offset);
-            // A member behind the TOC has no end and is refused as one of no length.
-            if let Some(end) = self.offsets.get(next) {
-                spec.unit_len = end - spec.unit_offset;
-            }
-            self.builder.chunk(file, spec)?;
-        }
+        // A member behind the TOC has no end and is refused as one of no length.
+        self.builder.end_units(self.offsets)?;
         self.builder.finish()
     }
 }
 
-fn meta(entry: &TocEntry) -> Result<Meta, Flaw> {
+fn meta(entry: &Entry<'_>) -> Result<Meta, Flaw> {
     let id = |id| u32::try_from(id).map_err(|_| Flaw::entry(&entry.name, "bad owner"));
-    let mtime = match entry.mod_time.as_str() {
+    let mtime = match entry.mod_time.as_ref() {
         "" => (0, 0),
         text => timestamp::parse(text)
             .ok_or_else(|| Flaw::entry(&entry.name, format!("bad time {text:?}")))?,
@@ -230,7 +223,7 @@ fn meta(entry: &TocEntry) -> Result<Meta, Flaw> {
         gid: id(entry.gid)?,
         mtime,
         xattrs: xattrs
-            .map(|(name, value)| (name.clone().into_bytes(), value.0.clone()))
+            .map(|(name, value)| (name.as_bytes().to_vec(), value.to_vec()))
             .collect(),
     })
 }

@@ -1,13 +1,15 @@
 //! Building a [`LayerIndex`] from entries in any order, refusing what no honest layer holds.
 
+mod hash;
 mod names;
 
 use std::collections::HashMap;
-use std::hash::RandomState;
+use std::hash::{BuildHasherDefault, RandomState};
 
+use self::hash::{Hashed, NameHash};
 use super::MAX_ENTRIES;
 use super::content::{self, Content, Hole, Placed};
-use super::layer::{self, LayerIndex};
+use super::layer::LayerIndex;
 use super::layout::{
     BlobEntry, Codec, Dirent, Head, INODE_IMPLIED, INODE_OPAQUE, Inode, Kind, MAGIC, Record, Span,
     Xattr,
@@ -24,6 +26,8 @@ const NONE: u32 = u32::MAX;
 const MAX_LINK_HOPS: usize = 64;
 /// Most blobs of one index.
 const MAX_BLOBS: usize = 4096;
+/// Why a chunk beyond [`MAX_ENTRIES`] is refused.
+const TOO_MANY_CHUNKS: &str = "more than 10000000 chunks";
 /// Longest value of an extended attribute (`XATTR_SIZE_MAX`).
 const MAX_XATTR: usize = 64 << 10;
 
@@ -99,7 +103,7 @@ pub struct LayerBuilder {
     /// The first name of each inode, for messages.
     named_by: Vec<u32>,
     names: Vec<Name>,
-    by_hash: HashMap<u64, u32>,
+    by_hash: HashMap<NameHash, u32, BuildHasherDefault<Hashed>>,
     hasher: RandomState,
     xattrs: Vec<u8>,
     chunks: Vec<Placed>,
@@ -171,7 +175,7 @@ impl LayerBuilder {
             inodes: Vec::new(),
             named_by: Vec::new(),
             names: Vec::new(),
-            by_hash: HashMap::new(),
+            by_hash: HashMap::default(),
             hasher: RandomState::new(),
             xattrs: Vec::new(),
             chunks: Vec::new(),
@@ -194,12 +198,12 @@ impl LayerBuilder {
             Place::Handled => return Ok(()),
             Place::Root => 0,
             Place::Child(parent, name) => match self.find(parent, name) {
-                Some(at) => match self.names[at as usize].target {
+                Ok(at) => match self.names[at as usize].target {
                     Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
                     Target::Nothing => self.attach(at, implied_directory(), path)?,
                     _ => return Err(duplicate(path)),
                 },
-                None => self.add(parent, name, implied_directory(), path)?,
+                Err(free) => self.add(free, name, implied_directory(), path)?,
             },
         };
         let opaque = self.inodes[inode as usize].flags & INODE_OPAQUE;
@@ -274,12 +278,12 @@ impl LayerBuilder {
             Place::Handled => Ok(()),
             Place::Root => Err(duplicate(path)),
             Place::Child(parent, name) => match self.find(parent, name) {
-                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                Ok(at) if self.names[at as usize].target == Target::Nothing => {
                     self.names[at as usize].target = link;
                     Ok(())
                 }
-                Some(_) => Err(duplicate(path)),
-                None => self.name(parent, name, link, 0, path).map(drop),
+                Ok(_) => Err(duplicate(path)),
+                Err(free) => self.name(free, name, link, 0, path).map(drop),
             },
         }
     }
@@ -301,11 +305,11 @@ impl LayerBuilder {
             Place::Handled => return Ok(()),
             Place::Root => return Err(duplicate(path)),
             Place::Child(parent, name) => match self.find(parent, name) {
-                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                Ok(at) if self.names[at as usize].target == Target::Nothing => {
                     self.names[at as usize].target = target;
                 }
-                Some(_) => return Err(duplicate(path)),
-                None => self.name(parent, name, target, 0, path).map(drop)?,
+                Ok(_) => return Err(duplicate(path)),
+                Err(free) => self.name(free, name, target, 0, path).map(drop)?,
             },
         }
         self.inodes[inode.0 as usize].nlink += 1;
@@ -317,10 +321,46 @@ impl LayerBuilder {
         self.chunk_of_blob(file, 0, spec)
     }
 
+    /// Adds a chunk of `file` that lies in the first blob, in a unit whose length is not known yet:
+    /// [`LayerBuilder::end_units`] finds and checks it.
+    pub fn chunk_without_end(&mut self, file: FileId, spec: ChunkSpec) -> Result<(), Flaw> {
+        if self.chunks.len() >= MAX_ENTRIES {
+            return Err(Flaw::entry(&self.path_of(file.0), TOO_MANY_CHUNKS));
+        }
+        self.chunks.push(Placed {
+            inode: file.0,
+            blob: 0,
+            spec,
+        });
+        Ok(())
+    }
+
+    /// Lets the unit of each chunk so far end at the next of `ends` in the first blob.
+    pub fn end_units(&mut self, mut ends: Vec<u64>) -> Result<(), Flaw> {
+        ends.sort_unstable();
+        ends.dedup();
+        let blob_size = self.blobs.first().map_or(0, |blob| blob.size);
+        let mut next = 0;
+        for placed in &mut self.chunks {
+            let at = placed.spec.unit_offset;
+            // Chunks mostly come in the blob's order.
+            next = match ends[next..] {
+                [here, ..] if here == at => next + 1,
+                _ => ends.partition_point(|end| *end <= at),
+            };
+            placed.spec.unit_len = ends.get(next).map_or(0, |end| end - at);
+        }
+        for placed in &self.chunks {
+            content::check_chunk(&placed.spec, blob_size)
+                .map_err(|reason| Flaw::entry(&self.path_of(placed.inode), reason))?;
+        }
+        Ok(())
+    }
+
     /// Adds a chunk of `file` that lies in the blob number `blob`.
     pub fn chunk_of_blob(&mut self, file: FileId, blob: u32, spec: ChunkSpec) -> Result<(), Flaw> {
         let checked = match (self.chunks.len(), self.blobs.get(blob as usize)) {
-            (MAX_ENTRIES.., _) => Err("more than 10000000 chunks".to_owned()),
+            (MAX_ENTRIES.., _) => Err(TOO_MANY_CHUNKS.to_owned()),
             (_, None) => Err(format!("a chunk in blob {blob} of {}", self.blobs.len())),
             (_, Some(entry)) => content::check_chunk(&spec, entry.size),
         };
@@ -420,21 +460,19 @@ impl LayerBuilder {
         self.head.windows = spans.windows.len() as u32;
         content.describe(&mut self.head);
 
-        let mut sections = Vec::with_capacity(self.inodes.len() * 160);
-        self.blobs.iter().for_each(|blob| blob.put(&mut sections));
-        for unit in &prefetch_list {
-            sections.extend_from_slice(&unit.to_le_bytes());
-        }
-        self.inodes
-            .iter()
-            .for_each(|inode| inode.put(&mut sections));
-        sections.extend_from_slice(&dirents);
-        sections.extend_from_slice(&self.xattrs);
-        content.put(&mut sections);
-        sections.extend_from_slice(&spans.records);
-        sections.extend_from_slice(&spans.windows);
-        sections.extend_from_slice(&self.strings);
-        LayerIndex::from_image(Box::new(layer::assemble(&self.head, &sections)))
+        Ok(LayerIndex::write(self.head, |image| {
+            self.blobs.iter().for_each(|blob| blob.put(image));
+            for unit in &prefetch_list {
+                image.extend_from_slice(&unit.to_le_bytes());
+            }
+            self.inodes.iter().for_each(|inode| inode.put(image));
+            image.extend_from_slice(&dirents);
+            image.extend_from_slice(&self.xattrs);
+            content.put(image);
+            image.extend_from_slice(&spans.records);
+            image.extend_from_slice(&spans.windows);
+            image.extend_from_slice(&self.strings);
+        }))
     }
 
     /// An inode with the attributes of `meta`, its extended attributes stored.
@@ -472,11 +510,11 @@ impl LayerBuilder {
             Place::Handled => Ok(None),
             Place::Root => Err(Flaw::entry(path, "the root is not a directory")),
             Place::Child(parent, name) => match self.find(parent, name) {
-                Some(at) if self.names[at as usize].target == Target::Nothing => {
+                Ok(at) if self.names[at as usize].target == Target::Nothing => {
                     self.attach(at, inode, path).map(Some)
                 }
-                Some(_) => Err(duplicate(path)),
-                None => self.add(parent, name, inode, path).map(Some),
+                Ok(_) => Err(duplicate(path)),
+                Err(free) => self.add(free, name, inode, path).map(Some),
             },
         }
     }

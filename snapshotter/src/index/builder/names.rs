@@ -1,12 +1,17 @@
 //! Names: where an entry goes, what whiteouts hide, and what hard links end at.
 
-use std::hash::BuildHasher;
-
 use super::super::MAX_ENTRIES;
 use super::super::layout::{DIRENT_HIDES, Dirent, INODE_OPAQUE, Inode, Kind, NO_INODE, Record};
 use super::super::name::{self, Role};
+use super::hash::NameHash;
 use super::{LayerBuilder, MAX_LINK_HOPS, NONE, Name, Place, Target, implied_directory};
 use crate::formats::Flaw;
+
+/// Where a name that is not there yet belongs.
+pub(super) struct Free {
+    parent: u32,
+    hash: NameHash,
+}
 
 impl LayerBuilder {
     /// Finds or makes the parent, and does what a whiteout says.
@@ -24,9 +29,9 @@ impl LayerBuilder {
             Role::Whiteout(hidden) => {
                 name::check_hidden(path, hidden)?;
                 match self.find(parent, hidden) {
-                    Some(at) => self.names[at as usize].flags |= DIRENT_HIDES,
-                    None => {
-                        self.name(parent, hidden, Target::Nothing, DIRENT_HIDES, path)?;
+                    Ok(at) => self.names[at as usize].flags |= DIRENT_HIDES,
+                    Err(free) => {
+                        self.name(free, hidden, Target::Nothing, DIRENT_HIDES, path)?;
                     }
                 }
             }
@@ -42,8 +47,8 @@ impl LayerBuilder {
         let mut inode = 0;
         for component in directory.split('/').filter(|c| !c.is_empty()) {
             inode = match self.find(inode, component) {
-                None => self.add(inode, component, implied_directory(), path)?,
-                Some(at) => match self.names[at as usize].target {
+                Err(free) => self.add(free, component, implied_directory(), path)?,
+                Ok(at) => match self.names[at as usize].target {
                     Target::Nothing => self.attach(at, implied_directory(), path)?,
                     Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
                     _ => {
@@ -57,20 +62,18 @@ impl LayerBuilder {
         Ok(inode)
     }
 
-    pub(super) fn hash(&self, parent: u32, name: &[u8]) -> u64 {
-        self.hasher.hash_one((parent, name))
-    }
-
-    pub(super) fn find(&self, parent: u32, name: &str) -> Option<u32> {
-        let mut at = *self.by_hash.get(&self.hash(parent, name.as_bytes()))?;
+    /// The name in the directory `parent`, or where it would be.
+    pub(super) fn find(&self, parent: u32, name: &str) -> Result<u32, Free> {
+        let hash = NameHash::of(&self.hasher, parent, name.as_bytes());
+        let mut at = self.by_hash.get(&hash).copied().unwrap_or(NONE);
         while at != NONE {
             let entry = &self.names[at as usize];
             if entry.parent == parent && self.name_of(entry) == name.as_bytes() {
-                return Some(at);
+                return Ok(at);
             }
             at = entry.next;
         }
-        None
+        Err(Free { parent, hash })
     }
 
     pub(super) fn name_of(&self, entry: &Name) -> &[u8] {
@@ -80,7 +83,7 @@ impl LayerBuilder {
     /// Adds a name that is not there yet.
     pub(super) fn name(
         &mut self,
-        parent: u32,
+        Free { parent, hash }: Free,
         name: &str,
         target: Target,
         flags: u16,
@@ -90,7 +93,7 @@ impl LayerBuilder {
             return Err(Flaw::entry(path, "more than 10000000 entries"));
         }
         let at = self.names.len() as u32;
-        let next = self.by_hash.insert(self.hash(parent, name.as_bytes()), at);
+        let next = self.by_hash.insert(hash, at);
         let entry = Name {
             parent,
             text: self.string(name.as_bytes(), path)?,
@@ -105,12 +108,12 @@ impl LayerBuilder {
 
     pub(super) fn add(
         &mut self,
-        parent: u32,
+        free: Free,
         name: &str,
         inode: Inode,
         path: &str,
     ) -> Result<u32, Flaw> {
-        let at = self.name(parent, name, Target::Nothing, 0, path)?;
+        let at = self.name(free, name, Target::Nothing, 0, path)?;
         self.attach(at, inode, path)
     }
 
@@ -178,18 +181,14 @@ impl LayerBuilder {
                     _ => return None,
                 }
             }
-            at = Some(self.find(inode, component)?);
+            at = Some(self.find(inode, component).ok()?);
         }
         at
     }
 
     /// Dirents grouped by directory and sorted by name; directories learn their range.
     pub(super) fn sorted_dirents(&mut self) -> Vec<u8> {
-        let mut order: Vec<u32> = (0..self.names.len() as u32).collect();
-        order.sort_unstable_by(|&a, &b| {
-            let (a, b) = (&self.names[a as usize], &self.names[b as usize]);
-            (a.parent, self.name_of(a)).cmp(&(b.parent, self.name_of(b)))
-        });
+        let order = self.sorted_names();
         let mut records = Vec::with_capacity(order.len() * Dirent::LEN);
         for (position, at) in order.into_iter().enumerate() {
             let entry = &self.names[at as usize];
@@ -211,6 +210,31 @@ impl LayerBuilder {
             dirent.put(&mut records);
         }
         records
+    }
+
+    /// All names, those of a directory one after the other and in their order.
+    fn sorted_names(&self) -> Vec<u32> {
+        // Where each directory's names begin, and then end.
+        let mut ends = vec![0; self.inodes.len() + 1];
+        for name in &self.names {
+            ends[name.parent as usize + 1] += 1;
+        }
+        for directory in 1..ends.len() {
+            ends[directory] += ends[directory - 1];
+        }
+        let mut order = vec![0; self.names.len()];
+        for (at, name) in self.names.iter().enumerate() {
+            let end: &mut usize = &mut ends[name.parent as usize];
+            order[*end] = at as u32;
+            *end += 1;
+        }
+        let name = |at: &u32| self.name_of(&self.names[*at as usize]);
+        let mut start = 0;
+        for end in ends {
+            order[start..end].sort_unstable_by(|a, b| name(a).cmp(name(b)));
+            start = end;
+        }
+        order
     }
 
     pub(super) fn path_of(&self, inode: u32) -> String {
