@@ -4,6 +4,7 @@
 //! Everything here may block on disks and daemons; it is called on a blocking thread.
 
 mod options;
+mod unmount;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -13,13 +14,13 @@ use std::process::Command;
 use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::mount as sys_mount;
-use rustix::mount::UnmountFlags;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags};
 use xebec_proto::types::Mount;
 use xebec_runtime::OwnerMap;
 
 use crate::error::{Context, Error, Result};
 use options::{Plan, Recursive};
+pub use unmount::unmount_rootfs;
 
 /// mount(2) copies at most one page of options; longer ones go through fsconfig(2).
 const MOUNT_DATA_MAX: usize = 4095;
@@ -46,23 +47,6 @@ pub fn mount_rootfs(rootfs: &Path, mounts: &[Mount]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Unmounts everything at and below `rootfs`. Nothing mounted is success.
-pub fn unmount_rootfs(rootfs: &Path) -> Result<()> {
-    loop {
-        match sys_mount::unmount(rootfs, UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL | Errno::NOENT) => return Ok(()),
-            // Something holds it or is mounted inside: the kernel finishes when that is gone.
-            Err(Errno::BUSY) => {
-                let flags = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
-                sys_mount::unmount(rootfs, flags)
-                    .context(|| format!("unmount {}", rootfs.display()))?;
-            }
-            Err(error) => return Err(error).context(|| format!("unmount {}", rootfs.display())),
-        }
-    }
 }
 
 fn mount_one(rootfs: &Path, mount: &Mount) -> Result<()> {
@@ -293,13 +277,5 @@ mod tests {
                 ("volatile", None)
             ]
         );
-    }
-
-    #[test]
-    fn unmounting_what_is_not_mounted_succeeds() {
-        let directory = tempfile::tempdir().unwrap();
-        unmount_rootfs(directory.path()).unwrap();
-        unmount_rootfs(&directory.path().join("absent")).unwrap();
-        assert!(!is_mount_point(directory.path()));
     }
 }
