@@ -280,9 +280,7 @@ impl Filler {
         let start = first.offset;
         let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
         let begun = Instant::now();
-        if class != Class::Background {
-            self.pool.disturb();
-        }
+        let disturbance = (class != Class::Background).then(|| self.pool.disturb());
         let mut packed = Vec::with_capacity(len as usize);
         let mut spoilt = Vec::new();
         let mut run = run.into_iter().peekable();
@@ -303,9 +301,7 @@ impl Filler {
                 first.blob
             ))),
         };
-        if class != Class::Background {
-            self.pool.disturb();
-        }
+        drop(disturbance);
         counters::times(class).add(begun.elapsed());
         self.counters.fetched(class, packed.len() as u64);
         self.timed.note(begun, || What::Fetch {

@@ -61,8 +61,26 @@ type Job = Box<dyn FnOnce() + Send>;
 pub struct Pool {
     state: Mutex<State>,
     work: Condvar,
-    /// When something was fetched last that is no background work.
-    disturbed: Mutex<Option<Instant>>,
+    /// What is fetched that is no background work.
+    urgent: Mutex<Urgent>,
+}
+
+#[derive(Default)]
+struct Urgent {
+    under_way: usize,
+    /// When the last of it ended.
+    ended: Option<Instant>,
+}
+
+/// See [`Pool::disturb`].
+pub struct Disturbance<'a>(&'a Pool);
+
+impl Drop for Disturbance<'_> {
+    fn drop(&mut self) {
+        let mut urgent = self.0.urgent();
+        urgent.under_way -= 1;
+        urgent.ended = Some(Instant::now());
+    }
 }
 
 #[derive(Default)]
@@ -158,17 +176,24 @@ impl Pool {
         })
     }
 
-    /// Says that something is being fetched that is no background work, on whatever thread.
-    pub fn disturb(&self) {
-        let disturbed = self.disturbed.lock();
-        *disturbed.unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    /// Says that something is being fetched that is no background work, on whatever thread, until
+    /// what it gives is dropped.
+    pub fn disturb(&self) -> Disturbance<'_> {
+        self.urgent().under_way += 1;
+        Disturbance(self)
     }
 
     /// How long nothing but background work has been fetched.
     pub fn calm_for(&self) -> Duration {
-        let disturbed = self.disturbed.lock();
-        let last = *disturbed.unwrap_or_else(PoisonError::into_inner);
-        last.map_or(Duration::MAX, |last| last.elapsed())
+        let urgent = self.urgent();
+        if urgent.under_way > 0 {
+            return Duration::ZERO;
+        }
+        urgent.ended.map_or(Duration::MAX, |ended| ended.elapsed())
+    }
+
+    fn urgent(&self) -> MutexGuard<'_, Urgent> {
+        self.urgent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drops what has not begun and lets the threads end; running jobs run to their end.

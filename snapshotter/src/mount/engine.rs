@@ -37,7 +37,7 @@ const HARVEST_INTERVAL: Duration = Duration::from_secs(2);
 pub struct Lazy {
     mounts_dir: PathBuf,
     config: LazyConfig,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     layers: Arc<Layers>,
     /// What outlives this process.
     custody: Option<Arc<Custody>>,

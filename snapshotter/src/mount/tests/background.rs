@@ -59,27 +59,28 @@ fn a_mounted_image_needs_no_registry_in_the_end_and_a_rate_is_kept() {
 
 #[test]
 fn it_waits_while_something_else_is_fetched() {
-    let mut config = config();
-    config.background.delay = Duration::from_millis(300);
-    let bench = Bench::new(config);
-    let mut sample = Sample::default();
-    for n in 0..100 {
-        sample.file(&format!("f{n}"), &noise(n, 300_000), 300_000);
-    }
-    let id = bench.add(&sample.finish());
+    let bench = Bench::new(config());
+    let id = bench.add(&layer());
+    let before = bench.requests();
+    let earlier = bench.lazy().pool.disturb();
     let point = bench.lazy().mount(&[id]).unwrap();
-    let mut beside = Vec::new();
-    for n in 0..100 {
-        fs::read(point.path().join(format!("f{n}"))).unwrap();
-        beside.push(fetched(&bench));
-        std::thread::sleep(Duration::from_millis(15));
-    }
-    assert!(paused(&bench, Pause::Reads) > 0);
-    // The last reads find everything local, as what was read before has fetched it along.
-    assert!(beside[..80].iter().all(|bytes| *bytes == 0), "{beside:?}");
+    let small = point.path().join("small");
+    // The reader's request is answered only when another one comes, and that is none of the fill's.
+    bench.registry.meeting.call(2);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read(small).unwrap());
+        wait_until("somebody reads", || bench.requests() > before);
+        drop(earlier);
+        let waited = paused(&bench, Pause::Reads);
+        wait_until("it waits", || paused(&bench, Pause::Reads) > waited + 2);
+        assert_eq!(fetched(&bench), 0);
+        assert!(bench.registry.meeting.attend());
+        assert_eq!(reader.join().unwrap(), b"small");
+    });
     wait_until("it goes on afterwards", || {
         bench.lazy().background().pending == 0
     });
+    assert!(fetched(&bench) > 0);
     bench.lazy().unmount(&[id]).unwrap();
 }
 
