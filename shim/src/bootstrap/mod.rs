@@ -3,6 +3,7 @@
 //! The socket accepts connections before anything is printed: it is bound here and inherited by
 //! the daemon, which is this same process image after a fork. Nothing is executed again.
 
+mod client;
 mod params;
 mod socket;
 
@@ -40,7 +41,7 @@ pub fn start(mut args: Args) -> Result<()> {
             Fork::Child => become_daemon(&args, &options, &bundle, &path, listener, containerd),
         }
     }
-    answer(&path)
+    answer(&path, &bundle, &args)
 }
 
 /// The bundle: containerd runs every action inside it.
@@ -53,19 +54,46 @@ pub fn bundle(args: &Args) -> Result<PathBuf> {
 
 /// Prints the address. containerd 1.6 takes a plain line only; later ones, which can be told by
 /// a variable that they set, take JSON with the version of the protocol.
-fn answer(path: &Path) -> Result<()> {
+fn answer(path: &Path, bundle: &Path, args: &Args) -> Result<()> {
     let address = format!("unix://{}", path.display());
-    let text = answer_text(&address, std::env::var_os("MAX_SHIM_VERSION").is_some());
+    let understands_json = std::env::var_os("MAX_SHIM_VERSION").is_some();
+    let version = understands_json.then(|| version(args));
+    if version.is_none_or(|version| version < 3) {
+        leave_address(bundle, &address)?;
+    }
     std::io::stdout()
-        .write_all(text.as_bytes())
+        .write_all(answer_text(&address, version).as_bytes())
         .context(|| "print the address".into())
 }
 
-fn answer_text(address: &str, understands_json: bool) -> String {
-    if understands_json {
-        serde_json::json!({ "version": 3, "address": address, "protocol": "ttrpc" }).to_string()
-    } else {
-        address.to_owned()
+/// Before 2.0 containerd does not note where its shims listen: when it is restarted it looks into
+/// this file of theirs.
+fn leave_address(bundle: &Path, address: &str) -> Result<()> {
+    let file = bundle.join("address");
+    let unfinished = bundle.join(".address");
+    std::fs::write(&unfinished, address)
+        .and_then(|()| std::fs::rename(&unfinished, &file))
+        .context(|| format!("write {}", file.display()))
+}
+
+/// The version of the protocol for who has called: the running program counts before the file of
+/// that name, which a package may have replaced meanwhile.
+fn version(args: &Args) -> u32 {
+    let running = rustix::process::getppid()
+        .map(|pid| PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())));
+    let named = Path::new(&args.publish_binary);
+    client::highest_version(&[running.as_deref().unwrap_or(named), named])
+}
+
+fn answer_text(address: &str, version: Option<u32>) -> String {
+    match version {
+        Some(version) => {
+            let answer = serde_json::json!({
+                "version": version, "address": address, "protocol": "ttrpc"
+            });
+            answer.to_string()
+        }
+        None => address.to_owned(),
     }
 }
 
@@ -177,12 +205,12 @@ mod tests {
     use super::answer_text;
 
     #[test]
-    fn the_answer_is_json_of_version_3_or_a_plain_line() {
+    fn the_answer_is_json_or_a_plain_line() {
         let json: serde_json::Value =
-            serde_json::from_str(&answer_text("unix:///s", true)).unwrap();
+            serde_json::from_str(&answer_text("unix:///s", Some(3))).unwrap();
         assert_eq!(json["version"], 3);
         assert_eq!(json["address"], "unix:///s");
         assert_eq!(json["protocol"], "ttrpc");
-        assert_eq!(answer_text("unix:///s", false), "unix:///s");
+        assert_eq!(answer_text("unix:///s", None), "unix:///s");
     }
 }

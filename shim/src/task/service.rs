@@ -203,6 +203,8 @@ impl TaskService {
         empty(container.kill(&self.shim, exec_id, *signal, *all).await)
     }
 
+    /// An ended init is listed until it is deleted: a restarted containerd takes a task without
+    /// processes for one that has never been, and its exit would be lost.
     fn pids(&self, request: &PidsRequest) -> Result<PidsResponse> {
         let container = self.container(&request.id)?;
         let execs = container.execs();
@@ -212,7 +214,10 @@ impl TaskService {
                 exec_id: exec.exec_id.clone(),
             }))
         };
-        let pids = container.cgroup()?.pids(true).map_err(stats::unreadable)?;
+        let mut pids = container.cgroup()?.pids(true).map_err(stats::unreadable)?;
+        if pids.is_empty() {
+            pids.push(container.init.pid());
+        }
         let processes = pids.into_iter().map(|pid| ProcessInfo {
             pid: pid as u32,
             info: details(pid),
