@@ -1,8 +1,9 @@
 //! containerd's own client on a native host, with what every call there needs.
 
 use std::ffi::OsStr;
+use std::time::{Duration, Instant};
 
-use crate::command::Output;
+use crate::command::{DEADLINE, Output};
 use crate::error::{Error, Result};
 use crate::hosts::NativeHost;
 
@@ -139,6 +140,21 @@ impl<'a> Ctr<'a> {
     /// The init pid and the status of a task, `None` when there is no such task.
     pub fn task(&self, id: &str) -> Result<Option<(i32, String)>> {
         parse_task(&self.check(&["tasks", "ls"])?, id)
+    }
+
+    /// Waits until a task has ended, or is not there.
+    pub fn wait_until_stopped(&self, id: &str) -> Result<()> {
+        let end = Instant::now() + DEADLINE;
+        while let Some((_, status)) = self.task(id)?
+            && status != "STOPPED"
+        {
+            if Instant::now() > end {
+                let reason = format!("still {status} after {} s", DEADLINE.as_secs());
+                return Err(Error::invalid(format!("task {id}"), reason));
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is there on a host (mounts, processes, cgroups, sockets, files in /run and /tmp), so that
 //! a test can say that nothing stayed behind.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::hosts::NativeHost;
 
 /// How long the ends of processes and the unmounting after them may take.
-const SETTLE: Duration = Duration::from_secs(10);
+const SETTLE: Duration = Duration::from_mins(1);
 
 /// Everything that could be left over, one line each, such as `mount /run/x overlay`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +48,7 @@ impl Inventory {
     }
 
     /// Waits until the host has nothing that it did not have when this was taken; what it still
-    /// has when ten seconds have passed.
+    /// has when a minute has passed.
     pub fn wait_until_restored(&self, host: &NativeHost) -> Result<Vec<String>> {
         let end = Instant::now() + SETTLE;
         loop {
@@ -76,9 +76,11 @@ fn socket_line(line: &str) -> Option<String> {
         .map(|name| format!("socket {name}"))
 }
 
-/// Command lines; a process that ends meanwhile is no leftover.
+/// Command lines, counted, as a service that was restarted is the same with another pid; a process
+/// that ends meanwhile is no leftover.
 fn processes(proc: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
     let entries = fs::read_dir(proc).map_err(Error::file("list", proc))?;
+    let mut counts = BTreeMap::<_, usize>::new();
     for entry in entries.flatten() {
         let is_process = entry
             .file_name()
@@ -87,13 +89,13 @@ fn processes(proc: &Path, lines: &mut BTreeSet<String>) -> Result<()> {
         if let Ok(arguments) = fs::read(entry.path().join("cmdline"))
             && is_process
         {
-            let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
-            lines.insert(format!(
-                "process {} {}",
-                entry.file_name().display(),
-                text.trim_end()
-            ));
+            *counts.entry(arguments).or_default() += 1;
         }
+    }
+    for (arguments, count) in counts {
+        let text = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        let numbered = (1..=count).map(|number| format!("process {} ({number})", text.trim_end()));
+        lines.extend(numbered);
     }
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use integration::ctr::{Ctr, Stack};
 use integration::hosts::{HostOptions, NativeHost, Service};
@@ -165,14 +165,7 @@ fn a_running_container_is_operated_through_containerd() {
 
     ctr.check(&["tasks", "kill", "--signal", "SIGKILL", "c"])
         .unwrap();
-    let end = Instant::now() + Duration::from_secs(60);
-    while ctr
-        .task("c")
-        .unwrap()
-        .is_some_and(|(_, status)| status != "STOPPED")
-    {
-        assert!(Instant::now() < end, "the task was not stopped by SIGKILL");
-    }
+    ctr.wait_until_stopped("c").unwrap();
     let deleted = ctr.output(&["tasks", "rm", "c"]).unwrap();
     // ctr itself succeeds and tells the task's status in a warning.
     assert!(deleted.stderr.contains("exit code 137"), "{deleted:?}");

@@ -11,6 +11,7 @@ use crate::command::exit_code;
 use crate::error::{Error, Result};
 use crate::hosts::vm::Stream;
 use crate::hosts::{HostOptions, NativeHost, Service, VmHost, VmOptions};
+use crate::setup::tools;
 use crate::sys;
 
 #[derive(Debug, Subcommand)]
@@ -43,6 +44,12 @@ pub(super) struct Native {
     /// Keep the services' logs in this directory
     #[arg(long, value_name = "DIR")]
     logs: Option<PathBuf>,
+    /// containerd 1.6 or 1.7 and its ctr instead of 2.1
+    #[arg(long, value_name = "VERSION", value_parser = ["1.6", "1.7"])]
+    containerd: Option<String>,
+    /// Other clients too: ctr-remote, docker-buildx
+    #[arg(long)]
+    clients: bool,
     /// Absent cgroup controllers are an error, as they are on a real host
     #[arg(long)]
     strict_cgroups: bool,
@@ -105,12 +112,21 @@ pub(super) fn run(host: Host) -> Result<i32> {
 }
 
 fn run_native(arguments: Native) -> Result<i32> {
-    let host = NativeHost::start(HostOptions {
+    let mut options = HostOptions {
         services: arguments.services.services(),
         ignore_missing_controllers: !arguments.strict_cgroups,
         keep_logs: arguments.logs,
         ..HostOptions::bare()
-    })?;
+    };
+    options = match arguments.containerd.as_deref() {
+        Some("1.6") => options.old_containerd(&tools::CONTAINERD_1_6),
+        Some(_) => options.old_containerd(&tools::CONTAINERD_1_7),
+        None => options,
+    };
+    if arguments.clients {
+        options = options.tool(&tools::CLIENTS);
+    }
+    let host = NativeHost::start(options)?;
     for image in &arguments.push {
         host.push(image)?;
     }

@@ -4,7 +4,7 @@ mod cgroup;
 pub mod keeper;
 pub mod leash;
 pub mod native;
-mod scratch;
+pub(crate) mod scratch;
 pub mod services;
 pub mod site;
 pub mod vm;

@@ -1,11 +1,12 @@
 //! What a host needs and how it gets it: packages of this machine, the root file system, the
-//! machine's disk, the corpus, the product's binaries. Each is made once and kept.
+//! machine's disk, older and other programs, the corpus, the product's binaries. Each is made once and kept.
 
 pub mod binaries;
 pub mod disk;
 pub mod mirror;
 pub mod packages;
 pub mod rootfs;
+pub mod tools;
 
 use crate::corpus;
 use crate::error::Result;
@@ -14,7 +15,7 @@ use crate::paths::{Paths, require_root};
 /// What `integration setup` is to make.
 #[derive(Debug, Clone, Default)]
 pub struct SetupOptions {
-    /// What all tests need: the VM host, every image but the large one, cargo-nextest.
+    /// What all tests need: the VM host, old containerds and other clients, every image but the large one, cargo-nextest.
     pub vm: bool,
     /// Only these images of the corpus; none named means the first few, or with `vm` all.
     pub images: Vec<String>,
@@ -30,6 +31,7 @@ pub fn run(options: &SetupOptions) -> Result<()> {
     rootfs::build(&paths)?;
     if options.vm {
         disk::build(&paths)?;
+        tools::build(&paths)?;
     }
     let images = match (options.images.as_slice(), options.vm) {
         ([], true) => corpus::DEFAULT.map(str::to_owned).to_vec(),

@@ -15,7 +15,7 @@ use crate::paths::{Paths, existing};
 use crate::progress::Step;
 
 /// Debian's suite: its containerd is 2.1, its kernel has every cgroup controller.
-const SUITE: &str = "forky";
+pub(super) const SUITE: &str = "forky";
 
 /// What a container host has, the peers, and what tests look at it with.
 const PACKAGES: &[&str] = &[
@@ -36,9 +36,9 @@ const KERNEL: &str = if cfg!(target_arch = "aarch64") {
     "linux-image-cloud-amd64"
 };
 
+const VARIANT: &str = "--variant=minbase";
 /// Options of mmdebstrap. The mirror's release file of this suite may be past its date.
-const OPTIONS: &[&str] = &[
-    "--variant=minbase",
+pub(super) const OPTIONS: &[&str] = &[
     "--aptopt=Apt::Install-Recommends \"false\"",
     "--aptopt=Acquire::Check-Valid-Until \"false\"",
 ];
@@ -62,7 +62,13 @@ pub fn find(paths: &Paths) -> Result<PathBuf> {
 
 /// Changes whenever the recipe does.
 pub(super) fn key() -> String {
-    let parts = [PACKAGES, OPTIONS, &MASKED_UNITS, &[SUITE, guest::UNIT]];
+    let parts = [
+        PACKAGES,
+        &[VARIANT],
+        OPTIONS,
+        &MASKED_UNITS,
+        &[SUITE, guest::UNIT],
+    ];
     hash::key(&(parts.concat().join("\n") + "\n"))
 }
 
@@ -85,7 +91,8 @@ pub fn build(paths: &Paths) -> Result<()> {
     let include = format!("--include={}", PACKAGES.join(" ").replace(' ', ","));
     let mirror = mirror::find()?;
     let target = building.to_string_lossy();
-    let mut arguments = OPTIONS.to_vec();
+    let mut arguments = vec![VARIANT];
+    arguments.extend(OPTIONS);
     arguments.extend([include.as_str(), SUITE, &target, &mirror]);
     debootstrap(paths, &arguments, "rootfs", &step)?;
     configure(&building)?;

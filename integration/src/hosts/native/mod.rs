@@ -19,7 +19,7 @@ use rustix::process::Signal;
 pub(crate) use self::enter::ENTER;
 use self::plan::{Bind, NativePlan};
 use super::keeper::{Keeper, Payload};
-use super::services::{Flavour, Service, Services};
+use super::services::{Flavour, Service, Services, config};
 use super::site::Site;
 use crate::command::{self, DEADLINE, Output, tail};
 use crate::corpus;
@@ -27,9 +27,12 @@ use crate::error::{Error, Result};
 use crate::paths::{PRODUCT, Paths};
 use crate::proxy::{Proxy, Shape};
 use crate::setup::rootfs;
+use crate::setup::tools::Tool;
 
-/// Where the product's binaries are in a host; /usr/local/bin points there.
+/// Where the product's binaries are in a host; links of [`LOCAL_PROGRAMS`] point there.
 const BINARIES: &str = "/opt/xebec";
+/// Comes before Debian's own directories in a host's `PATH`.
+const LOCAL_PROGRAMS: &str = "/usr/local/bin";
 /// Where the corpus is in a host.
 const CORPUS: &str = "/srv/corpus";
 
@@ -42,6 +45,8 @@ pub struct HostOptions {
     pub ignore_missing_controllers: bool,
     /// Files written before any service starts, over those that the host has anyway.
     pub files: Vec<(PathBuf, String)>,
+    /// Programs that the host has beside its own, or in the place of them.
+    pub tools: Vec<&'static Tool>,
     /// Where logs are kept after the host's end; by default they end with it.
     pub keep_logs: Option<PathBuf>,
 }
@@ -63,6 +68,7 @@ impl HostOptions {
             services: Vec::new(),
             ignore_missing_controllers: true,
             files: Vec::new(),
+            tools: Vec::new(),
             keep_logs: None,
         }
     }
@@ -73,6 +79,21 @@ impl HostOptions {
             services: services.to_vec(),
             ..Self::bare()
         }
+    }
+
+    /// Programs beside the host's own.
+    #[must_use]
+    pub fn tool(mut self, tool: &'static Tool) -> Self {
+        self.tools.push(tool);
+        self
+    }
+
+    /// containerd 1.6 or 1.7 with its client instead of the host's, configured by the
+    /// documentation's words.
+    #[must_use]
+    pub fn old_containerd(self, containerd: &'static Tool) -> Self {
+        self.tool(containerd)
+            .file("/etc/containerd/config.toml", config::old_containerd())
     }
 
     /// One more file, or other content for one that the host has anyway.
@@ -96,7 +117,11 @@ impl NativeHost {
     /// Starts a host and its services.
     pub fn start(options: HostOptions) -> Result<Self> {
         let paths = Paths::find()?;
-        let keeper = Keeper::start(&paths, "native", Payload::Native(plan(&paths)?))?;
+        let keeper = Keeper::start(
+            &paths,
+            "native",
+            Payload::Native(plan(&paths, &options.tools)?),
+        )?;
         let site = Site::Inside {
             pid: keeper.pid,
             program: paths.program.clone(),
@@ -326,7 +351,7 @@ impl Drop for NativeHost {
     }
 }
 
-fn plan(paths: &Paths) -> Result<NativePlan> {
+fn plan(paths: &Paths, tools: &[&Tool]) -> Result<NativePlan> {
     let shown = |source: &Path, target: &Path, writable| Bind {
         source: source.to_owned(),
         target: target.to_owned(),
@@ -337,8 +362,15 @@ fn plan(paths: &Paths) -> Result<NativePlan> {
     if paths.binaries.is_dir() {
         binds.push(shown(&paths.binaries, Path::new(BINARIES), false));
         for name in PRODUCT {
-            let command = Path::new("/usr/local/bin").join(name);
+            let command = Path::new(LOCAL_PROGRAMS).join(name);
             links.push((command, Path::new(BINARIES).join(name)));
+        }
+    }
+    for tool in tools {
+        let shown_at = Path::new("/opt").join(tool.name);
+        binds.push(shown(&tool.find(paths)?, &shown_at, false));
+        for name in tool.names() {
+            links.push((Path::new(LOCAL_PROGRAMS).join(name), shown_at.join(name)));
         }
     }
     let corpus = corpus::directory(paths);

@@ -175,6 +175,37 @@ config_path = '/etc/containerd/certs.d'
     )
 }
 
+/// What docs/containerd.md tells users of containerd 1.6 and 1.7 to write, and what only this kind of
+/// host needs beside it.
+pub(crate) fn old_containerd() -> String {
+    const PAGE: &str = include_str!("../../../../docs/containerd.md");
+    let documented = PAGE
+        .split("\n## containerd 1.6 and 1.7\n")
+        .nth(1)
+        .and_then(|section| section.split("```toml\n").nth(1))
+        .and_then(|rest| rest.split("```").next())
+        .unwrap_or_default();
+    let cri = "plugins.'io.containerd.grpc.v1.cri'";
+    format!(
+        "{documented}
+[{cri}]
+sandbox_image = '{PAUSE_IMAGE}'
+restrict_oom_score_adj = true
+disable_apparmor = true
+[{cri}.cni]
+bin_dir = '/usr/lib/cni'
+conf_dir = '/etc/cni/net.d'
+[{cri}.registry]
+config_path = '/etc/containerd/certs.d'
+[{cri}.containerd.runtimes.xebec-as-runc]
+runtime_type = 'io.containerd.runc.v2'
+runtime_path = '/usr/local/bin/containerd-shim-xebec-v2'
+[{cri}.containerd.runtimes.xebec-by-path]
+runtime_type = '/usr/local/bin/containerd-shim-xebec-v2'
+"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +217,13 @@ mod tests {
         assert!(native.contains("SystemdCgroup = false"));
         assert!(vm.contains("restrict_oom_score_adj = false"));
         assert_eq!(vm.matches("SystemdCgroup = true").count(), 3);
+    }
+
+    #[test]
+    fn an_old_containerd_is_configured_as_documented() {
+        let text = old_containerd();
+        assert!(text.starts_with("version = 2\n"), "{text}");
+        assert!(text.contains("disable_snapshot_annotations = false"));
     }
 
     #[test]
