@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
+use crate::command::tail;
 use crate::error::{Error, Result};
 
 /// The name under which our own side competes; ratios are ours to each peer's.
@@ -197,6 +198,13 @@ pub fn run(
     samples
 }
 
+/// The end of an error, in one line.
+pub fn brief(error: &Error) -> String {
+    let text = error.to_string();
+    let last = text.lines().rev().find(|line| line.contains(": "));
+    tail(last.unwrap_or(&text), 160).trim().to_owned()
+}
+
 /// The tasks of one round, shuffled. Round 0 warms up what wants it.
 fn order(tasks: &[Task<'_>], round: u32, rounds: u32, random: &mut Random) -> Vec<usize> {
     let is_due = |task: &Task<'_>| match round {
@@ -231,10 +239,10 @@ impl Run {
         self.failed.extend(part.failed);
     }
 
-    /// Notes, and tells at once, that something could not be measured.
+    /// Notes in a line that something could not be measured, and tells all of it at once.
     pub fn fail(&mut self, what: &str, error: &Error) {
         eprintln!("{what}: {error}");
-        self.failed.push(format!("{what}: {error}"));
+        self.failed.push(format!("{what}: {}", brief(error)));
     }
 
     fn add(&mut self, feeds: &[Feed], figures: &[f64]) {
@@ -414,15 +422,14 @@ mod tests {
                     name: "runc",
                     sampler: Ok(Box::new(|round| match round {
                         0 | 1 => Ok(vec![1.0, 2.0]),
-                        _ => Err(Error::invalid("x", "y")),
+                        _ => Err(Error::invalid("a log\nof many: lines", "broken")),
                     })),
                 },
             ],
         }];
         let samples = run(&mut tasks(ops), 3, &mut Random::new(7), |_| ());
-        assert_eq!(samples.failed.len(), 1, "it is not tried again");
-        let failed = &samples.failed[0];
-        assert!(failed.contains("a by runc"), "{failed}");
+        // It is not tried again.
+        assert_eq!(samples.failed, ["a by runc: of many: lines: broken"]);
         assert_eq!(
             samples.rows[1].cells,
             [(OURS, vec![1.0; 3]), ("runc", vec![2.0])]

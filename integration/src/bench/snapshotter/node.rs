@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use super::super::measure::output;
-use super::super::suite::Absent;
+use super::super::suite::{Absent, brief};
 use super::second;
 use crate::command::{self, DEADLINE};
 use crate::corpus::Recipe;
@@ -125,14 +125,8 @@ impl Node {
         let mut tried = self.tried.borrow_mut();
         let tried = tried.entry(stack.snapshotter).or_insert_with(|| {
             pull(image, stack).map_err(|error| {
-                let error = error.to_string();
-                let reason = error.lines().rev().find(|line| line.contains(": "));
-                let reason = reason.unwrap_or_default();
-                let reason = command::tail(reason, 160);
-                Absent(format!(
-                    "{} cannot unpack here: {reason}",
-                    stack.snapshotter
-                ))
+                let (who, reason) = (stack.snapshotter, brief(&error));
+                Absent(format!("{who} cannot unpack here: {reason}"))
             })
         });
         tried.clone()
