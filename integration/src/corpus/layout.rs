@@ -196,6 +196,7 @@ fn append<W: Write>(
         if metadata.nlink() > 1 {
             links.insert(metadata.ino(), path.to_owned());
         }
+        header.set_entry_type(tar::EntryType::Regular);
         header.set_size(metadata.len());
         let file = File::open(&source).map_err(Error::file("open", &source))?;
         tar.append_data(&mut header, path, file)

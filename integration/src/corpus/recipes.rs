@@ -9,7 +9,7 @@ pub(super) const SUITE: &str = "bookworm";
 const SMALL: f64 = 0.05;
 
 /// Counts up when the way of building changes, so that caches are not used any more.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// How one image comes about.
 #[derive(Debug, Clone, Copy, PartialEq)]
