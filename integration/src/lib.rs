@@ -32,6 +32,7 @@ pub mod progress;
 pub mod proxy;
 pub mod seccomp;
 pub mod setup;
+pub mod shim;
 mod sys;
 
 pub use error::{Error, Result};

@@ -34,6 +34,10 @@ pub struct Args {
     pub bundle: Option<PathBuf>,
     /// Verbose log.
     pub debug: bool,
+    /// containerd's ttrpc socket, where a bootstrap message names it.
+    pub events: String,
+    /// Directory of the shims' sockets, where a bootstrap message names it.
+    pub socket_directory: Option<PathBuf>,
 }
 
 /// Flags are Go style: `-flag value`, `-flag=value`, with one dash or two, all before the action.
@@ -46,6 +50,8 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Args> {
         id: String::new(),
         bundle: None,
         debug: false,
+        events: String::new(),
+        socket_directory: None,
     };
     let mut action = None;
     let mut words = arguments.into_iter();

@@ -15,6 +15,11 @@ const NAME: &str = "io.containerd.xebec.v2";
 /// Type that containerd expects around the JSON of OCI features.
 const FEATURES: &str = "types.containerd.io/opencontainers/runtime-spec/1/features/Features";
 
+/// Annotation by which containerd 2.2 and later learn what they need not mount beforehand.
+const ALLOW_MOUNTS: &str = "containerd.io/runtime-allow-mounts";
+/// Types of mounts that the shim makes as the snapshotter describes them, EROFS from files too.
+const MOUNTS: &str = "bind,overlay,erofs";
+
 /// Prints a `RuntimeInfo` for the options on standard input.
 pub fn info() -> Result<()> {
     let mut stdin = Vec::new();
@@ -37,7 +42,7 @@ pub fn info() -> Result<()> {
             type_url: FEATURES.to_owned(),
             value: features,
         }),
-        annotations: std::collections::HashMap::new(),
+        annotations: [(ALLOW_MOUNTS.to_owned(), MOUNTS.to_owned())].into(),
     };
     std::io::stdout()
         .write_all(&info.encode_to_vec())

@@ -33,12 +33,15 @@ pub fn start(mut args: Args) -> Result<()> {
     spawner::container_id(&args.id)?;
     let bundle = bundle(&args)?;
     let group = params::group(&bundle, &args.id)?;
-    let path = socket::path(&args.address, &args.namespace, &group);
+    let directory = args.socket_directory.as_deref();
+    let directory = directory.unwrap_or(Path::new(socket::DIRECTORY));
+    let path = socket::path(directory, &args.address, &args.namespace, &group);
     if let Bound::New(listener) = socket::bind(&path)? {
-        let containerd = rustix::process::getppid();
+        // Before the fork: the parent may be gone once it has its answer.
+        let score = oom_score_of_parent();
         match sys::fork().context(|| "fork the daemon".into())? {
             Fork::Parent(_) => {}
-            Fork::Child => become_daemon(&args, &options, &bundle, &path, listener, containerd),
+            Fork::Child => become_daemon(&args, &options, &bundle, &path, listener, score),
         }
     }
     answer(&path, &bundle, &args)
@@ -104,16 +107,16 @@ fn become_daemon(
     bundle: &Path,
     socket: &Path,
     listener: UnixListener,
-    containerd: Option<rustix::process::Pid>,
+    oom_score: std::io::Result<i32>,
 ) -> ! {
-    let prepare = || -> Result<Daemon> {
+    let prepare = move || -> Result<Daemon> {
         rustix::process::setsid().context(|| "leave containerd's session".into())?;
         redirect(bundle)?;
         std::env::set_current_dir("/").context(|| "leave the bundle".into())?;
         if args.debug {
             log::enable_debug();
         }
-        protect(containerd);
+        protect(oom_score);
         if std::env::var_os("SCHED_CORE").is_some_and(|value| !value.is_empty()) {
             sys::share_no_core().context(|| "create a core scheduling cookie".into())?;
         }
@@ -122,7 +125,7 @@ fn become_daemon(
         }
         Ok(Daemon {
             namespace: args.namespace.clone(),
-            containerd: containerd_ttrpc(&args.address),
+            containerd: containerd_ttrpc(args),
             socket: socket.to_owned(),
             listener,
         })
@@ -140,11 +143,12 @@ fn become_daemon(
 }
 
 /// Where events go: as containerd says, or beside its main socket.
-fn containerd_ttrpc(address: &str) -> PathBuf {
-    let named = std::env::var("TTRPC_ADDRESS")
-        .ok()
-        .filter(|address| !address.is_empty());
-    let address = named.unwrap_or_else(|| format!("{address}.ttrpc"));
+fn containerd_ttrpc(args: &Args) -> PathBuf {
+    let named = std::env::var("TTRPC_ADDRESS").unwrap_or_default();
+    let address = [named, args.events.clone()]
+        .into_iter()
+        .find(|address| !address.is_empty())
+        .unwrap_or_else(|| format!("{}.ttrpc", args.address));
     PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address))
 }
 
@@ -174,18 +178,21 @@ fn open_log(path: &Path) -> Option<File> {
         .ok()
 }
 
+/// The score by which the OOM killer weighs containerd.
+fn oom_score_of_parent() -> std::io::Result<i32> {
+    let parent = rustix::process::getppid().ok_or(std::io::ErrorKind::NotFound)?;
+    let path = format!("/proc/{}/oom_score_adj", parent.as_raw_nonzero());
+    let text = std::fs::read_to_string(path)?;
+    text.trim().parse().map_err(std::io::Error::other)
+}
+
 /// Makes the daemon as unattractive to the OOM killer as containerd, but for one point.
-fn protect(containerd: Option<rustix::process::Pid>) {
-    let adjust = || -> std::io::Result<()> {
-        let Some(pid) = containerd else { return Ok(()) };
-        let path = format!("/proc/{}/oom_score_adj", pid.as_raw_nonzero());
-        let theirs: i32 = std::fs::read_to_string(path)?.trim().parse().unwrap_or(0);
-        std::fs::write(
-            "/proc/self/oom_score_adj",
-            (theirs + 1).min(1000).to_string(),
-        )
-    };
-    if let Err(error) = adjust() {
+fn protect(oom_score: std::io::Result<i32>) {
+    let adjusted = oom_score.and_then(|theirs| {
+        let ours = (theirs + 1).min(1000).to_string();
+        std::fs::write("/proc/self/oom_score_adj", ours)
+    });
+    if let Err(error) = adjusted {
         // Lowering needs a capability that some hosts do not give to root.
         log::debug(format_args!("adjust the OOM score: {error}"));
     }

@@ -1,7 +1,7 @@
 //! What `start` learns from its standard input and the bundle's `config.json`.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prost::Message;
 use prost_types::Any;
@@ -46,6 +46,8 @@ pub(super) fn options_from_stdin(bytes: &[u8], args: &mut Args) -> Result<Option
     fill(&mut args.namespace, params.namespace);
     fill(&mut args.address, params.containerd_grpc_address);
     fill(&mut args.publish_binary, params.containerd_binary);
+    fill(&mut args.events, params.containerd_ttrpc_address);
+    args.socket_directory = params.socket_dir.map(PathBuf::from);
     args.debug |= params.log_level < 0;
     let mut extensions = params
         .extensions
@@ -64,7 +66,11 @@ fn fill(slot: &mut String, value: String) {
 /// The key under which containers share a shim: an annotation, or else the id.
 pub(super) fn group(bundle: &Path, id: &str) -> Result<String> {
     let path = bundle.join("config.json");
-    let json = std::fs::read(&path).context(|| format!("read {}", path.display()))?;
+    let json = match std::fs::read(&path) {
+        // The bundle of a sandbox that the shim itself is to make.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(id.to_owned()),
+        result => result.context(|| format!("read {}", path.display()))?,
+    };
     group_in(&json, id)
         .map_err(|error| Error::InvalidArgument(format!("{}: {error}", path.display())))
 }
@@ -98,6 +104,8 @@ mod tests {
             id: id.into(),
             bundle: None,
             debug: false,
+            events: String::new(),
+            socket_directory: None,
         }
     }
 
@@ -115,6 +123,8 @@ mod tests {
             namespace: "k8s.io".into(),
             log_level: -4,
             containerd_grpc_address: "/c.sock".into(),
+            containerd_ttrpc_address: "unix:///c.sock.ttrpc".into(),
+            socket_dir: Some("/run/sockets".into()),
             extensions: vec![
                 Extension {
                     value: Some(Any {
@@ -135,6 +145,8 @@ mod tests {
             (&*new.namespace, &*new.address, new.debug),
             ("k8s.io", "/c.sock", true)
         );
+        assert_eq!(new.events, "unix:///c.sock.ttrpc");
+        assert_eq!(new.socket_directory, Some("/run/sockets".into()));
 
         let mut old = args("c1");
         let decoded = options_from_stdin(&options().encode_to_vec(), &mut old).unwrap();

@@ -11,8 +11,8 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{Context, Result};
 
-/// Where containerd's shims keep their sockets.
-const DIRECTORY: &str = "/run/containerd/s";
+/// Where containerd's shims keep their sockets unless it says otherwise.
+pub(super) const DIRECTORY: &str = "/run/containerd/s";
 
 /// What came of looking for the group's socket.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub(super) enum Bound {
 
 /// Path of the socket. The name keeps the shims of different programs apart, which share the
 /// directory.
-pub(super) fn path(containerd: &str, namespace: &str, group: &str) -> PathBuf {
+pub(super) fn path(directory: &Path, containerd: &str, namespace: &str, group: &str) -> PathBuf {
     let key = format!("xebec/{containerd}/{namespace}/{group}");
     let mut name = String::with_capacity(64);
     for byte in Sha256::digest(key.as_bytes()) {
@@ -33,7 +33,7 @@ pub(super) fn path(containerd: &str, namespace: &str, group: &str) -> PathBuf {
             name.extend(char::from_digit(u32::from(digit), 16));
         }
     }
-    Path::new(DIRECTORY).join(name)
+    directory.join(name)
 }
 
 /// Binds the socket, or finds the shim that holds it. A socket that nobody serves is replaced.
@@ -81,10 +81,17 @@ mod tests {
 
     #[test]
     fn each_group_has_its_own_short_path() {
-        let one = path("/run/containerd/containerd.sock", "default", "a");
-        let other = path("/run/containerd/containerd.sock", "default", "b");
-        assert_ne!(one, other);
-        assert_eq!(one, path("/run/containerd/containerd.sock", "default", "a"));
+        let of = |group| {
+            path(
+                Path::new(DIRECTORY),
+                "/run/containerd/containerd.sock",
+                "default",
+                group,
+            )
+        };
+        let one = of("a");
+        assert_ne!(one, of("b"));
+        assert_eq!(one, of("a"));
         assert!(one.as_os_str().len() <= 106, "{}", one.display());
     }
 

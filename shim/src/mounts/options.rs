@@ -75,6 +75,8 @@ pub(super) fn parse(fs_type: &str, options: &[String]) -> Result<Plan> {
             "" | "defaults" => {}
             "bind" => plan.bind = Some(Recursive::No),
             "rbind" => plan.bind = Some(Recursive::Yes),
+            // The kernel reads EROFS from a file as it is (Linux 6.12).
+            "loop" if fs_type == "erofs" => {}
             "loop" => return Err(unsupported(option)),
             _ => match (option.split_once('='), propagation(option)) {
                 (Some(("uidmap", map)), _) => uids = Some(id_map(option, map)?),
@@ -183,6 +185,14 @@ mod tests {
     fn the_last_of_two_opposite_options_wins() {
         assert_eq!(plan("erofs", "ro,rw").unwrap().flags, MountFlags::empty());
         assert_eq!(plan("erofs", "rw,ro").unwrap().flags, MountFlags::RDONLY);
+    }
+
+    #[test]
+    fn erofs_needs_no_loop_device() {
+        assert_eq!(
+            plan("erofs", "ro,loop").unwrap(),
+            plan("erofs", "ro").unwrap()
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use xebec_proto::events::{self, TaskIo};
 use xebec_proto::task::{CreateTaskRequest, DeleteResponse, ExecProcessRequest};
 use xebec_runtime::cgroup::{Cgroup, CgroupPath};
 
+use super::document;
 use super::exits::{self, Exit};
 use super::process::{Process, timestamp};
 use super::record::Record;
@@ -214,13 +215,13 @@ impl Container {
             )));
         }
         self.init.check(Operation::Exec)?;
+        let document = document::process(request.spec, request.terminal)?;
         let names = Names {
             stdin: request.stdin,
             stdout: request.stdout,
             stderr: request.stderr,
             terminal: request.terminal,
         };
-        let document = request.spec.map(|spec| spec.value).unwrap_or_default();
         let process = Process::new(exec_id.clone(), names, document);
         self.execs
             .borrow_mut()
@@ -405,6 +406,9 @@ impl Container {
     pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<DeleteResponse> {
         let process = self.process(exec_id)?;
         let _turn = process.turn.lock().await;
+        if process.state() == State::Deleted {
+            return Ok(deleted(&process));
+        }
         process.check(Operation::Delete)?;
         let mut io = process.io.take();
         io.drain(DRAIN).await;
@@ -420,10 +424,14 @@ impl Container {
         Ok(deleted(&process))
     }
 
-    /// Deletes the container. After an error it can be tried again.
+    /// Deletes the container. After an error it can be tried again; who tries while another
+    /// caller is at it, because its client has lost patience, gets the same answer.
     pub(super) async fn delete(&self, shim: &Shim) -> Result<DeleteResponse> {
         self.end_created().await?;
         let _turn = self.init.turn.lock().await;
+        if self.init.state() == State::Deleted {
+            return Ok(deleted(&self.init));
+        }
         self.init.check(Operation::Delete)?;
         let mut io = self.init.io.take();
         io.drain(DRAIN).await;

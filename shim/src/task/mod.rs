@@ -1,6 +1,7 @@
 //! Tasks: containers, their processes, and the service that containerd calls.
 
 mod container;
+mod document;
 pub mod exits;
 mod process;
 mod record;

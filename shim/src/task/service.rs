@@ -1,6 +1,7 @@
 //! The Task service, versions 2 and 3: decodes each request and finds whom it concerns.
 
 use std::cell::RefCell;
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -19,6 +20,7 @@ use xebec_proto::task::{
 use xebec_proto::task_types::ProcessInfo;
 
 use super::container::Container;
+use super::document;
 use super::exits::Reaper;
 use super::process::timestamp;
 use super::state::Operation;
@@ -166,8 +168,15 @@ impl TaskService {
             return container.delete_exec(&request.exec_id).await;
         }
         let response = container.delete(&self.shim).await?;
-        // Only what is gone for good leaves the map: a delete that failed can be repeated.
-        self.containers.borrow_mut().remove(&request.id);
+        // Only what is gone for good leaves the map: a delete that failed can be repeated. One
+        // that two callers waited for was followed by a new container of that id, perhaps.
+        let mut containers = self.containers.borrow_mut();
+        if let Entry::Occupied(entry) = containers.entry(request.id.clone())
+            && Rc::ptr_eq(entry.get(), &container)
+        {
+            entry.remove();
+        }
+        drop(containers);
         crate::sys::trim_heap();
         Ok(response)
     }
@@ -244,13 +253,15 @@ impl TaskService {
     async fn update(&self, request: UpdateTaskRequest) -> Result<Vec<u8>> {
         let container = self.container(&request.id)?;
         container.init.check(Operation::Update)?;
-        let Some(resources) = request.resources else {
-            return Err(Error::InvalidArgument("update without resources".into()));
-        };
+        if request.resources.is_none() && !request.annotations.is_empty() {
+            // Annotations are notes for the runtime, and ours acts on none.
+            return empty(Ok(()));
+        }
+        let resources = document::of(request.resources, "LinuxResources")?;
         let (engine, id) = (container.engine.clone(), request.id);
         empty(
             self.shim
-                .blocking(move || engine.update(&id, &resources.value))
+                .blocking(move || engine.update(&id, &resources))
                 .await,
         )
     }

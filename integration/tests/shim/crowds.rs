@@ -1,0 +1,95 @@
+//! Very many calls at once.
+
+use integration::leftovers::Inventory;
+use integration::shim::{Shim, exec_request, kill_request, start_request, wait_request};
+use xebec_proto::task::{ExecProcessRequest, StartResponse, WaitResponse};
+
+use crate::{assert_restored, bundle, descriptors, host, wait_for_program};
+
+const SLEEP: &[&str] = &["sleep", "1000"];
+
+#[test]
+fn hundreds_of_execs_at_once_with_and_without_terminals_leave_nothing() {
+    let host = host();
+    let bundle = bundle(&host, "c", SLEEP);
+    let mut shim = Shim::start(&host, &bundle, "c", b"").unwrap();
+    shim.warm_up("c", bundle.path()).unwrap();
+    shim.create("c", bundle.path()).unwrap();
+    let init = shim.start_process("c", "").unwrap();
+    wait_for_program(&host, init, "sleep");
+    let pid = shim.pid().unwrap();
+    let before = Inventory::of(&host).unwrap();
+    let open = descriptors(&host, pid);
+
+    let ids: Vec<String> = (0..200).map(|number| format!("e{number}")).collect();
+    let ended: Vec<_> = ids
+        .iter()
+        .enumerate()
+        .map(|(number, exec_id)| {
+            let script = format!("test -t 0; exit $(($? * 100 + {}))", number % 50);
+            let request = ExecProcessRequest {
+                terminal: number % 3 == 0,
+                ..exec_request("c", exec_id, &["sh", "-c", &script])
+            };
+            shim.task.send("Exec", &request).unwrap();
+            shim.task
+                .send("Start", &start_request("c", exec_id))
+                .unwrap();
+            shim.task.send("Wait", &wait_request("c", exec_id)).unwrap()
+        })
+        .collect();
+    for (number, (exec_id, stream)) in ids.iter().zip(ended).enumerate() {
+        let ended: WaitResponse = shim.task.answer(stream).unwrap().unwrap();
+        let expected = if number % 3 == 0 { 0 } else { 100 } + number as u32 % 50;
+        assert_eq!(ended.exit_status, expected, "{exec_id}");
+        assert_eq!(shim.delete("c", exec_id).unwrap(), expected, "{exec_id}");
+    }
+    assert_restored(&host, &before);
+    assert_eq!(descriptors(&host, pid), open);
+    let lines = shim.events.lines_until("/tasks/exit", 201).unwrap();
+    assert_eq!(
+        lines.iter().filter(|it| it.starts_with("exit e")).count(),
+        200
+    );
+    shim.end("c").unwrap();
+}
+
+#[test]
+fn a_thousand_execs_and_kills_at_once_are_all_answered_and_leave_nothing() {
+    let host = host();
+    let bundle = bundle(&host, "c", SLEEP);
+    let mut shim = Shim::start(&host, &bundle, "c", b"").unwrap();
+    shim.warm_up("c", bundle.path()).unwrap();
+    shim.create("c", bundle.path()).unwrap();
+    let init = shim.start_process("c", "").unwrap();
+    wait_for_program(&host, init, "sleep");
+    let pid = shim.pid().unwrap();
+    let before = Inventory::of(&host).unwrap();
+    let open = descriptors(&host, pid);
+    let ids: Vec<String> = (0..1000).map(|number| format!("e{number}")).collect();
+    let mut answers = Vec::new();
+    for exec_id in &ids {
+        let task = &mut shim.task;
+        let _ = task
+            .send("Exec", &exec_request("c", exec_id, SLEEP))
+            .unwrap();
+        let started = task.send("Start", &start_request("c", exec_id)).unwrap();
+        let killed = task.send("Kill", &kill_request("c", exec_id, 9)).unwrap();
+        let waited = task.send("Wait", &wait_request("c", exec_id)).unwrap();
+        answers.push((exec_id, started, killed, waited));
+    }
+    for (exec_id, started, killed, waited) in answers {
+        let started = shim.task.answer::<StartResponse>(started).unwrap();
+        assert!(started.is_ok(), "{exec_id}: {started:?}");
+        // It overtook the start, or it did not.
+        if shim.task.answer::<()>(killed).unwrap().is_err() {
+            shim.kill("c", exec_id, 9).unwrap();
+        }
+        let ended: WaitResponse = shim.task.answer(waited).unwrap().unwrap();
+        assert_eq!(ended.exit_status, 137, "{exec_id}");
+        assert_eq!(shim.delete("c", exec_id).unwrap(), 137);
+    }
+    assert_restored(&host, &before);
+    assert_eq!(descriptors(&host, pid), open);
+    shim.end("c").unwrap();
+}

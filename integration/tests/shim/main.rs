@@ -1,0 +1,61 @@
+//! The shim by itself: called as containerd calls it, and as nobody should.
+
+mod bad_input;
+mod crowds;
+mod tasks;
+mod ways_in;
+
+use std::time::{Duration, Instant};
+
+use integration::bundle::Bundle;
+use integration::hosts::{HostOptions, NativeHost};
+use integration::leftovers::Inventory;
+use xebec_proto::ttrpc::Status;
+
+/// Codes of gRPC.
+const UNKNOWN: i32 = 2;
+const INVALID_ARGUMENT: i32 = 3;
+const NOT_FOUND: i32 = 5;
+const ALREADY_EXISTS: i32 = 6;
+const RESOURCE_EXHAUSTED: i32 = 8;
+const FAILED_PRECONDITION: i32 = 9;
+const UNIMPLEMENTED: i32 = 12;
+
+fn host() -> NativeHost {
+    NativeHost::start(HostOptions::bare()).expect("a native host starts")
+}
+
+fn bundle<'a>(host: &'a NativeHost, id: &str, argv: &[&str]) -> Bundle<'a> {
+    Bundle::create(host, format!("/bundles/{id}"), argv).expect("a bundle")
+}
+
+/// What a refused call was refused with.
+#[track_caller]
+fn refused<T: std::fmt::Debug>(answer: integration::Result<Result<T, Status>>) -> (i32, String) {
+    match answer.expect("an answer comes") {
+        Err(status) => (status.code, status.message),
+        Ok(answer) => panic!("not refused: {answer:?}"),
+    }
+}
+
+/// Waits until a process, which may be a moment before its `execve`, is that program.
+fn wait_for_program(host: &NativeHost, pid: u32, program: &str) {
+    let end = Instant::now() + Duration::from_mins(1);
+    let path = format!("/proc/{pid}/cmdline");
+    while !host.read_file(&path).unwrap().starts_with(program) {
+        assert!(Instant::now() < end, "{pid} never became {program}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Open descriptors of a process of the host.
+fn descriptors(host: &NativeHost, pid: u32) -> usize {
+    let script = format!("ls /proc/{pid}/fd | wc -l");
+    host.check_sh(&script).unwrap().trim().parse().unwrap()
+}
+
+#[track_caller]
+fn assert_restored(host: &NativeHost, before: &Inventory) {
+    let left = before.wait_until_restored(host).expect("an inventory");
+    assert!(left.is_empty(), "left over: {left:#?}");
+}
