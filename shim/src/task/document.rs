@@ -1,7 +1,5 @@
 //! Documents of the OCI runtime specification that requests carry as JSON inside an `Any`.
 
-use std::collections::BTreeMap;
-
 use prost_types::Any;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -20,8 +18,10 @@ pub(super) fn of(any: Option<Any>, kind: &str) -> Result<Vec<u8>> {
         let text = format!("{:?} in the request where a {kind} belongs", any.type_url);
         return Err(Error::InvalidArgument(text));
     }
-    match serde_json::from_slice::<BTreeMap<String, IgnoredAny>>(&any.value) {
-        Ok(_) => Ok(any.value),
+    let is_object = any.value.trim_ascii_start().starts_with(b"{");
+    match serde_json::from_slice::<IgnoredAny>(&any.value) {
+        Ok(_) if is_object => Ok(any.value),
+        Ok(_) => Err(Error::InvalidArgument(format!("{kind}: no JSON object"))),
         Err(error) => Err(Error::InvalidArgument(format!("{kind}: {error}"))),
     }
 }
@@ -49,23 +49,23 @@ mod tests {
     use super::{of, process};
     use prost_types::Any;
 
-    fn any(type_url: &str, value: &[u8]) -> Option<Any> {
-        Some(Any {
+    fn any(type_url: &str, value: &[u8]) -> Any {
+        Any {
             type_url: type_url.into(),
             value: value.into(),
-        })
+        }
     }
 
     #[test]
     fn only_a_json_object_of_the_right_type_passes() {
         let process = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-        assert_eq!(of(any(process, b"{}"), "Process").unwrap(), b"{}");
-        assert_eq!(of(any("", b"{\"a\":1}"), "Process").unwrap().len(), 7);
+        assert_eq!(of(Some(any(process, b"{}")), "Process").unwrap(), b"{}");
+        assert_eq!(of(Some(any("", b"{\"a\":1}")), "Process").unwrap().len(), 7);
         for (any, part) in [
             (None, "no Process"),
-            (any("acme/Thing", b"{}"), "acme/Thing"),
-            (any(process, b"{"), "EOF"),
-            (any(process, b"[1]"), "invalid type"),
+            (Some(any("acme/Thing", b"{}")), "acme/Thing"),
+            (Some(any(process, b"{")), "EOF"),
+            (Some(any(process, b"[1]")), "no JSON object"),
         ] {
             let error = of(any, "Process").unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
@@ -75,9 +75,10 @@ mod tests {
     #[test]
     fn the_request_decides_about_the_terminal() {
         let json = br#"{"args":["a"],"terminal":true}"#;
-        assert_eq!(process(any("", json), true).unwrap(), json);
+        assert_eq!(process(Some(any("", json)), true).unwrap(), json);
         let without = br#"{"args":["a"],"terminal":false}"#;
-        assert_eq!(process(any("", json), false).unwrap(), without);
-        assert!(process(any("", b"{\"terminal\":1}"), true).is_err());
+        assert_eq!(process(Some(any("", json)), false).unwrap(), without);
+        let wrong = Some(any("", b"{\"terminal\":1}"));
+        assert!(process(wrong, true).is_err());
     }
 }
