@@ -6,8 +6,8 @@ use super::layout::{Inode, Kind};
 /// The files of a layer by their place in the store.
 #[derive(Debug)]
 pub struct FileMap {
-    /// Files of segment 0, by where they begin.
-    shared: Vec<(u64, u32)>,
+    /// Files of segment 0 in the order in which they lie there.
+    shared: Vec<u32>,
     /// The file of each other segment.
     objects: Vec<u32>,
 }
@@ -36,11 +36,13 @@ impl FileMap {
                 continue;
             }
             match inode.segment {
-                0 => map.shared.push((inode.base, id)),
+                0 => map.shared.push(id),
                 object => map.objects[object as usize - 1] = id,
             }
         }
-        map.shared.sort_unstable();
+        // Places are given in the order of the inodes, so that this is one look at each.
+        map.shared.sort_by_key(|&id| index.inode(id).base);
+        map.shared.shrink_to_fit();
         map
     }
 
@@ -65,16 +67,18 @@ impl FileMap {
             })
         };
         let (shared, object) = match segment {
-            0 => (self.shared_from(offset), None),
+            0 => (self.shared_from(index, offset), None),
             object => (&[][..], self.objects.get(object as usize - 1).copied()),
         };
-        let shared = shared.iter().take_while(move |(base, _)| *base < end);
-        shared.map(|(_, id)| *id).chain(object).filter_map(piece)
+        let shared = shared.iter().copied();
+        let shared = shared.take_while(move |&id| index.inode(id).base < end);
+        shared.chain(object).filter_map(piece)
     }
 
     /// The files of segment 0 from the one that may hold `offset` on.
-    fn shared_from(&self, offset: u64) -> &[(u64, u32)] {
-        let behind = self.shared.partition_point(|(base, _)| *base <= offset);
+    fn shared_from(&self, index: &LayerIndex, offset: u64) -> &[u32] {
+        let begins = |&id: &u32| index.inode(id).base <= offset;
+        let behind = self.shared.partition_point(begins);
         &self.shared[behind.saturating_sub(1)..]
     }
 }

@@ -22,10 +22,18 @@ pub enum Prefetch {
     Listed,
 }
 
+/// The bytes of an index.
+pub trait Image: Deref<Target = [u8]> + Send + Sync {
+    /// Lets go of memory that can be had again from where it came.
+    fn let_go(&self) {}
+}
+
+impl Image for Vec<u8> {}
+
 /// The files of one layer and where their bytes are.
 pub struct LayerIndex {
     /// A `Vec` or a mapped file.
-    bytes: Box<dyn Deref<Target = [u8]> + Send + Sync>,
+    bytes: Box<dyn Image>,
     head: Head,
     sections: Sections,
 }
@@ -78,7 +86,7 @@ impl LayerIndex {
     ///
     /// After the checksum every reference inside is what [`super::LayerBuilder`] wrote, so that
     /// accessors need no checks of their own.
-    pub fn from_image(bytes: Box<dyn Deref<Target = [u8]> + Send + Sync>) -> Result<Self, Flaw> {
+    pub fn from_image(bytes: Box<dyn Image>) -> Result<Self, Flaw> {
         let torn = |reason: &str| Flaw::new(format!("index: {reason}"));
         if bytes.len() < SUM_LEN + Head::LEN {
             return Err(torn("shorter than its head"));
@@ -114,6 +122,12 @@ impl LayerIndex {
             head,
             sections,
         }
+    }
+
+    /// Lets go of the pages of a mapped file that were looked at. The file is there, and mostly in
+    /// the page cache: whoever looks again finds them.
+    pub fn let_go(&self) {
+        self.bytes.let_go();
     }
 
     /// The image, to be written to a file.

@@ -20,7 +20,7 @@ mod walk;
 
 pub use builder::{ChunkSpec, FileId, LayerBuilder, Meta};
 pub use file_map::{FileMap, Piece};
-pub use layer::{LayerIndex, Prefetch};
+pub use layer::{Image, LayerIndex, Prefetch};
 pub use layout::{Chunk, Codec, Dirent, Inode, Kind, Span, Unit};
 pub use span::SpanSpec;
 pub use tree::{Child, Node, Tree};

@@ -577,11 +577,12 @@ fn start_tidier(
     harvest: impl Fn() + Send + 'static,
 ) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
+    let of_tidy = Arc::clone(&layers);
     let tidy = move || {
         if let Some(kernel) = &kernel {
             kernel.tidy();
         }
-        layers.tidy();
+        of_tidy.tidy();
     };
     let work = move || {
         let mut tidied = Instant::now();
@@ -591,6 +592,7 @@ fn start_tidier(
                 tidy();
                 tidied = Instant::now();
             }
+            layers.let_go_of_indexes();
         }
         tidy();
     };

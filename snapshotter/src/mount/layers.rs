@@ -473,6 +473,14 @@ impl Layers {
         Ok(layers.filter(|id| !self.streams.is_expected(*id)).collect())
     }
 
+    /// Lets go of what was looked at in the indexes: a mounted tree is served from its image, or from
+    /// the page cache, and what is read of complete files needs none.
+    pub(super) fn let_go_of_indexes(&self) {
+        for filler in self.lock_open().fillers.values() {
+            filler.blob().index().let_go();
+        }
+    }
+
     /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
     pub(super) fn tidy(&self) {
         let open: Vec<_> = self.lock_open().fillers.values().cloned().collect();

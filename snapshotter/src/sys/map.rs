@@ -42,6 +42,20 @@ impl Map {
         Ok(Self { start, len })
     }
 
+    /// Lets go of the pages that were looked at; the next look takes them from the page cache.
+    pub(crate) fn let_go(&self) {
+        // SAFETY: the mapping is ours, private and never written to, so that each of its pages is
+        // the same when it is looked at again.
+        let told = unsafe {
+            rustix::mm::madvise(
+                self.start.as_ptr().cast(),
+                self.len,
+                rustix::mm::Advice::LinuxDontNeed,
+            )
+        };
+        debug_assert!(told.is_ok(), "madvise of an own mapping");
+    }
+
     /// Offsets and lengths in bytes of what the page cache holds of the file.
     pub(crate) fn resident(&self) -> io::Result<Vec<(u64, u64)>> {
         let page = rustix::param::page_size();
@@ -74,6 +88,12 @@ impl Deref for Map {
     }
 }
 
+impl crate::index::Image for Map {
+    fn let_go(&self) {
+        Self::let_go(self);
+    }
+}
+
 impl Drop for Map {
     fn drop(&mut self) {
         // SAFETY: the mapping was made by `new`, and nothing borrows from it any more.
@@ -93,6 +113,18 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"some bytes").unwrap();
         assert_eq!(&Map::new(&file).unwrap()[..], b"some bytes");
+    }
+
+    #[test]
+    fn what_was_let_go_is_there_again() {
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|n| n as u8).collect();
+        file.write_all(&bytes).unwrap();
+        let map = Map::new(&file).unwrap();
+        for _ in 0..2 {
+            assert!(map[..] == bytes);
+            map.let_go();
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! notes it when it is over. The last few timelines are kept in memory; nothing is written.
 
 mod names;
+mod packed;
 mod svg;
 mod text;
 
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use self::packed::Events;
 pub use names::name_files;
 pub use svg::draw;
 pub use text::list;
@@ -122,7 +124,7 @@ pub struct Timeline {
 
 #[derive(Debug)]
 struct State {
-    events: Vec<Event>,
+    events: Events,
     dropped: u64,
     last: Instant,
     /// It was told as one that is over.
@@ -139,7 +141,7 @@ impl Timeline {
             began: Timestamp::now(),
             zero,
             state: Mutex::new(State {
-                events: Vec::new(),
+                events: Events::default(),
                 dropped: 0,
                 last: zero,
                 told: false,
@@ -154,16 +156,14 @@ impl Timeline {
             return;
         }
         state.last = Instant::now();
-        if state.events.len() >= MAX_EVENTS {
-            state.dropped += 1;
-            return;
-        }
         let event = Event {
             at: begun.saturating_duration_since(self.zero).as_micros() as u64,
             took: begun.elapsed().as_micros() as u64,
             what,
         };
-        state.events.push(event);
+        if state.events.len() >= MAX_EVENTS || !state.events.push(&event) {
+            state.dropped += 1;
+        }
     }
 
     /// Whether anything is still noted.
@@ -178,7 +178,7 @@ impl Timeline {
     /// All that was noted so far.
     pub fn tell(&self) -> Start {
         let state = lock(&self.state);
-        let mut events = state.events.clone();
+        let mut events: Vec<_> = state.events.iter().collect();
         events.sort_by_key(|event| event.at);
         Start {
             image: self.image.clone(),
