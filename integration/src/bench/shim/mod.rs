@@ -14,7 +14,7 @@ use super::contest::{contest, one};
 use super::measure::{output, wall_ms};
 use super::parts::Measurable;
 use super::shims::{self, SHIMS, Shim};
-use super::suite::{self, Feed, Operation, Random, Run, Task, Unit};
+use super::suite::{self, Contestant, Feed, Operation, Random, Run, Task, Unit};
 use super::tasks;
 use crate::error::Result;
 
@@ -103,10 +103,19 @@ fn calls() -> Vec<Operation<'static>> {
                 Ok(vec![elapsed])
             })
         }),
-        contest(&["ctr task exec"], ms, 1, SHIMS, |shim| {
+        beside_ctr_alone(contest(&["ctr task exec"], ms, 1, SHIMS, |shim| {
             Box::new(move |n| one(shims::exec_ms(&target(shim), n)))
-        }),
+        })),
     ]
+}
+
+/// Lets `ctr` compete with a question that no shim is asked: what it and containerd take anyway.
+fn beside_ctr_alone(mut operation: Operation<'static>) -> Operation<'static> {
+    operation.contestants.push(Contestant {
+        name: "ctr images ls",
+        sampler: Ok(Box::new(|_| one(wall_ms(&["ctr", "images", "ls", "-q"])))),
+    });
+    operation
 }
 
 /// Tasks of all shims that are here, each of which feeds its cells of several rows.
