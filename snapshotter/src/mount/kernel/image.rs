@@ -31,22 +31,20 @@ pub(super) struct Images {
 }
 
 impl Images {
-    /// The image of `tree`, made if it is not there.
-    ///
-    /// Its name is made of what the layers' indexes are, to the byte, since it refers to places in
-    /// their segments.
-    pub(super) fn of(&self, layers: &Layers, chain: &[LayerId], tree: &Tree) -> Result<PathBuf> {
+    /// Calls `mount` with the path of the image of `tree`, which is made if it is not there.
+    pub(super) fn with<T>(
+        &self,
+        layers: &Layers,
+        chain: &[LayerId],
+        tree: &Tree,
+        mount: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<T> {
         let Some(top) = chain.last() else {
             return Err(Error::InvalidArgument("a chain of no layers".to_owned()));
         };
-        let mut name = Hasher::new();
-        name.update(&[EDITION]);
-        for layer in tree.layers() {
-            name.update(layer.checksum());
-        }
-        let path = layers.beside(*top, &format!("tree-{}", name.finish().hex()));
+        let path = path_of(layers, *top, tree);
         if path.exists() {
-            return Ok(path);
+            return mount(&path);
         }
         let image = erofs::image(tree).map_err(|flaw| flaw.of(top))?;
         let fresh = path.with_extension("new");
@@ -59,8 +57,10 @@ impl Images {
         }
         let mut file = File::create_new(&fresh).map_err(Error::io("create", &fresh))?;
         file.write_all(&image).map_err(Error::io("write", &fresh))?;
-        self.unsynced().push(fresh.clone());
-        Ok(fresh)
+        let mounted = mount(&fresh);
+        // Only now: it gets its other name at any moment.
+        self.unsynced().push(fresh);
+        mounted
     }
 
     /// Makes new images survive a power failure, and only then gives them the name under which
@@ -85,6 +85,17 @@ impl Images {
     fn unsynced(&self) -> MutexGuard<'_, Vec<PathBuf>> {
         self.unsynced.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where a chain's image is. Its name is made of what the layers' indexes are, to the byte, since it
+/// refers to places in their segments.
+fn path_of(layers: &Layers, top: LayerId, tree: &Tree) -> PathBuf {
+    let mut name = Hasher::new();
+    name.update(&[EDITION]);
+    for layer in tree.layers() {
+        name.update(layer.checksum());
+    }
+    layers.beside(top, &format!("tree-{}", name.finish().hex()))
 }
 
 /// Mounts an image at `path`, which is made.

@@ -75,17 +75,15 @@ impl Kernel {
         fillers: Vec<Arc<Filler>>,
         path: PathBuf,
     ) -> Result<Mounted> {
-        let image = self.images.of(&self.layers, chain, tree)?;
-        let mut devices = Vec::new();
-        // Watched before they are mounted: what is open already is never asked about.
-        for device in erofs::devices(tree.layers()) {
-            let (layer, filler) = (
-                chain[usize::from(device.layer)],
-                &fillers[usize::from(device.layer)],
-            );
-            devices.push(self.gate.guard(layer, filler, device.segment)?);
-        }
-        image::mount(&image, &devices, &path)?;
+        self.images.with(&self.layers, chain, tree, |image| {
+            // Watched before they are mounted: what is open already is never asked about.
+            let devices = erofs::devices(tree.layers()).into_iter().map(|device| {
+                let number = usize::from(device.layer);
+                self.gate
+                    .guard(chain[number], &fillers[number], device.segment)
+            });
+            image::mount(image, &devices.collect::<Result<Vec<_>>>()?, &path)
+        })?;
         Ok(Mounted {
             path,
             _fillers: fillers,
