@@ -44,11 +44,12 @@ impl Warden {
         let work = move || {
             let mut pause = FIRST_PAUSE;
             while let Some(snapshotter) = weak.upgrade() {
+                let began = watched.now();
                 let is_within = match snapshotter.keep_within(&limits) {
                     Ok(Some(levels)) => {
-                        let is_within = limits.excess(levels) == 0;
-                        watched.allow(limits.leeway(levels), !is_within);
-                        is_within
+                        let allowance = limits.allowance(levels);
+                        watched.allow(began, allowance);
+                        !allowance.is_short
                     }
                     Ok(None) => true,
                     Err(error) => {

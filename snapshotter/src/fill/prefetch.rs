@@ -37,6 +37,19 @@ impl Filler {
         Some(absent.take_while(fits).collect())
     }
 
+    /// Bytes that these units unpack to, and the number of places that they are written to.
+    pub fn unpacked(&self, units: &[u32]) -> (u64, u64) {
+        let (mut bytes, mut places) = (0, 0);
+        for unit in units {
+            let unit = self.index().unit(*unit);
+            for chunk in self.index().unit_chunks(&unit) {
+                bytes += u64::from(self.index().chunk(chunk).len);
+                places += 1;
+            }
+        }
+        (bytes, places)
+    }
+
     /// Fetches units when nothing else is going on; blocks until they are local. The packed bytes.
     pub fn fetch_in_background(self: &Arc<Self>, units: Vec<u32>) -> Shared<u64> {
         let (sender, outcome) = mpsc::channel();

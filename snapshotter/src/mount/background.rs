@@ -3,8 +3,8 @@
 //!
 //! One thread goes through the mounted chains in the order of their mounting, each from its top
 //! layer down, and fetches one piece at a time. It begins some time after the mount, waits whenever
-//! something else was fetched just now, keeps to a rate, stops where the disk would become too full, and
-//! comes back when a registry fails. What is local is known by the store: after a restart or a
+//! something else was fetched just now, keeps to a rate, stops where the disk would become too full or
+//! anything would have to be evicted, and comes back when a registry fails. What is local is known by the store: after a restart or a
 //! crash it goes on where it was.
 
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use super::LayerId;
 use crate::error::{Error, Result};
 use crate::fill::Filler;
 use crate::fill::pool::Pool;
+use crate::store::Space;
 
 /// Nothing else must have been fetched for this long.
 const CALM: Duration = Duration::from_millis(300);
@@ -57,7 +58,7 @@ impl Default for BackgroundConfig {
 pub enum Pause {
     /// Something more urgent is being fetched.
     Reads,
-    /// The disk would become too full.
+    /// The disk would become too full, or something that is stored would have to go.
     Space,
     /// The registry fails.
     Registry,
@@ -95,6 +96,7 @@ pub(super) struct Background {
 struct Shared {
     config: BackgroundConfig,
     root: PathBuf,
+    space: Arc<Space>,
     pool: Arc<Pool>,
     state: Mutex<State>,
     changed: Condvar,
@@ -129,10 +131,16 @@ enum Step {
 
 impl Background {
     /// Starts the thread, if there is to be one.
-    pub(super) fn start(root: &Path, pool: Arc<Pool>, config: BackgroundConfig) -> Result<Self> {
+    pub(super) fn start(
+        root: &Path,
+        space: Arc<Space>,
+        pool: Arc<Pool>,
+        config: BackgroundConfig,
+    ) -> Result<Self> {
         let shared = Arc::new(Shared {
             config,
             root: root.to_owned(),
+            space,
             pool,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -277,6 +285,10 @@ impl Shared {
         };
         if self.pool.calm_for() < CALM {
             return Step::Paused(Pause::Reads);
+        }
+        let (bytes, places) = filler.unpacked(&piece);
+        if !self.space.has_spare(bytes, places) {
+            return Step::Paused(Pause::Space);
         }
         match has_room(&self.root, self.config.keep_free) {
             Ok(true) => {}

@@ -149,7 +149,12 @@ impl Lazy {
             Arc::clone(&recorder),
             &config,
         );
-        let background = Background::start(root, Arc::clone(&pool), config.background)?;
+        let background = Background::start(
+            root,
+            Arc::clone(layers.store.space()),
+            Arc::clone(&pool),
+            config.background,
+        )?;
         let harvest = {
             let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
             move || guide.publish(recorder.harvest())

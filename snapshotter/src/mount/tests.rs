@@ -162,7 +162,7 @@ impl BlobSource for Handle {
 fn wait_until(what: &str, is_so: impl Fn() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        assert!(begun.elapsed() < Duration::from_mins(2), "{what}");
         std::thread::sleep(Duration::from_millis(10));
     }
 }

@@ -1,6 +1,6 @@
 //! How much room the store may take, and what follows from how much it takes.
 
-use super::{Amount, Stored};
+use super::{Allowance, Amount, Stored};
 
 /// Room that is made when a disk is full: the next write will want some, too.
 const AT_LEAST: u64 = 32 << 20;
@@ -71,8 +71,28 @@ impl Limits {
         self.excess(levels).max(missing)
     }
 
+    /// Bytes that may be stored of what nobody has asked for: up to where is evicted to. What is
+    /// read goes further, up to where is evicted from, before anything has to go.
+    fn spare(&self, levels: Levels) -> u64 {
+        let until_low_water = self.quota_of(levels.whole).map_or(u64::MAX, |quota| {
+            let low_water = self.low_water.of(quota).min(quota);
+            low_water.saturating_sub(levels.used)
+        });
+        let keep = self.keep_free.of(levels.whole);
+        until_low_water.min(levels.free.saturating_sub(keep + keep / 4))
+    }
+
+    /// What may be written until the levels are looked at again.
+    pub fn allowance(&self, levels: Levels) -> Allowance {
+        Allowance {
+            leeway: self.leeway(levels),
+            spare: self.spare(levels),
+            is_short: self.excess(levels) > 0,
+        }
+    }
+
     /// Bytes that may be written before the levels are looked at again.
-    pub fn leeway(&self, levels: Levels) -> u64 {
+    fn leeway(&self, levels: Levels) -> u64 {
         let quota = self.quota_of(levels.whole).unwrap_or(u64::MAX);
         let until_quota = quota.saturating_sub(levels.used);
         let until_full = levels.free.saturating_sub(self.keep_free.of(levels.whole));
@@ -149,6 +169,27 @@ mod tests {
             0,
             "somebody else has made room"
         );
+    }
+
+    #[test]
+    fn what_nobody_has_asked_for_stays_below_where_is_evicted_to() {
+        let quota = limits(Some("100GiB"), "80%", "2%");
+        assert_eq!(quota.spare(levels(30, 500)), 50 << 30);
+        assert_eq!(quota.spare(levels(80, 500)), 0, "it would be evicted for");
+        assert_eq!(quota.spare(levels(30, 35)), 10 << 30, "25 GiB stay free");
+        assert_eq!(quota.spare(levels(30, 21)), 0);
+        let none = limits(None, "80%", "0");
+        assert_eq!(none.spare(levels(900, 100)), 100 << 30);
+        // Stored up to there, nothing is in excess, whatever was measured.
+        for before in [levels(30, 500), levels(10, 40), levels(79, 26)] {
+            let spare = quota.spare(before);
+            let after = Levels {
+                used: before.used + spare,
+                free: before.free - spare,
+                ..before
+            };
+            assert_eq!(quota.excess(after), 0, "{before:?}");
+        }
     }
 
     #[test]

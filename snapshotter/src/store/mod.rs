@@ -51,7 +51,7 @@ pub use blob::Blob;
 pub use evict::{Footprint, Stored};
 pub use limits::{Levels, Limits, oldest_first};
 pub use settings::StoreSection;
-pub use space::{Evictions, Space};
+pub use space::{Allowance, Evictions, Moment, Space};
 pub use stage::Stage;
 
 use crate::digest::Digest;

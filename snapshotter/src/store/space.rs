@@ -1,7 +1,7 @@
 //! How much is written to the store, and who makes room when the disk is full.
 
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::error::Result;
@@ -12,11 +12,19 @@ const MAX_TRIES: u32 = 3;
 /// Makes room on a full disk; whether there is some now.
 type MakeRoom = Box<dyn Fn() -> bool + Send + Sync>;
 
+/// What a file takes on disk is a multiple of this many bytes.
+const BLOCK: u64 = 4096;
+
 /// What everyone who writes to the store tells, and what is done about it.
-#[derive(Default)]
 pub struct Space {
-    /// Bytes that may be written before somebody is to look at the whole.
-    left: AtomicI64,
+    /// Bytes written since the daemon's start, in whole blocks: never too few.
+    written: AtomicU64,
+    /// How many they are when somebody is to look at the whole.
+    look_at: AtomicU64,
+    /// How many they are when there is room no more for what nobody has asked for.
+    spare_until: AtomicU64,
+    /// How often something came out of use.
+    unused: AtomicU64,
     /// More is stored than may be, and all of it is in use.
     is_short: AtomicBool,
     is_over: Mutex<bool>,
@@ -35,10 +43,46 @@ pub struct Evictions {
     pub bytes: u64,
 }
 
+/// What had happened when a look at the whole began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    written: u64,
+    unused: u64,
+}
+
+/// What was found when somebody looked at the whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Allowance {
+    /// Bytes that may be written before the next look.
+    pub leeway: u64,
+    /// Bytes that may be written of what nobody has asked for.
+    pub spare: u64,
+    /// More is stored than may be, and all of it is in use.
+    pub is_short: bool,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self {
+            written: AtomicU64::new(0),
+            look_at: AtomicU64::new(0),
+            // Without limits there is room as long as the disk has some.
+            spare_until: AtomicU64::new(u64::MAX),
+            unused: AtomicU64::new(0),
+            is_short: AtomicBool::default(),
+            is_over: Mutex::default(),
+            change: Condvar::new(),
+            make_room: OnceLock::new(),
+            evictions: AtomicU64::new(0),
+            evicted_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
 impl std::fmt::Debug for Space {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Space")
-            .field("left", &self.left)
+            .field("written", &self.written)
             .finish_non_exhaustive()
     }
 }
@@ -50,13 +94,30 @@ impl Space {
         let _ = self.make_room.set(Box::new(make_room));
     }
 
-    /// Takes note of `bytes` that were written.
+    /// Takes note of `bytes` that were written to one place.
     pub(super) fn note(&self, bytes: u64) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        let before = self.left.fetch_sub(bytes, Ordering::Relaxed);
-        if before > 0 && before <= bytes {
-            self.change.notify_all();
+        let bytes = bytes.next_multiple_of(BLOCK);
+        let before = self.written.fetch_add(bytes, Ordering::Relaxed);
+        let look_at = self.look_at.load(Ordering::Relaxed);
+        if before < look_at && before + bytes >= look_at {
+            self.wake();
         }
+    }
+
+    /// This moment; to be asked for before the whole is measured.
+    pub fn now(&self) -> Moment {
+        Moment {
+            written: self.written.load(Ordering::Relaxed),
+            unused: self.unused.load(Ordering::SeqCst),
+        }
+    }
+
+    /// Whether what nobody has asked for may be written to these many `places`, `bytes` in all:
+    /// so that nothing that is stored has to go for it. Costs nothing.
+    pub fn has_spare(&self, bytes: u64, places: u64) -> bool {
+        let most = bytes.saturating_add(places.saturating_mul(BLOCK));
+        let written = self.written.load(Ordering::Relaxed);
+        written.saturating_add(most) <= self.spare_until.load(Ordering::Relaxed)
     }
 
     /// Runs `write`, again if the disk was full and room could be made.
@@ -75,34 +136,57 @@ impl Space {
         self.make_room.get().is_some_and(|make_room| make_room())
     }
 
-    /// Allows `bytes` to be written before [`Space::wait`] returns. With `is_short` it returns also
-    /// when something is no longer in use.
-    pub fn allow(&self, bytes: u64, is_short: bool) {
-        self.is_short.store(is_short, Ordering::Relaxed);
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.left.store(bytes, Ordering::Relaxed);
+    /// Allows what was found by a look that `began` then. Short of space, [`Space::wait`] returns
+    /// also when something has come out of use, during the look or later.
+    pub fn allow(&self, began: Moment, allowance: Allowance) {
+        let Allowance {
+            leeway,
+            spare,
+            is_short,
+        } = allowance;
+        let spare_until = began.written.saturating_add(spare);
+        self.spare_until.store(spare_until, Ordering::Relaxed);
+        let now = self.written.load(Ordering::Relaxed);
+        let look_at = now.saturating_add(leeway);
+        self.look_at.store(look_at, Ordering::SeqCst);
+        self.is_short.store(is_short, Ordering::SeqCst);
+        if is_short && self.now().unused != began.unused {
+            self.look_at.store(0, Ordering::SeqCst);
+        }
     }
 
     /// Says that something is no longer in use.
     pub fn note_unused(&self) {
-        if self.is_short.load(Ordering::Relaxed) {
-            self.left.store(0, Ordering::Relaxed);
-            self.change.notify_all();
+        self.unused.fetch_add(1, Ordering::SeqCst);
+        if self.is_short.load(Ordering::SeqCst) {
+            self.look_at.store(0, Ordering::SeqCst);
+            self.wake();
         }
+    }
+
+    /// Has whoever waits look again at what it waits for.
+    fn wake(&self) {
+        // With the lock, since it may have looked just now and not be asleep yet.
+        drop(self.lock());
+        self.change.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, bool> {
+        self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until more was written than was allowed, or for `most`. `false`: it is over.
     pub fn wait(&self, most: Duration) -> bool {
-        let is_over = self.is_over.lock().unwrap_or_else(PoisonError::into_inner);
-        let goes_on = |is_over: &mut bool| !*is_over && self.left.load(Ordering::Relaxed) > 0;
-        let waited = self.change.wait_timeout_while(is_over, most, goes_on);
+        let is_due = || self.written.load(Ordering::Relaxed) >= self.look_at.load(Ordering::SeqCst);
+        let goes_on = |is_over: &mut bool| !*is_over && !is_due();
+        let waited = self.change.wait_timeout_while(self.lock(), most, goes_on);
         let (is_over, _) = waited.unwrap_or_else(PoisonError::into_inner);
         !*is_over
     }
 
     /// Ends all waiting.
     pub fn close(&self) {
-        *self.is_over.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.lock() = true;
         self.change.notify_all();
     }
 
@@ -123,6 +207,8 @@ impl Space {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
     use crate::error::Error;
 
@@ -160,22 +246,75 @@ mod tests {
         );
     }
 
+    const LONG: Duration = Duration::from_mins(1);
+
+    fn allowance(leeway: u64, is_short: bool) -> Allowance {
+        Allowance {
+            leeway,
+            spare: 0,
+            is_short,
+        }
+    }
+
     #[test]
     fn who_waits_is_woken_when_more_was_written_than_allowed() {
         let space = Space::default();
-        space.allow(100, false);
+        space.allow(space.now(), allowance(2 * BLOCK, false));
         space.note_unused();
         std::thread::scope(|scope| {
-            let waiter = scope.spawn(|| space.wait(Duration::from_mins(1)));
+            let waiter = scope.spawn(|| space.wait(LONG));
             space.note(60);
             space.note(60);
             assert!(waiter.join().unwrap());
         });
-        space.allow(100, true);
-        space.note_unused();
-        assert!(space.wait(Duration::from_mins(1)), "it was short of space");
-        space.allow(100, true);
+        space.allow(space.now(), allowance(BLOCK, true));
         space.close();
-        assert!(!space.wait(Duration::from_mins(1)));
+        assert!(!space.wait(LONG));
+    }
+
+    #[test]
+    fn what_comes_out_of_use_wakes_who_was_short_of_space_whenever_it_does() {
+        let space = Space::default();
+        let begun = Instant::now();
+        space.allow(space.now(), allowance(BLOCK, true));
+        space.note_unused();
+        assert!(space.wait(LONG));
+        // While somebody looked, before it was known that space is short.
+        let began = space.now();
+        space.note_unused();
+        space.allow(began, allowance(BLOCK, true));
+        assert!(space.wait(LONG));
+        // While somebody goes to sleep.
+        for _ in 0..1000 {
+            space.allow(space.now(), allowance(BLOCK, true));
+            std::thread::scope(|scope| {
+                let waiter = scope.spawn(|| space.wait(LONG));
+                space.note_unused();
+                assert!(waiter.join().unwrap());
+            });
+        }
+        assert!(begun.elapsed() < LONG, "one was missed");
+    }
+
+    #[test]
+    fn what_nobody_has_asked_for_gets_what_was_spare_less_what_was_written_since() {
+        let space = Space::default();
+        assert!(space.has_spare(1 << 40, 1), "no limit is known");
+        let began = space.now();
+        // Written while the whole was measured: perhaps seen, perhaps not.
+        space.note(BLOCK);
+        let found = Allowance {
+            leeway: 1 << 30,
+            spare: 10 * BLOCK,
+            is_short: false,
+        };
+        space.allow(began, found);
+        assert!(space.has_spare(8 * BLOCK, 1));
+        assert!(!space.has_spare(8 * BLOCK, 2), "each place begins a block");
+        space.note(1);
+        assert!(!space.has_spare(8 * BLOCK, 1), "one byte takes a block");
+        assert!(space.has_spare(7 * BLOCK, 1));
+        space.allow(space.now(), Allowance { spare: 0, ..found });
+        assert!(!space.has_spare(1, 0));
     }
 }

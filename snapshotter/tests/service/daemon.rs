@@ -20,7 +20,7 @@ use xebec_proto::types::Mount;
 /// What the daemon must manage to do at start, whatever it finds on disk.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(1);
 /// A debug build on a busy machine gets this much more.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The daemon and the directory it works in; both go with this.
 pub(crate) struct Daemon {

@@ -287,11 +287,12 @@ impl Sessions {
 
     /// Serves until nobody uses the tree any more.
     fn serve(&self, session: Session<TreeFs>, name: String) -> io::Result<()> {
-        let custody = self.custody.clone();
+        let (custody, layers) = (self.custody.clone(), Arc::clone(&self.layers));
         let work = move || {
             if let Err(error) = session.run() {
                 tracing::error!(%error, session = name, "a FUSE session has ended");
             }
+            layers.store.space().note_unused();
             if let Some(custody) = custody {
                 custody.forget(&name);
             }

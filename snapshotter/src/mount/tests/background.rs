@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::fill::pool::Class;
+use crate::store::Allowance;
 
 const LEN: usize = 3 << 20;
 
@@ -102,6 +103,35 @@ fn it_goes_on_after_an_outage_and_after_a_restart_where_it_was() {
     let (after, all) = (fetched(&bench), bench.lazy().sizes(id).unwrap().0);
     assert!(before + after <= all, "{before} + {after} bytes of {all}");
     assert!(fs::read(point.path().join("big")).unwrap() == noise(7, LEN));
+    bench.lazy().unmount(&[id]).unwrap();
+}
+
+#[test]
+fn it_takes_no_room_that_others_would_have_to_make() {
+    let mut bench = Bench::new(config());
+    let space = Arc::clone(bench.lazy().space());
+    let spare = |spare| Allowance {
+        leeway: u64::MAX,
+        spare,
+        is_short: false,
+    };
+    space.allow(space.now(), spare(0));
+    let id = bench.add(&layer());
+    // For one piece of three.
+    space.allow(space.now(), spare(3 << 19));
+    let before = bench.lazy().levels().unwrap().used;
+    let point = bench.lazy().mount(&[id]).unwrap();
+    wait_until("it notices", || paused(&bench, Pause::Space) > 0);
+    assert!(fetched(&bench) > 0, "as far as there was room");
+    let stored = bench.lazy().levels().unwrap().used - before;
+    assert!(stored <= 3 << 19, "{stored} bytes");
+    assert!(
+        fs::read(point.path().join("big")).unwrap() == noise(7, LEN),
+        "who reads gets more"
+    );
+    bench.restart();
+    bench.lazy().mount(&[id]).unwrap();
+    wait_until("there is room", || bench.lazy().background().pending == 0);
     bench.lazy().unmount(&[id]).unwrap();
 }
 
