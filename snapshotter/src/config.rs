@@ -78,6 +78,8 @@ pub struct LazySection {
     pub prefetch_limit: u64,
     /// Layers in no lazy format: `stream` them into the store, or `off`: containerd pulls them.
     pub plain: Plain,
+    /// Seconds for which a tree that the kernel serves stays mounted when nobody uses it any more.
+    pub keep_unused: u64,
     /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
     /// time; 0 to neither record nor follow what was recorded.
     pub profile_seconds: u64,
@@ -93,6 +95,7 @@ impl Default for LazySection {
             passthrough,
             prefetch_limit,
             plain,
+            keep_unused,
             profile_seconds,
             ..
         } = LazyConfig::default();
@@ -105,6 +108,7 @@ impl Default for LazySection {
             passthrough,
             prefetch_limit,
             plain,
+            keep_unused: keep_unused.as_secs(),
             profile_seconds,
         }
     }
@@ -120,6 +124,7 @@ impl From<&LazySection> for LazyConfig {
             passthrough,
             prefetch_limit,
             plain,
+            keep_unused,
             profile_seconds,
             keeper_deadline: _,
         } = section.clone();
@@ -131,6 +136,7 @@ impl From<&LazySection> for LazyConfig {
             passthrough,
             prefetch_limit,
             plain,
+            keep_unused: Duration::from_secs(keep_unused),
             profile_seconds,
             ..Self::default()
         }

@@ -1,6 +1,5 @@
 //! All lazy layers of one node, and the chains of them that are mounted.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -12,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::background::{Background, BackgroundInsight};
 use super::guide::Guide;
-use super::kernel::{self, Doorman, Gate, Kernel};
+use super::kernel::{Doorman, Gate, Kernel};
 use super::layers::Layers;
 use super::session::{self, Sessions};
+use super::uses::{Left, Mounted, Uses};
 use super::{
     Alternative, BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint,
 };
@@ -26,11 +26,11 @@ use crate::fill::pool::Pool;
 use crate::index::Tree;
 use crate::keeper::custody::Custody;
 use crate::profile::{Profile, Recorder, chain_name};
-use crate::timeline::{self, Start, Timelines, What};
+use crate::timeline::{self, Start, Timeline, Timelines, What};
 
 /// How often what was fetched is made to survive a power failure.
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
-/// How often is looked for recordings whose window has closed.
+/// How often is looked for recordings whose window has closed, and for trees that nobody uses.
 const HARVEST_INTERVAL: Duration = Duration::from_secs(2);
 
 /// All lazy layers of one node.
@@ -46,50 +46,13 @@ pub struct Lazy {
     gate: Option<Arc<Gate>>,
     /// Mounts by the kernel back end, if that is the choice.
     kernel: Option<Arc<Kernel>>,
-    mounts: Mutex<HashMap<Vec<LayerId>, Use>>,
+    mounts: Arc<Mutex<Uses>>,
     recorder: Arc<Recorder>,
     guide: Arc<Guide>,
     timelines: Timelines,
     background: Background,
     tidier: Mutex<Option<Tidier>>,
     is_shut: AtomicBool,
-}
-
-/// A mounted chain and how often it is in use.
-pub(super) struct Use {
-    mounted: Mounted,
-    count: usize,
-}
-
-/// A mount of either back end.
-enum Mounted {
-    Fuse(session::Mounted),
-    Kernel(kernel::Mounted),
-}
-
-impl Mounted {
-    fn path(&self) -> &Path {
-        match self {
-            Self::Fuse(mounted) => mounted.path(),
-            Self::Kernel(mounted) => mounted.path(),
-        }
-    }
-
-    /// Takes the mount away; those who have it open keep what they have.
-    fn unmount(self) -> Result<()> {
-        match self {
-            Self::Fuse(mounted) => mounted.unmount(),
-            Self::Kernel(mounted) => mounted.unmount(),
-        }
-    }
-
-    /// Whether it can stay for a successor.
-    fn outlives_us(&self) -> bool {
-        match self {
-            Self::Fuse(mounted) => mounted.outlives_us(),
-            Self::Kernel(_) => true,
-        }
-    }
 }
 
 /// The thread that tidies; it ends when the sender is dropped.
@@ -159,7 +122,15 @@ impl Lazy {
             let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
             move || guide.publish(recorder.harvest())
         };
-        let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), harvest)?;
+        let mounts: Arc<Mutex<Uses>> = Arc::default();
+        let often = {
+            let (mounts, time) = (Arc::clone(&mounts), config.keep_unused);
+            move || {
+                harvest();
+                lock(&mounts).drop_unused_for(time);
+            }
+        };
+        let tidier = start_tidier(Arc::clone(&layers), kernel.clone(), often)?;
         let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
             custody,
@@ -170,7 +141,7 @@ impl Lazy {
             config,
             pool,
             layers,
-            mounts: Mutex::default(),
+            mounts,
             recorder,
             guide,
             timelines: Timelines::default(),
@@ -239,24 +210,23 @@ impl Lazy {
     /// [`Lazy::unmount`].
     pub fn mount(&self, chain: &[LayerId]) -> Result<MountPoint> {
         let mut mounts = self.mounts();
-        if let Some(known) = mounts.get_mut(chain) {
-            known.count += 1;
-            return Ok(MountPoint(known.mounted.path().to_owned()));
+        if let Some((point, was_unused)) = mounts.again(chain) {
+            if was_unused {
+                self.mount_again(chain);
+            }
+            return Ok(point);
         }
         let mounted = self.mount_new(chain)?;
         self.touch(chain);
-        let point = MountPoint(mounted.path().to_owned());
-        mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
-        Ok(point)
+        Ok(mounts.begin(chain, mounted))
     }
 
     /// Takes over the mount of `chain` that an earlier daemon has left, as one use of it; `None`
     /// if there is none to be taken over.
     pub fn adopt(&self, chain: &[LayerId]) -> Result<Option<MountPoint>> {
         let mut mounts = self.mounts();
-        if let Some(known) = mounts.get_mut(chain) {
-            known.count += 1;
-            return Ok(Some(MountPoint(known.mounted.path().to_owned())));
+        if let Some((point, _)) = mounts.again(chain) {
+            return Ok(Some(point));
         }
         let Some(mounted) = self.adopt_mount(chain, self.mounts_dir.join(key(chain)))? else {
             return Ok(None);
@@ -265,9 +235,7 @@ impl Lazy {
         self.background
             .add(chain, &fillers.collect::<Result<Vec<_>>>()?);
         self.touch(chain);
-        let point = MountPoint(mounted.path().to_owned());
-        mounts.insert(chain.to_vec(), Use { mounted, count: 1 });
-        Ok(Some(point))
+        Ok(Some(mounts.begin(chain, mounted)))
     }
 
     fn adopt_mount(&self, chain: &[LayerId], path: PathBuf) -> Result<Option<Mounted>> {
@@ -285,15 +253,13 @@ impl Lazy {
     /// From here on all of that is served.
     pub fn clear_unadopted(&self) -> Result<()> {
         let mounts = self.mounts();
-        let is_used = |path: &Path| mounts.values().any(|known| known.mounted.path() == path);
-        clear_mounts(&self.mounts_dir, is_used)?;
+        clear_mounts(&self.mounts_dir, |path| mounts.is_at(path))?;
         self.sessions.go_on()
     }
 
     fn mount_new(&self, chain: &[LayerId]) -> Result<Mounted> {
         let begun = Instant::now();
-        let fillers = chain.iter().map(|layer| self.layers.get(*layer));
-        let fillers = fillers.collect::<Result<Vec<_>>>()?;
+        let fillers = self.fillers(chain)?;
         let indexes = fillers
             .iter()
             .map(|filler| Arc::clone(filler.blob().index()));
@@ -301,16 +267,7 @@ impl Lazy {
             Some(top) => flaw.of(top),
             None => Error::InvalidArgument("a chain of no layers".to_owned()),
         })?;
-        let timeline = chain.last().map(|top| {
-            let origin = self.layers.store.origin(top.digest());
-            let image = origin.map_or_else(|_| String::new(), |origin| origin.image);
-            self.timelines.of(*top.digest(), &image)
-        });
-        for (filler, timeline) in fillers.iter().zip(timeline.iter().cycle()) {
-            filler.time(Arc::clone(timeline));
-        }
-        self.guide.accompany(chain, &fillers);
-        self.background.add(chain, &fillers);
+        let timeline = self.accompany(chain, &fillers);
         let (inodes, path) = (tree.len(), self.mounts_dir.join(key(chain)));
         let (mounted, by) = self.mount_tree(chain, tree, fillers, &path)?;
         if let Some(timeline) = timeline {
@@ -321,6 +278,34 @@ impl Lazy {
             "mounted lazily"
         );
         Ok(mounted)
+    }
+
+    /// What a new mount brings with it, for one that was kept. The tree can be used without.
+    fn mount_again(&self, chain: &[LayerId]) {
+        match self.fillers(chain) {
+            Ok(fillers) => drop(self.accompany(chain, &fillers)),
+            Err(error) => tracing::warn!(%error, "a start is neither followed nor recorded"),
+        }
+    }
+
+    fn fillers(&self, chain: &[LayerId]) -> Result<Vec<Arc<Filler>>> {
+        let fillers = chain.iter().map(|layer| self.layers.get(*layer));
+        fillers.collect()
+    }
+
+    /// Fetches ahead for a start from `chain`, completes it, and notes how it goes.
+    fn accompany(&self, chain: &[LayerId], fillers: &[Arc<Filler>]) -> Option<Arc<Timeline>> {
+        let timeline = chain.last().map(|top| {
+            let origin = self.layers.store.origin(top.digest());
+            let image = origin.map_or_else(|_| String::new(), |origin| origin.image);
+            self.timelines.of(*top.digest(), &image)
+        });
+        for (filler, timeline) in fillers.iter().zip(timeline.iter().cycle()) {
+            filler.time(Arc::clone(timeline));
+        }
+        self.guide.accompany(chain, fillers);
+        self.background.add(chain, fillers);
+        timeline
     }
 
     /// Mounts by the chosen back end. A tree that EROFS cannot hold is served by FUSE all the
@@ -345,24 +330,17 @@ impl Lazy {
         Ok((Mounted::Fuse(mounted), "fuse"))
     }
 
-    /// Gives back one use of the chain's mount; the last one unmounts it. After
-    /// [`Lazy::shutdown`] it does nothing.
+    /// Gives back one use of the chain's mount; without any it is unmounted, at once or after
+    /// [`LazyConfig::keep_unused`]. After [`Lazy::shutdown`] it does nothing.
     pub fn unmount(&self, chain: &[LayerId]) -> Result<()> {
         if self.is_shut.load(Ordering::SeqCst) {
             return Ok(());
         }
         let mut mounts = self.mounts();
-        let Some(known) = mounts.get_mut(chain) else {
-            let top = chain.last().map_or_else(String::new, ToString::to_string);
-            return Err(Error::NotFound(format!("mount of layer {top}")));
-        };
-        known.count -= 1;
-        if known.count > 0 {
-            return Ok(());
-        }
-        let unmounted = match mounts.remove(chain) {
-            Some(known) => known.mounted.unmount(),
-            None => Ok(()),
+        let unmounted = match mounts.end(chain, !self.config.keep_unused.is_zero())? {
+            Left::Used => return Ok(()),
+            Left::Kept => Ok(()),
+            Left::Over(mounted) => mounted.unmount(),
         };
         self.touch(chain);
         drop(mounts);
@@ -430,7 +408,7 @@ impl Lazy {
     fn tree_of(&self, start: &Start) -> Result<Tree> {
         let mounts = self.mounts();
         let is_it = |chain: &&Vec<LayerId>| chain.last().map(LayerId::digest) == Some(&start.top);
-        let chain = mounts.keys().find(is_it).cloned();
+        let chain = mounts.chains().find(is_it).cloned();
         drop(mounts);
         let chain = chain.ok_or_else(|| Error::NotFound(format!("mount of {}", start.top)))?;
         let indexes = chain
@@ -456,8 +434,9 @@ impl Lazy {
 
     /// Deletes a layer's data; refused while it is mounted.
     pub fn remove(&self, layer: LayerId) -> Result<()> {
-        let mounts = self.mounts();
-        if mounts.keys().any(|chain| chain.contains(&layer)) {
+        let mut mounts = self.mounts();
+        mounts.drop_unused_with(layer);
+        if mounts.has(layer) {
             return Err(Error::FailedPrecondition(format!(
                 "layer {layer} is mounted"
             )));
@@ -477,13 +456,7 @@ impl Lazy {
         }
         self.pool.close();
         self.background.stop();
-        for (_, last) in self.mounts().drain() {
-            if !last.mounted.outlives_us()
-                && let Err(error) = last.mounted.unmount()
-            {
-                tracing::warn!(%error, "a mount stays");
-            }
-        }
+        self.mounts().drop_all();
         self.recorder.end_all();
         let tidier = lock(&self.tidier).take();
         if let Some(Tidier { stop, thread }) = tidier {
@@ -494,7 +467,7 @@ impl Lazy {
         }
     }
 
-    pub(super) fn mounts(&self) -> MutexGuard<'_, HashMap<Vec<LayerId>, Use>> {
+    pub(super) fn mounts(&self) -> MutexGuard<'_, Uses> {
         lock(&self.mounts)
     }
 
@@ -579,7 +552,7 @@ fn clear_mounts(directory: &Path, is_used: impl Fn(&Path) -> bool) -> Result<()>
 fn start_tidier(
     layers: Arc<Layers>,
     kernel: Option<Arc<Kernel>>,
-    harvest: impl Fn() + Send + 'static,
+    often: impl Fn() + Send + 'static,
 ) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
     let of_tidy = Arc::clone(&layers);
@@ -592,7 +565,7 @@ fn start_tidier(
     let work = move || {
         let mut tidied = Instant::now();
         while stopped.recv_timeout(HARVEST_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-            harvest();
+            often();
             if tidied.elapsed() >= TIDY_INTERVAL {
                 tidy();
                 tidied = Instant::now();

@@ -24,9 +24,9 @@ impl Lazy {
         let evicted = self.layers_of_node().try_in_turn(layer, || {
             // From here on until it is done, who wants to open the layer waits.
             let taken = {
-                let mounts = self.mounts();
-                let is_mounted = mounts.keys().any(|chain| chain.contains(&layer));
-                !is_mounted && self.layers_of_node().take_out_of_use(layer)
+                let mut mounts = self.mounts();
+                mounts.drop_unused_with(layer);
+                !mounts.has(layer) && self.layers_of_node().take_out_of_use(layer)
             };
             if !taken {
                 return Ok(None);

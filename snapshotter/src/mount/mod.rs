@@ -1,6 +1,6 @@
 //! Mounts of lazy layers: the engine [`Lazy`] that the snapshots service talks to.
 //!
-//! `engine` knows which chains are mounted and how often they are used, `layers` which layers are
+//! `engine` mounts chains, `uses` knows which are mounted and who uses them, `layers` which layers are
 //! open. Two back ends mount: `kernel` by EROFS; and `session`, for which `fuse` answers the
 //! kernel. A chain's tree is mounted at `ROOT/mnt/KEY`, where KEY is made of the layers' digests, so
 //! that it is found at the same place after a restart. Mounts of both outlive the daemon, with the
@@ -19,13 +19,14 @@ mod layers;
 mod published;
 mod session;
 mod stream;
+mod uses;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -221,6 +222,8 @@ pub struct LazyConfig {
     pub background: BackgroundConfig,
     /// What to do with layers that are in no lazy format.
     pub plain: Plain,
+    /// How long a tree that the kernel serves stays mounted when nobody uses it any more.
+    pub keep_unused: Duration,
     /// Seconds from its first read for which a start is recorded, to be fetched ahead the next
     /// time; 0 to neither record nor follow what was recorded.
     pub profile_seconds: u64,
@@ -255,6 +258,7 @@ impl Default for LazyConfig {
             index_push: false,
             background: BackgroundConfig::default(),
             plain: Plain::Stream,
+            keep_unused: Duration::from_mins(1),
             profile_seconds: 15,
             profile_pull: true,
             profile_push: false,

@@ -136,12 +136,21 @@ async fn the_kernel_serves_a_chain_and_nothing_is_left_of_it() {
     drop(tree);
     let names = client.names(&[]).await;
     client.remove("c").await.unwrap();
-    assert_eq!(erofs_mounts(daemon.dir()), 0);
+    let kept = "the tree stays for the next container";
+    assert_eq!(erofs_mounts(daemon.dir()), 1, "{kept}");
+    let top = &image.layers[1].chain_id;
+    let mounts = client.prepare("again", top).await.unwrap();
+    let tree = Mounted::new(daemon.dir(), &mounts[0]);
+    assert_eq!(erofs_mounts(daemon.dir()), 1, "{kept}");
+    (0..FILES).for_each(|n| check(tree.path(), n));
+    drop(tree);
+    client.remove("again").await.unwrap();
     for name in [&image.layers[1].chain_id, &image.layers[0].chain_id] {
         assert!(names.contains(name));
         client.remove(name).await.unwrap();
     }
     client.cleanup().await.unwrap();
+    assert_eq!(erofs_mounts(daemon.dir()), 0, "its layers are gone");
     drop(client);
     let log = daemon.log();
     assert!(
@@ -247,6 +256,10 @@ async fn a_daemon_that_is_killed_under_load_costs_no_reader_anything() {
     let mut client = daemon.client().await;
     drop(tree);
     client.remove("c").await.unwrap();
+    for layer in image.layers.iter().rev() {
+        client.remove(&layer.chain_id).await.unwrap();
+    }
+    client.cleanup().await.unwrap();
     assert_eq!(
         erofs_mounts(daemon.dir()),
         0,
