@@ -24,15 +24,16 @@ use crate::proxy::{Proxy, Shape};
 const IMAGE: &str = "python3-numpy";
 
 /// Takes away what a node knows of images, mounts that wait for the next daemon included; without
-/// it the node has never seen any.
+/// it the node has never seen any. Its arguments are roots of other snapshotters.
 ///
-/// Its files are emptied, not deleted: ext4 without a journal passes over the inodes that were deleted
-/// in the last minutes, one by one, whenever it makes a file, and an unpack of ten thousand files that
-/// follows a deletion of as many takes several seconds more than on any other day.
+/// containerd's many files are emptied, not deleted: ext4 without a journal passes over the inodes that
+/// were deleted in the last minutes, one by one, whenever it makes a file, and an unpack of ten thousand
+/// files that follows a deletion of as many takes several seconds more than on any other day.
 pub const FORGET: &str = "for tree in /var/lib/xebec-snapshotter/lazy/mnt/*; do \
                           umount -l \"$tree\" 2> /dev/null || true; done; \
+                          rm -rf /var/lib/xebec-snapshotter; \
                           grave=/var/lib/forgotten/$(date +%s%N); mkdir -p $grave; \
-                          for state in /var/lib/containerd /var/lib/xebec-snapshotter; do \
+                          for state in /var/lib/containerd \"$@\"; do \
                           [ ! -e $state ] || mv $state $grave; done; \
                           find $grave -type f -size +0 -exec truncate -s 0 {} +";
 
