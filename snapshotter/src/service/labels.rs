@@ -22,9 +22,12 @@ const LAYER: [&str; 2] = [
     "containerd.io/snapshot/cri.layer-digest",
     "containerd.io/snapshot/remote/stargz.digest",
 ];
-/// Digests of this layer and of those above it, separated by commas. containerd cuts the list at
-/// 4096 bytes.
-const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+/// Digests of this layer and of those above it, separated by commas, from the same. containerd cuts
+/// the list at 4096 bytes.
+const LAYERS: [&str; 2] = [
+    "containerd.io/snapshot/cri.image-layers",
+    "containerd.io/snapshot/remote/stargz.layers",
+];
 /// Digest of the image's manifest, from containerd.
 const MANIFEST: &str = "containerd.io/snapshot/cri.manifest-digest";
 /// containerd passes those annotations of a layer whose names begin like this, as labels.
@@ -82,7 +85,7 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
 
 /// This layer and those above it. What is not a list of digests is no list: it is only a hint.
 fn from_here_up(labels: &Labels) -> Vec<Digest> {
-    let list = labels.get(LAYERS).map_or("", String::as_str);
+    let list = first(labels, &LAYERS).map_or("", |(_, list)| list);
     list.split(',')
         .map(str::parse)
         .collect::<Result<_>>()
@@ -138,11 +141,12 @@ mod tests {
 
     #[test]
     fn the_labels_of_containerd_and_of_stargz_clients_name_the_same_layer() {
-        for (image, layer) in IMAGE.into_iter().zip(LAYER) {
+        for ((image, layer), layers) in IMAGE.into_iter().zip(LAYER).zip(LAYERS) {
             let labels = labels(&[
                 (SNAPSHOT_REF, "sha256:chain"),
                 (image, "127.0.0.1:5000/a/b:c"),
                 (layer, DIGEST),
+                (layers, &format!("{DIGEST},{DIGEST}")),
                 (TOC, DIGEST),
                 (MANIFEST, DIGEST),
             ]);
@@ -154,6 +158,7 @@ mod tests {
             assert_eq!(source.layer.to_string(), DIGEST);
             assert_eq!(vouched(&source.annotations).unwrap(), Some(source.layer));
             assert_eq!(source.manifest, Some(source.layer));
+            assert_eq!(source.chain, [source.layer; 2]);
         }
     }
 
