@@ -29,6 +29,7 @@ const MESSAGES: &[(&str, &str, &str)] = &[
         "io.containerd.cgroups.v2",
         "cgroup2_stats",
     ),
+    ("sandbox.proto", "containerd.runtime.sandbox.v1", "sandbox"),
     ("ttrpc.proto", "ttrpc", "ttrpc"),
 ];
 

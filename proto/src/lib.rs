@@ -61,6 +61,11 @@ generated! {
 }
 #[cfg(feature = "task")]
 generated! {
+    /// `containerd.runtime.sandbox.v1`: the shim as the maker of pods.
+    sandbox, "containerd.runtime.sandbox.v1"
+}
+#[cfg(feature = "task")]
+generated! {
     /// Requests and responses inside ttrpc frames.
     ttrpc, "ttrpc"
 }

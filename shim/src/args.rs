@@ -15,6 +15,8 @@ pub enum Action {
     Info,
     /// Print the version.
     Version,
+    /// Wait, as the process that holds the namespaces of a pod.
+    Pause,
 }
 
 /// The parsed command line. Absent text is empty.
@@ -87,6 +89,7 @@ fn action_named(word: &str) -> Result<Action> {
     match word {
         "start" => Ok(Action::Start),
         "delete" => Ok(Action::Delete),
+        "pause" => Ok(Action::Pause),
         _ => Err(Error::InvalidArgument(format!("unknown action {word:?}"))),
     }
 }

@@ -14,7 +14,7 @@ use crate::engine::Engine;
 use crate::error::{Context, Result};
 use crate::mounts;
 use crate::spawner;
-use crate::task::Record;
+use crate::task::{Record, sandbox};
 
 /// Exit status of a container that was killed because its shim is gone.
 const KILLED: u32 = 128 + 9;
@@ -32,6 +32,7 @@ pub fn delete(args: &Args) -> Result<()> {
         bootstrap::remove_stale(&record.socket);
     }
     mounts::unmount_rootfs(&bundle.join("rootfs"))?;
+    sandbox::unmount(&bundle)?;
     let response = DeleteResponse {
         pid: init_pid(&bundle),
         exit_status: KILLED,

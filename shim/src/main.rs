@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use xebec_shim::args::{self, Action};
-use xebec_shim::error::{Error, Result};
+use xebec_shim::error::{Context, Error, Result};
 use xebec_shim::{bootstrap, delete, info, sys};
 
 fn main() -> ExitCode {
@@ -32,5 +32,6 @@ fn run() -> Result<()> {
         Action::Delete => delete::delete(&args),
         Action::Info => info::info(),
         Action::Version => info::version(),
+        Action::Pause => sys::wait_for_the_end().context(|| "wait".into()),
     }
 }

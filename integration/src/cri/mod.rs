@@ -184,6 +184,16 @@ impl Cri {
         self.run_pod_in(namespaces, name, handler, "")
     }
 
+    /// Starts a pod with the namespaces that it asks for.
+    pub fn run_pod_with(
+        &self,
+        namespaces: NamespaceOption,
+        name: &str,
+        handler: &str,
+    ) -> Result<Pod> {
+        self.run_pod_in(namespaces, name, handler, "")
+    }
+
     fn run_pod_in(
         &self,
         namespaces: NamespaceOption,
@@ -225,9 +235,7 @@ impl Cri {
             }),
             ..Mount::default()
         };
-        let mut config = container_config(pod, container, 0);
-        config.mounts.push(volume);
-        self.create_as(pod, config)
+        self.create_with(pod, container, |config| config.mounts.push(volume))
     }
 
     /// Creates a container with a limit of memory in bytes, 0 for none, and returns its id.
@@ -238,6 +246,18 @@ impl Cri {
         memory: i64,
     ) -> Result<String> {
         self.create_as(pod, container_config(pod, container, memory))
+    }
+
+    /// Creates a container on whose configuration `change` has the last word; returns its id.
+    pub fn create_with(
+        &self,
+        pod: &Pod,
+        container: &Container<'_>,
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> Result<String> {
+        let mut config = container_config(pod, container, 0);
+        change(&mut config);
+        self.create_as(pod, config)
     }
 
     fn create_as(&self, pod: &Pod, config: ContainerConfig) -> Result<String> {

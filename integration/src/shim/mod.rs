@@ -19,7 +19,6 @@ use xebec_proto::task::{
 
 pub use self::events::Events;
 pub use self::rpc::Client;
-use crate::bundle::Bundle;
 use crate::command::Output;
 use crate::error::{Error, Result};
 use crate::hosts::NativeHost;
@@ -28,6 +27,8 @@ use crate::hosts::NativeHost;
 pub const PROGRAM: &str = "containerd-shim-xebec-v2";
 /// The Task service of containerd 2.
 pub const TASK: &str = "containerd.task.v3.Task";
+/// The service by which a shim makes pods.
+pub const SANDBOX: &str = "containerd.runtime.sandbox.v1.Sandbox";
 /// Type of an exec's document.
 pub const PROCESS: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
 
@@ -92,10 +93,10 @@ pub struct Shim {
 
 impl Shim {
     /// Starts the shim of a bundle, with `stdin` as containerd writes it.
-    pub fn start(host: &NativeHost, bundle: &Bundle<'_>, id: &str, stdin: &[u8]) -> Result<Self> {
+    pub fn start(host: &NativeHost, bundle: &str, id: &str, stdin: &[u8]) -> Result<Self> {
         let place = events_socket(id);
         let events = Events::listen(&host.path(&place))?;
-        let mut start = command(host, bundle.path(), id, &["start"]);
+        let mut start = command(host, bundle, id, &["start"]);
         start.env("TTRPC_ADDRESS", &place);
         let (_, answer) = run(start, stdin)?;
         let unexpected = || Error::invalid("the shim's start", format!("{answer:?}"));

@@ -27,7 +27,7 @@ fn bad_input_is_refused_and_harms_nobody() {
 
 fn garbage_on_the_socket_gets_a_status_or_the_end_and_harms_nobody_else(host: &NativeHost) {
     let bundle = bundle(host, "garbage", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "garbage", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "garbage", b"").unwrap();
     shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
     let pid = shim.pid().unwrap();
@@ -87,7 +87,7 @@ fn garbage_on_the_socket_gets_a_status_or_the_end_and_harms_nobody_else(host: &N
 
 fn requests_that_make_no_sense_are_refused_by_name_and_leave_nothing(host: &NativeHost) {
     let bundle = bundle(host, "sense", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "sense", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "sense", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     let before = Inventory::of(host).unwrap();
     let any = |type_url: &str, value: &[u8]| {
@@ -178,7 +178,7 @@ fn streams_that_nobody_opens_hold_nothing_up(host: &NativeHost) {
         "streams",
         &["sh", "-c", "echo out; echo err >&2; exec sleep 1000"],
     );
-    let mut shim = Shim::start(host, &bundle, "streams", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "streams", b"").unwrap();
     host.check_sh("cd /srv; mkfifo in out err").unwrap();
     let mut request = create_request("c", bundle.path());
     request.stdin = "/srv/in".into();
@@ -198,7 +198,7 @@ fn streams_that_nobody_opens_hold_nothing_up(host: &NativeHost) {
 
 fn a_bundle_that_vanishes_does_not_keep_its_container(host: &NativeHost) {
     let bundle = bundle(host, "vanished", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "vanished", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "vanished", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     let before = Inventory::of(host).unwrap();
     shim.create("c", bundle.path()).unwrap();
@@ -210,7 +210,7 @@ fn a_bundle_that_vanishes_does_not_keep_its_container(host: &NativeHost) {
 
 fn a_client_that_hangs_up_in_the_middle_leaves_the_work_done_and_the_shim_alive(host: &NativeHost) {
     let bundle = bundle(host, "hasty", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "hasty", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "hasty", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     let pid = shim.pid().unwrap();
     let open = descriptors(host, pid);

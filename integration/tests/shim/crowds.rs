@@ -12,7 +12,7 @@ const SLEEP: &[&str] = &["sleep", "1000"];
 fn hundreds_of_execs_at_once_with_and_without_terminals_leave_nothing() {
     let host = host();
     let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, &bundle, "c", b"").unwrap();
+    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     shim.create("c", bundle.path()).unwrap();
     let init = shim.start_process("c", "").unwrap();
@@ -58,7 +58,7 @@ fn hundreds_of_execs_at_once_with_and_without_terminals_leave_nothing() {
 fn a_thousand_execs_and_kills_at_once_are_all_answered_and_leave_nothing() {
     let host = host();
     let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, &bundle, "c", b"").unwrap();
+    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     shim.create("c", bundle.path()).unwrap();
     let init = shim.start_process("c", "").unwrap();

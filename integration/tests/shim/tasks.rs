@@ -32,7 +32,7 @@ fn what_happens_to_a_container_is_told_in_order_to_its_end_and_the_shims() {
 
 fn inits_exit_comes_after_those_of_all_its_execs(host: &NativeHost) {
     let bundle = bundle(host, "order", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "order", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "order", b"").unwrap();
     shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
     shim.exec("c", "short", &["sh", "-c", "exit 3"]).unwrap();
@@ -63,7 +63,7 @@ fn inits_exit_comes_after_those_of_all_its_execs(host: &NativeHost) {
 
 fn a_process_that_ends_at_once_is_told_after_its_start(host: &NativeHost) {
     let bundle = bundle(host, "process", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "process", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "process", b"").unwrap();
     shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
     for round in 0..20 {
@@ -86,7 +86,7 @@ fn calls_in_the_wrong_state_are_refused_with_the_codes_and_words_of_the_contract
     let host = host();
     pids_metrics_and_limits_are_told_and_set(&host);
     let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, &bundle, "c", b"").unwrap();
+    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
     let task = &mut shim.task;
     let unknown: (i32, String) = refused(task.call::<()>("Kill", &kill_request("c", "", 9)));
     assert_eq!(unknown, (NOT_FOUND, "container not created".into()));
@@ -185,7 +185,7 @@ fn exec_refusals(shim: &mut Shim) {
 
 fn a_created_container_is_ended_by_signals_and_by_deletion(host: &NativeHost) {
     let bundle = bundle(host, "created", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "created", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "created", b"").unwrap();
     for signal in [9, 15] {
         shim.create("c", bundle.path()).unwrap();
         shim.kill("c", "", signal).unwrap();
@@ -207,7 +207,7 @@ fn a_created_container_is_ended_by_signals_and_by_deletion(host: &NativeHost) {
 
 fn pids_metrics_and_limits_are_told_and_set(host: &NativeHost) {
     let bundle = bundle(host, "told", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "told", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "told", b"").unwrap();
     let pid = shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
     shim.exec("c", "x", SLEEP).unwrap();
@@ -271,7 +271,7 @@ fn pids_metrics_and_limits_are_told_and_set(host: &NativeHost) {
 fn a_shim_ends_when_it_is_asked_to_and_has_no_container_left(host: &NativeHost) {
     let bundle = bundle(host, "shim", SLEEP);
     let before = Inventory::of(host).unwrap();
-    let mut shim = Shim::start(host, &bundle, "shim", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "shim", b"").unwrap();
     shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
     shim.shutdown().unwrap();

@@ -44,7 +44,7 @@ fn every_runtime_is_driven_by_whatever_options_name_it(host: &NativeHost) {
         ..Default::default()
     });
     let bundle = bundle(host, "driven", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "driven", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "driven", b"").unwrap();
     shim.warm_up("c", bundle.path()).unwrap();
     let before = Inventory::of(host).unwrap();
     let library = "/run/containerd/xebec/test/c";
@@ -82,7 +82,7 @@ fn the_bootstrap_message_of_containerd_2_3_says_where_everything_is(host: &Nativ
         socket_dir: Some("/run/sockets".into()),
         ..Default::default()
     };
-    let mut shim = Shim::start(host, &bundle, "bootstrap", &encoded(&params)).unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "bootstrap", &encoded(&params)).unwrap();
     assert_eq!(
         host.check_sh("ls /run/sockets | wc -l").unwrap().trim(),
         "1"
@@ -94,7 +94,7 @@ fn the_bootstrap_message_of_containerd_2_3_says_where_everything_is(host: &Nativ
 
 fn containerd_1_6_gets_a_plain_address_and_a_second_start_the_same_one(host: &NativeHost) {
     let bundle = bundle(host, "plain", SLEEP);
-    let mut shim = Shim::start(host, &bundle, "plain", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "plain", b"").unwrap();
     let mut command = shim::command(host, bundle.path(), "plain", &["start"]);
     command.env_remove("MAX_SHIM_VERSION");
     let (_, answer) = shim::run(command, b"").unwrap();
@@ -128,7 +128,7 @@ fn deletion_cleans_up_after_a_shim_that_was_killed(host: &NativeHost) {
     // One after the other in the same bundle, by each kind of engine.
     for (id, binary) in [("killed", ""), ("dead", "crun")] {
         let before = Inventory::of(host).unwrap();
-        let mut shim = Shim::start(host, &bundle, id, b"").unwrap();
+        let mut shim = Shim::start(host, bundle.path(), id, b"").unwrap();
         let mut request = shim::create_request(id, bundle.path());
         request.options = Some(runc_options(binary));
         let created: CreateTaskResponse = shim.task.check("Create", &request).unwrap();
@@ -164,7 +164,7 @@ fn the_shims_own_process_is_placed_as_the_operator_says(host: &NativeHost) {
     );
     host.check_sh(&start).unwrap();
     // It is there already, and stays where it is.
-    let mut shim = Shim::start(host, &bundle, "placed", b"").unwrap();
+    let mut shim = Shim::start(host, bundle.path(), "placed", b"").unwrap();
     let pid = shim.pid().unwrap();
     let cgroup = host.read_file(format!("/proc/{pid}/cgroup")).unwrap();
     assert!(

@@ -18,6 +18,7 @@ use crate::daemon::{self, Daemon};
 use crate::error::{Context, Error, Result};
 use crate::options::Options;
 use crate::sys::{self, Fork};
+use crate::task::Record;
 use crate::{log, spawner};
 use socket::Bound;
 pub use socket::remove_stale;
@@ -36,6 +37,11 @@ pub fn start(mut args: Args) -> Result<()> {
     let directory = args.socket_directory.as_deref();
     let directory = directory.unwrap_or(Path::new(socket::DIRECTORY));
     let path = socket::path(directory, &args.address, &args.namespace, &group);
+    if !bundle.join("config.json").exists() {
+        // A sandbox: nothing but this says how it is to be made.
+        let (options, socket) = (options.clone(), path.clone());
+        Record { options, socket }.write(&bundle)?;
+    }
     if let Bound::New(listener) = socket::bind(&path)? {
         // Before the fork: the parent may be gone once it has its answer.
         let score = oom_score_of_parent();

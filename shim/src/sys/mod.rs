@@ -127,6 +127,29 @@ pub fn share_no_core() -> io::Result<()> {
     }
 }
 
+/// Waits for SIGTERM or SIGINT. Children that this process inherits meanwhile, as the first of a pid
+/// namespace, are collected by the kernel.
+pub fn wait_for_the_end() -> io::Result<()> {
+    // SAFETY: installs SIG_IGN, which runs no code of ours; the set is initialised by sigemptyset
+    // before it is read.
+    unsafe {
+        libc::signal(libc::SIGCHLD, libc::SIG_IGN);
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&raw mut set);
+        libc::sigaddset(&raw mut set, libc::SIGTERM);
+        libc::sigaddset(&raw mut set, libc::SIGINT);
+        let mut signal = 0;
+        match libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) {
+            0 => {}
+            error => return Err(io::Error::from_raw_os_error(error)),
+        }
+        match libc::sigwait(&raw const set, &raw mut signal) {
+            0 => Ok(()),
+            error => Err(io::Error::from_raw_os_error(error)),
+        }
+    }
+}
+
 /// Gives SIGPIPE its default action back and blocks no signal: Rust programs start with SIGPIPE
 /// ignored, the daemon blocks SIGCHLD, and containers would inherit both.
 pub fn restore_signals() -> io::Result<()> {

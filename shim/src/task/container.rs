@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use prost::Name;
 use tokio::task::spawn_local;
 use xebec_proto::events::{self, TaskIo};
 use xebec_proto::task::{CreateTaskRequest, DeleteResponse, ExecProcessRequest};
@@ -27,6 +28,15 @@ use crate::{log, mounts};
 /// How long a delete waits for output that is still on its way.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// Who hears of what happens to a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Told {
+    /// containerd, by events.
+    Containerd,
+    /// Nobody: it is the shim's own.
+    Nobody,
+}
+
 /// A container and its processes.
 #[derive(Debug)]
 pub(super) struct Container {
@@ -42,6 +52,7 @@ pub(super) struct Container {
     setting: Setting,
     cgroup: OnceCell<Cgroup>,
     oom: OnceCell<Rc<Counter>>,
+    told: Told,
     /// Init is dead, though its exit may not be published yet: nothing may be started.
     ending: Cell<bool>,
 }
@@ -56,8 +67,19 @@ impl Container {
             let text = "restoring from a checkpoint is not implemented";
             return Err(Error::Unimplemented(text.into()));
         }
-        let options = Options::decode(request.options.as_ref())?.with_environment();
-        let container = Container::plan(shim, request, &options);
+        let options = Options::decode(request.options.as_ref())?;
+        Container::create_with(shim, request, options, Told::Containerd).await
+    }
+
+    /// The same with options that are known already.
+    pub(super) async fn create_with(
+        shim: &Rc<Shim>,
+        request: &CreateTaskRequest,
+        options: Options,
+        told: Told,
+    ) -> Result<Rc<Container>> {
+        let options = options.with_environment();
+        let container = Container::plan(shim, request, &options, told);
         let record = Record {
             options,
             socket: shim.socket.clone(),
@@ -82,7 +104,7 @@ impl Container {
         Ok(container)
     }
 
-    fn plan(shim: &Shim, request: &CreateTaskRequest, options: &Options) -> Container {
+    fn plan(shim: &Shim, request: &CreateTaskRequest, options: &Options, told: Told) -> Container {
         let engine = Engine::new(options, &shim.namespace, Some(shim.spawner.clone()));
         let names = Names {
             stdin: request.stdin.clone(),
@@ -108,6 +130,7 @@ impl Container {
             setting,
             cgroup: OnceCell::new(),
             oom: OnceCell::new(),
+            told,
             ending: Cell::new(false),
         }
     }
@@ -166,6 +189,12 @@ impl Container {
         }
     }
 
+    fn publish<M: Name>(&self, shim: &Shim, topic: &str, event: &M) {
+        if self.told == Told::Containerd {
+            shim.publisher.publish(topic, event);
+        }
+    }
+
     fn announce(&self, shim: &Shim, request: &CreateTaskRequest) {
         let event = events::TaskCreate {
             container_id: self.id.clone(),
@@ -180,7 +209,7 @@ impl Container {
             checkpoint: request.checkpoint.clone(),
             pid: self.init.pid() as u32,
         };
-        shim.publisher.publish("/tasks/create", &event);
+        self.publish(shim, "/tasks/create", &event);
     }
 
     /// Init or the exec of that id.
@@ -230,7 +259,7 @@ impl Container {
             container_id: self.id.clone(),
             exec_id,
         };
-        shim.publisher.publish("/tasks/exec-added", &event);
+        self.publish(shim, "/tasks/exec-added", &event);
         Ok(())
     }
 
@@ -256,7 +285,7 @@ impl Container {
             container_id: self.id.clone(),
             pid: self.init.pid() as u32,
         };
-        shim.publisher.publish("/tasks/start", &event);
+        self.publish(shim, "/tasks/start", &event);
         Ok(())
     }
 
@@ -293,7 +322,7 @@ impl Container {
             exec_id: process.exec_id.clone(),
             pid: pid as u32,
         };
-        shim.publisher.publish("/tasks/exec-started", &event);
+        self.publish(shim, "/tasks/exec-started", &event);
         let (container, process, shim) = (Rc::clone(self), Rc::clone(process), Rc::clone(shim));
         spawn_local(async move { container.watch_exec(&shim, &process).await });
         Ok(())
@@ -351,7 +380,7 @@ impl Container {
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)),
         };
-        shim.publisher.publish("/tasks/exit", &event);
+        self.publish(shim, "/tasks/exit", &event);
     }
 
     /// Freezes or thaws the container.
@@ -374,12 +403,14 @@ impl Container {
         let container_id = self.id.clone();
         if frozen {
             self.init.set_state(State::Paused);
-            shim.publisher
-                .publish("/tasks/paused", &events::TaskPaused { container_id });
+            self.publish(shim, "/tasks/paused", &events::TaskPaused { container_id });
         } else {
             self.init.set_state(State::Running);
-            shim.publisher
-                .publish("/tasks/resumed", &events::TaskResumed { container_id });
+            self.publish(
+                shim,
+                "/tasks/resumed",
+                &events::TaskResumed { container_id },
+            );
         }
         Ok(())
     }
@@ -445,7 +476,7 @@ impl Container {
             exited_at: response.exited_at,
             id: self.id.clone(),
         };
-        shim.publisher.publish("/tasks/delete", &event);
+        self.publish(shim, "/tasks/delete", &event);
         Ok(response)
     }
 

@@ -5,6 +5,7 @@ mod document;
 pub mod exits;
 mod process;
 mod record;
+pub(crate) mod sandbox;
 mod service;
 mod state;
 mod stats;

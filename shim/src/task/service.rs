@@ -23,6 +23,7 @@ use super::container::Container;
 use super::document;
 use super::exits::Reaper;
 use super::process::timestamp;
+use super::sandbox::{self, Sandboxes};
 use super::state::Operation;
 use super::stats;
 use crate::error::{Error, Result};
@@ -75,10 +76,17 @@ pub struct TaskService {
     containers: RefCell<BTreeMap<String, Rc<Container>>>,
     /// Ids that are being created.
     creating: RefCell<BTreeSet<String>>,
+    sandboxes: Sandboxes,
 }
 
 impl Service for TaskService {
     async fn call(self: Rc<Self>, service: &str, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
+        if service == sandbox::SERVICE {
+            return self
+                .sandboxes
+                .call(method, payload, !self.has_no_tasks())
+                .await;
+        }
         if !matches!(
             service,
             "containerd.task.v3.Task" | "containerd.task.v2.Task"
@@ -120,7 +128,7 @@ impl Service for TaskService {
     }
 
     fn only_waits(&self, method: &str) -> bool {
-        method == "Wait"
+        matches!(method, "Wait" | "WaitSandbox")
     }
 }
 
@@ -128,10 +136,15 @@ impl TaskService {
     /// A service without containers.
     pub fn new(shim: Rc<Shim>) -> TaskService {
         TaskService {
+            sandboxes: Sandboxes::new(Rc::clone(&shim)),
             shim,
             containers: RefCell::default(),
             creating: RefCell::default(),
         }
+    }
+
+    fn has_no_tasks(&self) -> bool {
+        self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
     }
 
     fn container(&self, id: &str) -> Result<Rc<Container>> {
@@ -148,7 +161,10 @@ impl TaskService {
                 "container {id} already exists"
             )));
         }
-        let created = Container::create(&self.shim, request).await;
+        let created = match self.sandboxes.give(&request.bundle) {
+            Ok(()) => Container::create(&self.shim, request).await,
+            Err(error) => Err(error),
+        };
         self.creating.borrow_mut().remove(id);
         let container = created?;
         let pid = container.init.pid() as u32;
@@ -287,22 +303,22 @@ impl TaskService {
 
     fn shutdown(&self, _: &ShutdownRequest) -> Result<Vec<u8>> {
         // Others of the pod still live here.
-        if self.containers.borrow().is_empty() && self.creating.borrow().is_empty() {
+        if self.has_no_tasks() && self.sandboxes.is_empty() {
             self.shim.shutdown.notify_one();
         }
         empty(Ok(()))
     }
 }
 
-fn decode<M: Message + Default>(payload: &[u8]) -> Result<M> {
+pub(super) fn decode<M: Message + Default>(payload: &[u8]) -> Result<M> {
     M::decode(payload).map_err(|error| Error::InvalidArgument(format!("request: {error}")))
 }
 
-fn reply<M: Message>(result: Result<M>) -> Result<Vec<u8>> {
+pub(super) fn reply<M: Message>(result: Result<M>) -> Result<Vec<u8>> {
     result.map(|message| message.encode_to_vec())
 }
 
 /// The encoding of `google.protobuf.Empty` is no bytes at all.
-fn empty(result: Result<()>) -> Result<Vec<u8>> {
+pub(super) fn empty(result: Result<()>) -> Result<Vec<u8>> {
     result.map(|()| Vec::new())
 }

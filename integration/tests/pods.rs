@@ -1,0 +1,194 @@
+//! What a kubelet asks of pods beyond running them: what their containers share, how they are
+//! confined, and in which order they go.
+
+use integration::cri::{Container, Cri, Pod};
+use integration::hosts::{HostOptions, NativeHost, Service};
+use integration::leftovers::Inventory;
+use xebec_proto::cri::security_profile::ProfileType;
+use xebec_proto::cri::{
+    ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption,
+    SecurityProfile,
+};
+
+/// The name under which containerd gives a handler every feature.
+const HANDLER: &str = "xebec-as-runc";
+/// A profile that forbids one thing.
+const NO_DIRECTORIES: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
+    "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}"#;
+
+#[test]
+fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    host.push("pause").unwrap();
+    let image = host.push("busybox").unwrap();
+    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
+    cri.pull(&image, HANDLER).unwrap();
+    let at = At {
+        cri: &cri,
+        image: &image,
+    };
+    host.write_file("/etc/seccomp.json", NO_DIRECTORIES)
+        .unwrap();
+    // It leaves compiled filters for whoever comes next.
+    at.system_calls_are_filtered();
+    let before = Inventory::of(&host).unwrap();
+    at.namespaces_are_shared_or_not();
+    at.a_debug_container_sees_its_target();
+    at.a_container_comes_again();
+    let mount = "mkdir -p /srv/volume/below; mount -t tmpfs t /srv/volume/below";
+    host.check_sh(mount).unwrap();
+    at.read_only_reaches_as_deep_as_it_is_asked_to();
+    host.check_sh("umount /srv/volume/below").unwrap();
+    at.removed_whole();
+    let left = before.wait_until_restored(&host).unwrap();
+    assert!(left.is_empty(), "left over: {left:#?}");
+}
+
+/// Where the stories take place.
+struct At<'a> {
+    cri: &'a Cri,
+    image: &'a str,
+}
+
+impl At<'_> {
+    fn pod(&self, name: &str, pid: NamespaceMode) -> Pod {
+        let namespaces = NamespaceOption {
+            pid: pid.into(),
+            ..NamespaceOption::default()
+        };
+        self.cri.run_pod_with(namespaces, name, HANDLER).unwrap()
+    }
+
+    /// A started container.
+    fn start(&self, pod: &Pod, name: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
+        let container = Container {
+            name,
+            image: self.image,
+            command: &["sleep", "1000"],
+        };
+        let id = self.cri.create_with(pod, &container, change).unwrap();
+        self.cri.start(&id).unwrap();
+        id
+    }
+
+    /// What a script prints, and how it ends.
+    fn run(&self, id: &str, script: &str) -> (String, i32) {
+        let ran = self.cri.exec_sync(id, &["sh", "-c", script]).unwrap();
+        (String::from_utf8(ran.stdout).unwrap(), ran.exit_code)
+    }
+
+    fn namespaces(&self, id: &str) -> Vec<String> {
+        let script = "cd /proc/self/ns; for n in ipc net uts mnt pid; do readlink $n; done";
+        let (links, status) = self.run(id, script);
+        assert_eq!(status, 0, "{links}");
+        links.lines().map(str::to_owned).collect()
+    }
+
+    fn namespaces_are_shared_or_not(&self) {
+        for mode in [NamespaceMode::Pod, NamespaceMode::Container] {
+            let pod = self.pod("shared", mode);
+            let [a, b] = ["a", "b"].map(|name| self.start(&pod, name, |_| {}));
+            let (of_a, of_b) = (self.namespaces(&a), self.namespaces(&b));
+            assert_eq!(of_a[..3], of_b[..3]);
+            assert_ne!(of_a[3], of_b[3]);
+            assert_eq!(of_a[4] == of_b[4], mode == NamespaceMode::Pod);
+            self.run(&a, "echo shared > /dev/shm/x");
+            assert_eq!(self.run(&b, "cat /dev/shm/x").0, "shared\n");
+            self.cri.stop_pod(&pod).unwrap();
+            self.cri.remove_pod(&pod).unwrap();
+        }
+    }
+
+    fn a_debug_container_sees_its_target(&self) {
+        let pod = self.pod("debugged", NamespaceMode::Container);
+        let target = self.start(&pod, "target", |_| {});
+        let debug = self.start(&pod, "debug", |config| {
+            let namespaces = security(config).namespace_options.as_mut().unwrap();
+            namespaces.pid = NamespaceMode::Target.into();
+            namespaces.target_id.clone_from(&target);
+        });
+        assert_eq!(self.namespaces(&debug)[4], self.namespaces(&target)[4]);
+        let (seen, _) = self.run(&debug, "tr '\\0' ' ' < /proc/1/cmdline");
+        assert_eq!(seen, "sleep 1000 ");
+        // It goes by itself, and leaves its target alone.
+        self.cri.stop(&debug, 0).unwrap();
+        self.cri.remove(&debug).unwrap();
+        assert_eq!(self.run(&target, "true").1, 0);
+        self.cri.remove_pod(&pod).unwrap();
+    }
+
+    fn a_container_comes_again(&self) {
+        let pod = self.pod("restarted", NamespaceMode::Container);
+        let mut ended = Vec::new();
+        for attempt in 0..2 {
+            let id = self.start(&pod, "main", |config| {
+                config.metadata.as_mut().unwrap().attempt = attempt;
+                config.command = ["sh", "-c", "exit 4"].map(str::to_owned).into();
+            });
+            assert_eq!(self.cri.wait_exit(&id).unwrap().exit_code, 4);
+            ended.push(id);
+        }
+        self.cri.stop_pod(&pod).unwrap();
+        for id in ended.iter().rev() {
+            self.cri.remove(id).unwrap();
+        }
+        self.cri.remove_pod(&pod).unwrap();
+    }
+
+    fn system_calls_are_filtered(&self) {
+        let pod = self.pod("filtered", NamespaceMode::Container);
+        for (kind, mode, mkdir) in [
+            (ProfileType::RuntimeDefault, "2", 0),
+            (ProfileType::Unconfined, "0", 0),
+            (ProfileType::Localhost, "2", 1),
+        ] {
+            let id = self.start(&pod, kind.as_str_name(), |config| {
+                security(config).seccomp = Some(SecurityProfile {
+                    profile_type: kind.into(),
+                    localhost_ref: match kind {
+                        ProfileType::Localhost => "/etc/seccomp.json".to_owned(),
+                        _ => String::new(),
+                    },
+                });
+            });
+            let (told, _) = self.run(&id, "awk '/^Seccomp:/ {print $2}' /proc/self/status");
+            assert_eq!(told.trim(), mode, "{kind:?}");
+            assert_eq!(self.run(&id, "mkdir /made").1, mkdir, "{kind:?}");
+        }
+        self.cri.remove_pod(&pod).unwrap();
+    }
+
+    fn read_only_reaches_as_deep_as_it_is_asked_to(&self) {
+        let pod = self.pod("mounted", NamespaceMode::Container);
+        for (name, recursive) in [("deep", true), ("shallow", false)] {
+            let id = self.start(&pod, name, |config| {
+                config.mounts.push(Mount {
+                    container_path: "/volume".into(),
+                    host_path: "/srv/volume".into(),
+                    readonly: true,
+                    recursive_read_only: recursive,
+                    ..Mount::default()
+                });
+            });
+            assert_eq!(self.run(&id, "touch /volume/x").1, 1, "{name}");
+            let expected = i32::from(recursive);
+            assert_eq!(self.run(&id, "touch /volume/below/x").1, expected, "{name}");
+        }
+        self.cri.remove_pod(&pod).unwrap();
+    }
+
+    /// Running containers go with their pod, without having been stopped.
+    fn removed_whole(&self) {
+        let pod = self.pod("whole", NamespaceMode::Pod);
+        for name in ["a", "b"] {
+            self.start(&pod, name, |_| {});
+        }
+        self.cri.remove_pod(&pod).unwrap();
+        assert_eq!(self.cri.containers().unwrap(), [""; 0]);
+    }
+}
+
+fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
+    let linux = config.linux.get_or_insert_default();
+    linux.security_context.get_or_insert_default()
+}
