@@ -17,6 +17,8 @@ pub struct Paths {
     pub repository: PathBuf,
     /// Binaries of the product under test; `$XEBEC_BIN_DIR` or the release directory.
     pub binaries: PathBuf,
+    /// Programs of peers that benchmarks are to use, too; `$XEBEC_PEERS_DIR`.
+    pub peers: Option<PathBuf>,
     /// This crate's own program, which hosts are started with.
     pub program: PathBuf,
 }
@@ -46,6 +48,7 @@ impl Paths {
             cache,
             repository: repository.to_owned(),
             binaries,
+            peers: env::var_os("XEBEC_PEERS_DIR").map(PathBuf::from),
             program,
         })
     }

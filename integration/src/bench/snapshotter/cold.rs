@@ -3,8 +3,7 @@
 
 use std::path::Path;
 
-use super::super::measure::in_path;
-use super::super::suite::{Absent, Feed, OURS, Sampler, Task, Unit};
+use super::super::suite::{Feed, OURS, Sampler, Task, Unit};
 use super::node::{NETWORKS, Network, Node, Started};
 use super::{Image, OVERLAYFS, Profile};
 use crate::ctr::Stack;
@@ -16,18 +15,11 @@ const FLOOR: &str = "floor";
 const WIRE: &str = "wire + warm start";
 
 /// Snapshotters of containerd's own that pull everything first.
-const FULL: [&str; 2] = [OVERLAYFS, "erofs"];
-
-/// Daemons of other lazy snapshotters.
-const LAZY_PEERS: [(&str, &str); 3] = [
-    ("stargz", "containerd-stargz-grpc"),
-    ("nydus", "containerd-nydus-grpc"),
-    ("soci", "soci-snapshotter-grpc"),
-];
+pub(super) const FULL: [&str; 2] = [OVERLAYFS, "erofs"];
 
 /// A row of cold starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// An eStargz image, and a profile of such a start.
     Profile,
     /// The same without a profile.
@@ -47,7 +39,7 @@ impl Kind {
         }
     }
 
-    fn row(self, network: Network, image: &Image) -> String {
+    pub(super) fn row(self, network: Network, image: &Image) -> String {
         format!("{}, {}: {}", self.name(), network.name, image.recipe.name)
     }
 }
@@ -73,7 +65,6 @@ pub(super) fn tasks<'a>(
             tasks.extend(FULL.map(|snapshotter| full(node, network, image, snapshotter)));
         }
     }
-    tasks.extend(LAZY_PEERS.map(|(name, daemon)| lazy_peer(name, daemon, images)));
     tasks
 }
 
@@ -81,7 +72,6 @@ pub(super) fn tasks<'a>(
 fn common(network: Network, image: &Image, contestant: &'static str) -> Vec<Feed> {
     let row = |what: &str| format!("{what}, {}: {}", network.name, image.recipe.name);
     let rows = [
-        ("second start", Unit::Milliseconds),
         ("bytes", Unit::Kibibytes),
         ("pull alone", Unit::Milliseconds),
     ];
@@ -115,7 +105,6 @@ fn ours<'a>(node: &'a Node, network: Network, image: &'a Image, profile: &'a Pro
             plain.ms,
             wire + network.round_trips_ms(3) + warm,
             network.wire_ms(image.layer_bytes) + warm,
-            warm,
             guided.bytes as f64 / 1024.0,
             guided.pull_ms,
         ])
@@ -148,9 +137,8 @@ fn full<'a>(
     let sampler = move |_| {
         node.forget(None)?;
         let started = node.cold(stack, network, image.recipe, &image.ordinary)?;
-        let second = node.warm(stack, network, image.recipe, &image.ordinary)?;
         let Started { ms, pull_ms, bytes } = started;
-        Ok(vec![ms, ms, ms, second, bytes as f64 / 1024.0, pull_ms])
+        Ok(vec![ms, ms, ms, bytes as f64 / 1024.0, pull_ms])
     };
     let can = node.can_pull(stack, &image.ordinary);
     if can.is_err() {
@@ -159,31 +147,8 @@ fn full<'a>(
     }
     Task {
         feeds,
-        every: if snapshotter == OVERLAYFS {
-            1
-        } else {
-            u32::MAX
-        },
+        every: 1,
         warms_up: false,
         sampler: can.map(|()| -> Sampler<'a> { Box::new(sampler) }),
-    }
-}
-
-/// One of the other lazy snapshotters: what its figures would stand in, and why there are none.
-fn lazy_peer<'a>(name: &'static str, daemon: &'static str, images: &[Image]) -> Task<'a> {
-    let rows = NETWORKS
-        .into_iter()
-        .flat_map(|network| images.iter().map(move |i| Kind::Profile.row(network, i)));
-    let why = match in_path(daemon) {
-        None => format!("{daemon} was not found in PATH"),
-        Some(_) => format!("{daemon} is there, but this benchmark cannot drive it yet"),
-    };
-    Task {
-        feeds: rows
-            .map(|row| feed(row, Unit::Milliseconds, name))
-            .collect(),
-        every: u32::MAX,
-        warms_up: false,
-        sampler: Err(Absent(why)),
     }
 }

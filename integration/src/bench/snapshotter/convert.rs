@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::super::suite::{Feed, OURS, Task, Unit};
 use super::super::weigh;
@@ -19,19 +20,24 @@ impl Converted {
     /// stays what it is.
     pub(super) fn convert(&self, image: &str, format: &str) -> Result<String> {
         let target = image.replacen(":v1", &format!(":{format}"), 1);
+        self.once(target, &[format, image])
+    }
+
+    /// As [`Self::convert`], of an image that was converted, by a profile of it.
+    pub(super) fn convert_by(&self, profile: &Path, image: &str, format: &str) -> Result<String> {
+        let target = format!("{image}-guided-{format}");
+        self.once(
+            target,
+            &[format, "--profile", &profile.to_string_lossy(), image],
+        )
+    }
+
+    fn once(&self, target: String, arguments: &[&str]) -> Result<String> {
         if !self.0.borrow().contains_key(&target) {
-            let used = weigh::command(&[
-                "xebec-snapshotter",
-                "image",
-                "convert",
-                "--to",
-                format,
-                image,
-                &target,
-            ])?;
-            self.0
-                .borrow_mut()
-                .insert(target.clone(), used.user_ms / 1e3);
+            let convert = ["xebec-snapshotter", "image", "convert", "--to"];
+            let used = weigh::command(&[&convert[..], arguments, &[&target]].concat())?;
+            let seconds = used.user_ms / 1e3;
+            self.0.borrow_mut().insert(target.clone(), seconds);
         }
         Ok(target)
     }

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use super::super::measure::{Processes, output};
 use super::super::suite::{Feed, OURS, Task, Unit};
+use super::daemon::Process;
 use super::node::{self, Node};
 use super::reads::{Files, THREADS};
-use super::second::{self, Second};
+use super::second;
 use super::{Fixtures, push};
 use crate::ctr::Stack;
 use crate::error::{Error, Result};
@@ -61,7 +62,7 @@ const DAEMONS: [Daemon; 2] = [
 pub(super) struct Crowd<'a> {
     node: &'a Node,
     images: Vec<String>,
-    second: Second,
+    second: Process,
     /// Whether our daemon has the snapshots already.
     is_crowded: RefCell<bool>,
 }
@@ -77,7 +78,7 @@ impl<'a> Crowd<'a> {
         Ok(Self {
             node,
             images: images.into_iter().collect::<Result<_>>()?,
-            second: Second::start(node)?,
+            second: second::start()?,
             is_crowded: RefCell::new(false),
         })
     }

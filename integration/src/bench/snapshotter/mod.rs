@@ -1,12 +1,15 @@
 //! `bench snapshotter`: cold starts over slow links, what is read of a mounted image, and what
 //! images and daemons cost, beside containerd's own snapshotters in the same run.
 
+mod again;
 mod cold;
 mod convert;
 mod crowd;
+mod daemon;
 mod index;
 mod mounted;
 mod node;
+mod peers;
 mod reads;
 mod second;
 
@@ -35,6 +38,8 @@ const OVERLAYFS: &str = "overlayfs";
 const IMAGES: [&str; 3] = ["python3-numpy", "nodejs", "openjdk"];
 /// Rounds of reads of mounted images for each round of cold starts, which take much longer.
 const READS: u32 = 3;
+/// Rounds of second starts for each of those: cheap, and held against a peer to a twentieth.
+const STARTS: u32 = 10;
 /// Where profiles are kept, out of what a node forgets.
 const PROFILES: &str = "/root/profiles";
 
@@ -83,6 +88,8 @@ impl Fixtures {
 pub(super) enum Part {
     /// Cold starts over slow links
     Cold,
+    /// Starts of images that are on the node
+    Again,
     /// What conversions cost
     Convert,
     /// Index and metadata image of many files
@@ -104,7 +111,15 @@ impl Measurable for Part {
                 let profiles = images.iter().map(|image| record(node, image));
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
                 let mut starts = cold::tasks(node, images, &profiles);
+                let converted = &fixtures.converted;
+                starts.extend(peers::tasks(node, converted, images, &profiles));
                 Ok(suite::run(&mut starts, rounds, random, tell))
+            }
+            Self::Again => {
+                let (node, images) = (&fixtures.node, &fixtures.images);
+                again::prepare(node, images)?;
+                let mut starts = again::tasks(node, images);
+                Ok(suite::run(&mut starts, rounds * STARTS, random, tell))
             }
             Self::Convert => {
                 let mut conversions = convert::tasks(&fixtures.converted, &fixtures.images);

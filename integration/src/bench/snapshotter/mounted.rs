@@ -9,9 +9,10 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::super::measure::{in_path, output};
 use super::super::suite::{Absent, Feed, OURS, Sampler, Task, Unit};
+use super::daemon::Process;
 use super::node::{self, Node};
 use super::reads::{self, Files};
-use super::second::{self, Second};
+use super::second;
 use super::{Image, OVERLAYFS};
 use crate::ctr::Stack;
 use crate::error::{Error, Result};
@@ -22,12 +23,14 @@ const MOUNTS: &str = "/mnt/bench";
 const EROFS_IMAGE: &str = "/var/lib/bench.erofs";
 
 /// The rows of each back end, in the order of [`sample`]'s figures.
-const ROWS: [(&str, Unit); 5] = [
+const ROWS: [(&str, Unit); 7] = [
     ("walk + lstat, cold", Unit::Milliseconds),
     ("small files, warm", Unit::Microseconds),
     ("random 4k, warm", Unit::Microseconds),
+    ("one thread, warm", Unit::Milliseconds),
     ("64 threads, warm", Unit::Milliseconds),
     ("large file, warm", Unit::Milliseconds),
+    ("random 4k, dropped", Unit::Microseconds),
 ];
 
 /// Who has the image mounted.
@@ -71,14 +74,14 @@ pub(super) struct Mounted<'a> {
     image: &'a Image,
     files: Files,
     /// Serves the mounts by FUSE.
-    _second: Second,
+    _second: Process,
 }
 
 impl<'a> Mounted<'a> {
     /// Pulls the image for each side, makes all of it local and mounts it.
     pub(super) fn prepare(node: &Node, image: &'a Image) -> Result<Self> {
         node.forget(None)?;
-        let second = Second::start(node)?;
+        let second = second::start()?;
         let stack = |snapshotter| Stack {
             snapshotter,
             ..Stack::XEBEC
@@ -162,8 +165,10 @@ impl<'a> Mounted<'a> {
             ms(walked),
             files.read_small()?,
             files.read_random()?,
+            ms(files.read_all(1)?),
             ms(files.read_all(reads::THREADS)?),
             ms(files.read_largest()?),
+            files.read_random_dropped()?,
         ])
     }
 }

@@ -16,7 +16,7 @@ use rustix::process::Signal;
 
 use super::super::measure::output;
 use super::super::suite::{Absent, brief};
-use super::second;
+use super::{daemon, peers, second};
 use crate::command::{self, DEADLINE};
 use crate::corpus::Recipe;
 use crate::ctr::{Ctr, Stack};
@@ -46,6 +46,12 @@ pub(super) struct Network {
     mbit: f64,
 }
 
+pub(super) const GIGABIT: Network = Network {
+    name: "1 Gbit",
+    rtt: 2,
+    mbit: 1000.0,
+};
+
 /// What the rows of cold starts are measured over.
 pub(super) const NETWORKS: [Network; 2] = [
     Network {
@@ -53,11 +59,7 @@ pub(super) const NETWORKS: [Network; 2] = [
         rtt: 20,
         mbit: 100.0,
     },
-    Network {
-        name: "1 Gbit",
-        rtt: 2,
-        mbit: 1000.0,
-    },
+    GIGABIT,
 ];
 
 impl Network {
@@ -138,6 +140,12 @@ impl Node {
             .ok_or_else(|| Error::invalid(network.name, "there is no such link"))
     }
 
+    /// The registry by each of its links, as hosts are called.
+    pub(super) fn registries(&self) -> Vec<String> {
+        let links = self.links.iter();
+        links.map(|(_, link)| link.address().to_string()).collect()
+    }
+
     /// The end of what the snapshotter has logged, for who reports a failure.
     pub(super) fn log(&self) -> String {
         let log = self.services.borrow().log(Service::Snapshotter);
@@ -174,7 +182,9 @@ impl Node {
         // What containerd's EROFS snapshotter has mounted is in the way, too.
         let unmount = "sed -n 's,^[^ ]* [^ ]* [^ ]* [^ ]* \\(/var/lib/containerd/[^ ]*\\) .*,\\1,p' \
                        /proc/self/mountinfo | sort -r | xargs -r umount -l";
-        output(&["sh", "-ec", &format!("{unmount}; {FORGET}")])?;
+        let script = format!("{unmount}; {FORGET}");
+        let roots = peers::ALL.map(|peer| peer.root);
+        output(&[&["sh", "-ec", &script, "sh"], &roots[..]].concat())?;
         if let Some(profile) = profile {
             let profile = profile.to_string_lossy();
             output(&["xebec-snapshotter", "profile", "import", &profile])?;
@@ -299,7 +309,10 @@ fn configure() -> Result<()> {
     } else {
         "amd64"
     };
-    for (snapshotter, differ) in [("erofs", "erofs"), (second::NAME, "walking")] {
+    let others = peers::ALL.iter().filter(|peer| peer.is_there().is_ok());
+    let more = [("erofs", "erofs"), (second::NAME, "walking")].into_iter();
+    let more = more.chain(others.clone().map(|peer| (peer.name, "walking")));
+    for (snapshotter, differ) in more {
         let _ = write!(
             text,
             "[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\n\
@@ -308,6 +321,9 @@ fn configure() -> Result<()> {
         );
     }
     text.push_str(&second::containerd());
+    for peer in others {
+        text.push_str(&daemon::proxy(peer.name, peer.socket, peer.root));
+    }
     fs::write(&path, text).map_err(Error::file("write", Path::new(&path)))
 }
 

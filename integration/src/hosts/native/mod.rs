@@ -33,6 +33,8 @@ use crate::setup::tools::Tool;
 const BINARIES: &str = "/opt/xebec";
 /// Comes before Debian's own directories in a host's `PATH`.
 const LOCAL_PROGRAMS: &str = "/usr/local/bin";
+/// Where programs of peers are in a host.
+const PEERS: &str = "/opt/peers";
 /// Where the corpus is in a host.
 const CORPUS: &str = "/srv/corpus";
 
@@ -364,6 +366,14 @@ fn plan(paths: &Paths, tools: &[&Tool]) -> Result<NativePlan> {
         for name in PRODUCT {
             let command = Path::new(LOCAL_PROGRAMS).join(name);
             links.push((command, Path::new(BINARIES).join(name)));
+        }
+    }
+    if let Some(peers) = &paths.peers {
+        binds.push(shown(peers, Path::new(PEERS), false));
+        for entry in std::fs::read_dir(peers).map_err(Error::file("list", peers))? {
+            let name = entry.map_err(Error::file("list", peers))?.file_name();
+            let command = Path::new(LOCAL_PROGRAMS).join(&name);
+            links.push((command, Path::new(PEERS).join(name)));
         }
     }
     for tool in tools {
