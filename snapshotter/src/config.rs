@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::error::{Error, Result};
-use crate::mount::{BackgroundConfig, LazyConfig, Plain};
+use crate::mount::{BackgroundConfig, LazyConfig, Passthrough, Plain};
 use crate::store::StoreSection;
 
 /// Where the configuration file is when none is named; it may be absent.
@@ -72,8 +72,8 @@ pub struct LazySection {
     pub fuse_threads: usize,
     /// Seconds that reads of the kernel back end wait for a daemon before they get EIO.
     pub keeper_deadline: u64,
-    /// Hand complete large files to the kernel.
-    pub passthrough: bool,
+    /// Which images have their complete large files read by the kernel: `auto`, `always`, `never`.
+    pub passthrough: Passthrough,
     /// Most bytes of a layer's blob that are fetched ahead because of its landmark.
     pub prefetch_limit: u64,
     /// Layers in no lazy format: `stream` them into the store, or `off`: containerd pulls them.

@@ -17,6 +17,7 @@ use super::session::{self, Sessions};
 use super::uses::{Left, Mounted, Uses};
 use super::{
     Alternative, BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint,
+    Passthrough,
 };
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -101,8 +102,11 @@ impl Lazy {
             Arc::clone(&layers),
             Arc::clone(&pool),
             config.fuse_threads,
-            // The kernel would read to the end of a segment's last block, where there is a gate.
-            config.passthrough && gate.is_none(),
+            match gate {
+                None => config.passthrough,
+                // The kernel would read to the end of a segment's last block.
+                Some(_) => Passthrough::Never,
+            },
         );
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));

@@ -5,17 +5,17 @@
 //! the request; a cold read is handed to the pool, so that one slow registry never keeps the few
 //! threads of a mount from serving what is local.
 //!
-//! **Open files.** With passthrough (Linux 6.9) the kernel reads a complete object by itself. It
-//! allows only one way of reading an inode at a time, so [`Opens`] remembers how each large file
-//! is open: a file that completes while it is open stays as it is until its last close. Small
-//! files are always served from here and then from the page cache. Without passthrough opening
-//! costs nothing at all: the kernel is told once that no open is needed.
+//! **Open files.** Opening costs nothing: the kernel is told once that no open is needed, for the
+//! whole mount. Where it is to read complete objects by itself (passthrough, Linux 6.9) it has to
+//! ask, which makes a small file cost several times as much (`Passthrough`). It allows only one way
+//! of reading an inode at a time, so [`Opens`] remembers how each large file is open: a file that
+//! completes while it is open stays as it is until its last close. Small files are always served
+//! from here and then from the page cache.
 //!
 //! **The end of this process.** A successor takes the session over (`session`), so how large files
 //! are open is written down as well. A request may have been carried out and not answered, and is
 //! then carried out again: the order of steps makes a count too high by that, never too low.
 
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
@@ -32,6 +32,7 @@ use fuser::{
 };
 
 use super::attr;
+use super::buffers::Buffers;
 use super::session::record::{self, Slot};
 use crate::fill::Filler;
 use crate::fill::pool::{Class, Pool};
@@ -56,6 +57,7 @@ pub(super) struct TreeFs {
     /// One for each layer, the bottom one first.
     fillers: Vec<Arc<Filler>>,
     pool: Arc<Pool>,
+    buffers: Arc<Buffers>,
     session: Arc<Kept>,
     outlives: bool,
     /// Agreed with the kernel: it reads some files by itself, and asks before it opens any.
@@ -112,17 +114,13 @@ impl Drop for Pending {
     }
 }
 
-thread_local! {
-    /// Each serving thread answers one read at a time.
-    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
 impl TreeFs {
     /// A file system of `tree`, whose layers' data `fillers` deliver in the same order.
     pub(super) fn new(
         tree: Tree,
         fillers: Vec<Arc<Filler>>,
         pool: Arc<Pool>,
+        buffers: Arc<Buffers>,
         session: Arc<Kept>,
         terms: Terms,
     ) -> Self {
@@ -134,6 +132,7 @@ impl TreeFs {
             tree,
             fillers,
             pool,
+            buffers,
             session,
             outlives: terms.outlives,
             passthrough: terms.passthrough,
@@ -412,9 +411,7 @@ impl Filesystem for TreeFs {
         let is_local = filler.is_local(&file, offset, len);
         filler.count_read(is_local);
         if is_local {
-            return BUFFER.with_borrow_mut(|buffer| {
-                buffer.resize(buffer.len().max(len as usize), 0);
-                let bytes = &mut buffer[..len as usize];
+            return self.buffers.lend(len as usize, |bytes| {
                 match filler.read_local(&file, offset, bytes) {
                     Ok(()) => reply.data(bytes),
                     Err(_) => reply.error(Errno::EIO),

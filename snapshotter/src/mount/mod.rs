@@ -10,6 +10,7 @@ mod ahead;
 mod alternative;
 mod attr;
 mod background;
+mod buffers;
 mod engine;
 mod evict;
 mod fuse;
@@ -210,8 +211,8 @@ pub struct LazyConfig {
     pub nydus_tag_suffix: String,
     /// Threads that serve each FUSE mount.
     pub fuse_threads: usize,
-    /// Hand complete large files to the kernel (FUSE passthrough, Linux 6.9).
-    pub passthrough: bool,
+    /// Whether the kernel reads complete large files by itself (FUSE passthrough, Linux 6.9).
+    pub passthrough: Passthrough,
     /// Most compressed bytes of a layer fetched because of its landmark.
     pub prefetch_limit: u64,
     /// Ordinary layers are read by an index that merely refers to their image.
@@ -233,6 +234,21 @@ pub struct LazyConfig {
     pub profile_push: bool,
 }
 
+/// Which FUSE mounts let the kernel read complete large files by itself.
+///
+/// It then asks before it opens any file of such a mount, and tells of each close; otherwise it
+/// opens them without asking, and reads from its cache of the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Passthrough {
+    /// Those of images that consist of few large files.
+    Auto,
+    /// All.
+    Always,
+    /// None.
+    Never,
+}
+
 /// How layers that are in no lazy format are pulled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -252,7 +268,7 @@ impl Default for LazyConfig {
             nydus_alternative: true,
             nydus_tag_suffix: "-nydus".to_owned(),
             fuse_threads: 4,
-            passthrough: true,
+            passthrough: Passthrough::Auto,
             prefetch_limit: 32 << 20,
             trust_referrers: false,
             index_push: false,

@@ -72,9 +72,16 @@ pub(crate) fn image() -> Image {
 }
 
 pub(crate) async fn start_in(dir: TempDir, mode: &str, deadline: u64) -> Daemon {
+    start_by(
+        dir,
+        &format!("mount = \"{mode}\"\n[lazy]\nkeeper_deadline = {deadline}\n"),
+    )
+    .await
+}
+
+pub(crate) async fn start_by(dir: TempDir, settings: &str) -> Daemon {
     let config = dir.path().join("config.toml");
-    let text = format!("mount = \"{mode}\"\n[lazy]\nkeeper_deadline = {deadline}\n");
-    fs::write(&config, text).unwrap();
+    fs::write(&config, settings).unwrap();
     Daemon::start_with(dir, &["--config", config.to_str().unwrap()]).await
 }
 

@@ -16,7 +16,9 @@ use std::time::Duration;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
 use crate::daemon::{Client, Daemon, Mounted, START_LIMIT, code, keepers};
-use crate::kernel::{FILES, check, container, content, image, kill, name, start_in, wait_until};
+use crate::kernel::{
+    FILES, check, container, content, image, kill, name, start_by, start_in, wait_until,
+};
 use crate::lazy::prepare;
 use crate::registry::Image;
 
@@ -96,7 +98,8 @@ async fn nothing_is_left(daemon: Daemon, tree: Mounted, key: &str) {
 #[tokio::test]
 async fn large_files_stay_open_in_their_way_over_any_number_of_daemons() {
     let image = image();
-    let mut daemon = start(60).await;
+    let settings = "mount = \"fuse\"\n[lazy]\npassthrough = \"always\"\n";
+    let mut daemon = start_by(tempfile::tempdir().unwrap(), settings).await;
     let mut client = daemon.client().await;
     let tree = container(&daemon, &mut client, &image, "c").await;
     drop(client);
@@ -122,7 +125,7 @@ async fn large_files_stay_open_in_their_way_over_any_number_of_daemons() {
                 open.push((n, file));
             }
         }
-        daemon = start_in(daemon.kill(), "fuse", 60).await;
+        daemon = start_by(daemon.kill(), settings).await;
         for (n, file) in &open {
             reads(file, *n);
         }

@@ -22,9 +22,10 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use self::record::{Setup, Slot};
-use super::LayerId;
+use super::buffers::Buffers;
 use super::fuse::{Terms, TreeFs};
 use super::layers::{Layers, lock};
+use super::{LayerId, Passthrough};
 use crate::digest::Hasher;
 use crate::error::{Error, Result};
 use crate::fill::Filler;
@@ -45,8 +46,8 @@ pub(super) struct Sessions {
     layers: Arc<Layers>,
     pool: Arc<Pool>,
     threads: usize,
-    /// Hand complete files to the kernel.
-    passthrough: bool,
+    passthrough: Passthrough,
+    buffers: Arc<Buffers>,
     /// Sessions of an earlier daemon that nobody has asked for.
     left: Mutex<Vec<Left>>,
     /// Those that will be served in a moment.
@@ -96,7 +97,7 @@ impl Sessions {
         layers: Arc<Layers>,
         pool: Arc<Pool>,
         threads: usize,
-        passthrough: bool,
+        passthrough: Passthrough,
     ) -> Self {
         let mut left = Vec::new();
         for kept in custody.iter().flat_map(|custody| custody.sessions()) {
@@ -115,6 +116,7 @@ impl Sessions {
             pool,
             threads,
             passthrough,
+            buffers: Arc::default(),
             left: Mutex::new(left),
             found: Mutex::default(),
         }
@@ -173,12 +175,11 @@ impl Sessions {
         let custody = custody.filter(|_| greeting::has_resend(&setup.init));
         let terms = Terms {
             outlives: custody.is_some(),
-            passthrough: self.passthrough,
-            begins_passing: self.passthrough,
+            passthrough: self.passthrough.suits(&tree),
+            begins_passing: true,
             open: Vec::new(),
         };
-        let pool = Arc::clone(&self.pool);
-        let fs = TreeFs::new(tree, fillers, pool, Arc::clone(&kept), terms);
+        let fs = self.tree_fs(tree, fillers, Arc::clone(&kept), terms);
         let (session, answer) =
             greeting::session(fs, kept.device.as_fd(), &setup.init, self.threads)?;
         rustix::io::write(&kept.device, &answer)?;
@@ -190,6 +191,17 @@ impl Sessions {
         let outlives = custody.is_some();
         self.serve(session, kept.name.clone())?;
         Ok(outlives)
+    }
+
+    fn tree_fs(
+        &self,
+        tree: Tree,
+        fillers: Vec<Arc<Filler>>,
+        session: Arc<Kept>,
+        terms: Terms,
+    ) -> TreeFs {
+        let (pool, buffers) = (Arc::clone(&self.pool), Arc::clone(&self.buffers));
+        TreeFs::new(tree, fillers, pool, buffers, session, terms)
     }
 
     /// Takes the session of `chain` that is mounted at `path`, if there is one. Its readers wait
@@ -265,11 +277,10 @@ impl Sessions {
         let terms = Terms {
             outlives: true,
             passthrough: setup.passthrough,
-            begins_passing: setup.passthrough && self.passthrough,
+            begins_passing: self.passthrough != Passthrough::Never,
             open,
         };
-        let pool = Arc::clone(&self.pool);
-        let fs = TreeFs::new(tree, fillers, pool, Arc::clone(&kept), terms);
+        let fs = self.tree_fs(tree, fillers, Arc::clone(&kept), terms);
         greeting::session(fs, kept.device.as_fd(), &setup.init, self.threads)
             .and_then(|(session, _)| {
                 kept.resend()?;
@@ -299,6 +310,26 @@ impl Sessions {
         };
         let thread = std::thread::Builder::new().name("xebec-fuse".to_owned());
         thread.spawn(work).map(drop)
+    }
+}
+
+impl Passthrough {
+    /// A file is large on average from here on.
+    ///
+    /// Asking costs an open as much time as passthrough saves once in reading 30 to 60 KiB of what
+    /// the store's page cache has, and files are opened more often than they are read anew.
+    const LARGE: u64 = 1 << 20;
+
+    /// Whether the kernel is to read large files of a tree by itself.
+    fn suits(self, tree: &Tree) -> bool {
+        match self {
+            Self::Always => true,
+            Self::Never => false,
+            Self::Auto => {
+                let sizes = tree.layers().iter().map(|layer| layer.data_size());
+                sizes.sum::<u64>() / tree.len() as u64 >= Self::LARGE
+            }
+        }
     }
 }
 
