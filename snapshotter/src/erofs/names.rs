@@ -14,18 +14,13 @@ pub(super) struct Entry<'a> {
 }
 
 /// All entries of directory `id`, in the order of the image.
-pub(super) fn entries<'a>(
-    tree: &'a Tree,
-    id: u32,
-    node: &'a Node,
-) -> impl Iterator<Item = Entry<'a>> {
+pub(super) fn entries(tree: &Tree, id: u32, node: Node) -> impl Iterator<Item = Entry<'_>> {
     let named = |name, node| Entry { name, node };
     let mut own = [named(&b"."[..], id), named(&b".."[..], node.parent)]
         .into_iter()
         .peekable();
-    let children = tree.children(node);
-    let mut children = children
-        .iter()
+    let mut children = tree
+        .children(node)
         .map(move |child| named(tree.name(child), child.node))
         .peekable();
     std::iter::from_fn(move || match (own.peek(), children.peek()) {

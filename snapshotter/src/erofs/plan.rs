@@ -87,7 +87,7 @@ fn too_large() -> Flaw {
 }
 
 /// All nodes with their ids, the root first.
-pub(super) fn nodes(tree: &Tree) -> impl Iterator<Item = (u32, &Node)> {
+pub(super) fn nodes(tree: &Tree) -> impl Iterator<Item = (u32, Node)> {
     (0..tree.len() as u32).filter_map(|id| Some((id, tree.node(id)?)))
 }
 
@@ -105,7 +105,7 @@ fn most_frequent_time(tree: &Tree) -> (i64, u32) {
 }
 
 /// Everything about a node's place but where it is.
-fn describe(tree: &Tree, id: u32, node: &Node, time: (i64, u32)) -> Result<Place, Flaw> {
+fn describe(tree: &Tree, id: u32, node: Node, time: (i64, u32)) -> Result<Place, Flaw> {
     let inode = tree.inode(node);
     let kind = inode.kind();
     let size = match kind {
@@ -132,7 +132,7 @@ fn describe(tree: &Tree, id: u32, node: &Node, time: (i64, u32)) -> Result<Place
 }
 
 /// Whether the short form of the inode can say it all.
-fn is_compact(inode: &Inode, node: &Node, size: u64, time: (i64, u32)) -> bool {
+fn is_compact(inode: &Inode, node: Node, size: u64, time: (i64, u32)) -> bool {
     let is_short = |value: u32| u16::try_from(value).is_ok();
     (inode.mtime, inode.mtime_nsec) == time
         && [inode.uid, inode.gid, node.nlink].into_iter().all(is_short)

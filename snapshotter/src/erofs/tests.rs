@@ -135,7 +135,7 @@ fn write_contents(
 }
 
 /// Compares everything that `stat`, `readlink` and the directory show with the tree.
-fn compare(mounted: &Mounted, node: &Node, path: &Path) -> usize {
+fn compare(mounted: &Mounted, node: Node, path: &Path) -> usize {
     let inode = mounted.tree.inode(node);
     let seen = fs::symlink_metadata(path).unwrap();
     assert_eq!(seen.mode(), inode.mode, "{}", path.display());
@@ -163,13 +163,12 @@ fn compare(mounted: &Mounted, node: &Node, path: &Path) -> usize {
         .map(|entry| entry.unwrap().file_name().into_encoded_bytes())
         .collect();
     names.sort();
-    let children = mounted.tree.children(node);
-    let expected: Vec<_> = children
-        .iter()
+    let children = || mounted.tree.children(node);
+    let expected: Vec<_> = children()
         .map(|child| mounted.tree.name(child).to_vec())
         .collect();
     assert_eq!(names, expected, "{}", path.display());
-    let below = children.iter().map(|child| {
+    let below = children().map(|child| {
         let name = String::from_utf8(mounted.tree.name(child).to_vec()).unwrap();
         let node = mounted.tree.node(child.node).unwrap();
         compare(mounted, node, &path.join(name))

@@ -52,7 +52,7 @@ impl Writer<'_> {
         }
     }
 
-    fn put_node(&mut self, id: u32, node: &Node, place: &Place) {
+    fn put_node(&mut self, id: u32, node: Node, place: &Place) {
         let inode = self.tree.inode(node);
         let record = Record {
             layout: place.layout,
@@ -112,7 +112,7 @@ impl Writer<'_> {
         }
     }
 
-    fn put_chunk(&mut self, at: usize, node: &Node, inode: &Inode, place: &Place) {
+    fn put_chunk(&mut self, at: usize, node: Node, inode: &Inode, place: &Place) {
         let at = (at + place.head()).next_multiple_of(CHUNK_INDEX);
         let device = self.device_of.number(node.layer, inode.segment);
         let block = (inode.base / ALIGN) as u32;

@@ -29,7 +29,7 @@ pub(super) fn file_type(kind: Kind) -> FileType {
 }
 
 /// What `stat` of a node shows.
-pub(super) fn attributes(id: u32, node: &Node, inode: &Inode) -> FileAttr {
+pub(super) fn attributes(id: u32, node: Node, inode: &Inode) -> FileAttr {
     let mtime = time(inode.mtime, inode.mtime_nsec);
     let size = match inode.kind() {
         Kind::Directory => 4096,

@@ -141,7 +141,7 @@ impl TreeFs {
         }
     }
 
-    fn node(&self, number: INodeNo) -> Result<(u32, &Node), Errno> {
+    fn node(&self, number: INodeNo) -> Result<(u32, Node), Errno> {
         let id = attr::node_id(number).ok_or(Errno::ESTALE)?;
         self.tree
             .node(id)
@@ -149,7 +149,7 @@ impl TreeFs {
             .ok_or(Errno::ESTALE)
     }
 
-    fn directory(&self, number: INodeNo) -> Result<&Node, Errno> {
+    fn directory(&self, number: INodeNo) -> Result<Node, Errno> {
         let (_, node) = self.node(number)?;
         match self.tree.inode(node).kind() {
             Kind::Directory => Ok(node),
@@ -255,13 +255,13 @@ impl TreeFs {
         &self,
         number: INodeNo,
         offset: u64,
-        mut add: impl FnMut(u32, u64, &OsStr, &Node) -> bool,
+        mut add: impl FnMut(u32, u64, &OsStr, Node) -> bool,
     ) -> Result<(), Errno> {
         let directory = self.directory(number)?;
         let (own, _) = self.node(number)?;
         let dots = [(own, "."), (directory.parent, "..")];
         let dots = dots.map(|(id, name)| (id, OsStr::new(name)));
-        let children = self.tree.children(directory).iter();
+        let children = self.tree.children(directory);
         let entries = children.map(|child| (child.node, OsStr::from_bytes(self.tree.name(child))));
         let all = dots.into_iter().chain(entries).zip(1..);
         for ((id, name), next) in all.skip(usize::try_from(offset).unwrap_or(usize::MAX)) {

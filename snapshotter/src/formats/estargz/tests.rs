@@ -24,7 +24,7 @@ fn names(index: LayerIndex) -> Vec<String> {
     let tree = Tree::merge(vec![std::sync::Arc::new(index)]).unwrap();
     let root = tree.node(0).unwrap();
     let name = |child| String::from_utf8_lossy(tree.name(child)).into_owned();
-    tree.children(root).iter().map(name).collect()
+    tree.children(root).map(name).collect()
 }
 
 #[test]

@@ -87,7 +87,7 @@ impl Image {
         lines.concat()
     }
 
-    fn list(&self, tree: &Tree, directory: &Node, above: &str, lines: &mut Vec<String>) {
+    fn list(&self, tree: &Tree, directory: Node, above: &str, lines: &mut Vec<String>) {
         for child in tree.children(directory) {
             let node = tree.node(child.node).unwrap();
             let path = format!("{above}{}", String::from_utf8_lossy(tree.name(child)));
@@ -96,7 +96,7 @@ impl Image {
         }
     }
 
-    fn line(&self, tree: &Tree, node: &Node, path: &str) -> String {
+    fn line(&self, tree: &Tree, node: Node, path: &str) -> String {
         let (index, inode) = (tree.layer(node), tree.inode(node));
         let (major, minor) = inode.rdev();
         let (kind, what) = match inode.kind() {
