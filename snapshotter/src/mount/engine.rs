@@ -17,7 +17,6 @@ use super::session::{self, Sessions};
 use super::uses::{Left, Mounted, Uses};
 use super::{
     Alternative, BackEnd, Blobs, LayerId, LayerInsight, LayerSource, LazyConfig, MountPoint,
-    Passthrough,
 };
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -84,13 +83,12 @@ impl Lazy {
             config.index_push,
         )?;
         let layers = Arc::new(layers);
-        if let Some(custody) = &custody {
-            let doorman = Doorman {
-                gate: gate.clone(),
-                layers: Arc::clone(&layers),
-                pool: Arc::clone(&pool),
-            };
-            let custody = Arc::clone(custody);
+        let doorman = Doorman {
+            gate: gate.clone(),
+            layers: Arc::clone(&layers),
+            pool: Arc::clone(&pool),
+        };
+        if let Some(custody) = custody.clone() {
             start("xebec-gate", move || custody.run(&doorman))?;
         }
         let kernel = gate.as_ref().map(|gate| {
@@ -102,11 +100,8 @@ impl Lazy {
             Arc::clone(&layers),
             Arc::clone(&pool),
             config.fuse_threads,
-            match gate {
-                None => config.passthrough,
-                // The kernel would read to the end of a segment's last block.
-                Some(_) => Passthrough::Never,
-            },
+            // The kernel would read to the end of a segment's last block, where there is a gate.
+            config.passthrough.never_if(gate.is_some()),
         );
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));
@@ -122,15 +117,12 @@ impl Lazy {
             Arc::clone(&pool),
             config.background,
         )?;
-        let harvest = {
-            let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
-            move || guide.publish(recorder.harvest())
-        };
         let mounts: Arc<Mutex<Uses>> = Arc::default();
         let often = {
+            let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
             let (mounts, time) = (Arc::clone(&mounts), config.keep_unused);
             move || {
-                harvest();
+                guide.publish(recorder.harvest());
                 lock(&mounts).drop_unused_for(time);
             }
         };

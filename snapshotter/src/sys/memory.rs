@@ -15,7 +15,8 @@ pub(crate) fn give_back() {
 /// By default the first large piece that is freed makes it keep the next ones, up to 32 MiB, in an
 /// arena for each thread. What is fetched and unpacked are such pieces, in dozens of threads that
 /// each need them for moments: with ten images read by FUSE that was ten times what is in use.
-/// fuser reads requests into 16 MiB in each of its threads, of which it uses one page.
+/// fuser reads requests into 16 MiB in each of its threads, of which it uses one page: where the
+/// system gives huge pages unasked, that would be 2 MiB for each thread of each mounted image.
 ///
 /// To be called before any thread is started.
 pub(crate) fn keep_no_large_pieces() {
@@ -25,5 +26,8 @@ pub(crate) fn keep_no_large_pieces() {
     unsafe {
         libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
         libc::mallopt(libc::M_ARENA_MAX, ARENAS);
+    }
+    if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
+        tracing::debug!(%error, "huge pages stay as the system gives them");
     }
 }

@@ -320,6 +320,11 @@ impl Passthrough {
     /// the store's page cache has, and files are opened more often than they are read anew.
     const LARGE: u64 = 1 << 20;
 
+    /// The same, or none at all.
+    pub(super) fn never_if(self, impossible: bool) -> Self {
+        if impossible { Self::Never } else { self }
+    }
+
     /// Whether the kernel is to read large files of a tree by itself.
     fn suits(self, tree: &Tree) -> bool {
         match self {
