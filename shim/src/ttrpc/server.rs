@@ -67,17 +67,18 @@ impl<S: Service> Server<S> {
     pub async fn serve(&self, listener: &UnixListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => {
-                    let service = Rc::clone(&self.service);
-                    let busy = Rc::clone(&self.busy);
-                    spawn_local(connection(stream, service, busy));
-                }
+                Ok((stream, _)) => drop(spawn_local(self.connection(stream))),
                 Err(error) => {
                     log::error(format_args!("accept a connection: {error}"));
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
         }
+    }
+
+    /// Serves one connection to its end. Must run inside a `LocalSet`.
+    pub fn connection(&self, stream: UnixStream) -> impl Future<Output = ()> + use<S> {
+        connection(stream, Rc::clone(&self.service), Rc::clone(&self.busy))
     }
 
     /// Waits until every call has its answer, at most `limit`.
