@@ -100,13 +100,22 @@ fn stale(hosts: &Path) -> Result<Vec<Scratch>> {
     Ok(found)
 }
 
-/// Deletes a tree that other processes may be deleting too.
+/// How often a tree is tried to be deleted in which something new appears meanwhile.
+const ATTEMPTS: u32 = 100;
+
+/// Deletes a tree that other processes may be deleting too, or sweepers look at, who make a lock in it.
 pub(crate) fn remove_tree(directory: &Path) -> Result<()> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::file("delete", directory)(error))
+    let mut attempt = 1;
+    loop {
+        match fs::remove_dir_all(directory) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.kind() == io::ErrorKind::DirectoryNotEmpty && attempt < ATTEMPTS =>
+            {
+                attempt += 1;
+            }
+            result => return result.map_err(Error::file("delete", directory)),
         }
-        _ => Ok(()),
     }
 }
 
@@ -130,5 +139,17 @@ mod tests {
         assert_eq!(swept, ["dead"]);
         assert!(!dead.exists() && alive.path().exists());
         assert_ne!(alive.name(), next.name());
+    }
+
+    #[test]
+    fn a_tree_is_deleted_although_a_sweeper_makes_its_lock_again() {
+        let hosts = tempfile::tempdir().unwrap();
+        let host = hosts.path().join("host");
+        fs::create_dir_all(host.join("up/below")).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| while File::create(host.join(LOCK)).is_ok() {});
+            remove_tree(&host).unwrap();
+        });
+        assert!(!host.exists());
     }
 }
