@@ -266,6 +266,8 @@ pub struct RegistrySection {
     pub proxy: Vec<ProxyRule>,
     /// Seconds for which a host may fail before what needs it fails at once, until it answers.
     pub patience: u64,
+    /// Most requests that are under way to one host at once; 0 for any number.
+    pub requests_per_host: usize,
 }
 
 /// The `[registry.credential_provider]` table: kubelet's two flags.
@@ -324,6 +326,7 @@ impl Default for RegistrySection {
             allow_private_redirects: false,
             proxy: Vec::new(),
             patience: 5,
+            requests_per_host: 32,
         }
     }
 }

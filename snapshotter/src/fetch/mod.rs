@@ -42,6 +42,7 @@ mod source;
 #[cfg(test)]
 mod tokens;
 mod trust;
+mod turns;
 
 pub use blob::RemoteBlob;
 pub use breaker::{BreakerState, HostHealth};

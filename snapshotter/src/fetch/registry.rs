@@ -25,6 +25,7 @@ use super::kubelet::Plugins;
 use super::kubernetes::Secrets;
 use super::passed::Passed;
 use super::reference::ImageRef;
+use super::turns::Turns;
 
 /// First pause between two attempts; it doubles up to the last.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -55,6 +56,8 @@ pub struct RegistryConfig {
     pub allow_private_redirects: bool,
     /// HTTP proxies for some hosts, such as those of a peer-to-peer distribution.
     pub proxies: Vec<ProxyRule>,
+    /// Most requests that are under way to one host at once; 0 for any number.
+    pub requests_per_host: usize,
     /// Limit for making one connection.
     pub connect_timeout: Duration,
     /// Longest silence of a server within one attempt.
@@ -78,6 +81,8 @@ impl Default for RegistryConfig {
             kubeconfig: None,
             allow_private_redirects: false,
             proxies: Vec::new(),
+            // Less than the node's readers and prefetches may have together, more than each kind has.
+            requests_per_host: 32,
             connect_timeout: Duration::from_secs(5),
             stall_timeout: Duration::from_secs(10),
             patience: Duration::from_secs(5),
@@ -101,6 +106,7 @@ impl From<&RegistrySection> for RegistryConfig {
             allow_private_redirects: section.allow_private_redirects,
             proxies: section.proxy.clone(),
             patience: Duration::from_secs(section.patience),
+            requests_per_host: section.requests_per_host,
             ..Self::default()
         }
     }
@@ -139,6 +145,7 @@ impl Registry {
             endpoints: Mutex::default(),
             unlisting: Mutex::default(),
             breakers: Breakers::new(config.patience),
+            turns: Turns::new(config.requests_per_host),
             config,
         });
         Ok(Self {
@@ -180,6 +187,7 @@ pub(super) struct Session {
     /// Hosts that have said that they list no referrers: they are not asked again.
     pub(super) unlisting: Mutex<HashSet<String>>,
     pub(super) breakers: Arc<Breakers>,
+    turns: Turns,
 }
 
 impl Session {
@@ -349,6 +357,8 @@ impl Session {
         F: Fn(Arc<Self>, Arc<Endpoint>) -> Fut,
         Fut: Future<Output = Result<T, Failure>>,
     {
+        // Before the breaker is asked: who waits here has not failed.
+        let _turn = self.turns.take(endpoint.label()).await;
         let pass = self
             .breakers
             .admit(endpoint.label())
