@@ -21,6 +21,7 @@ pub mod cri;
 pub mod ctr;
 pub mod demo;
 pub mod error;
+pub mod events;
 mod grpc;
 mod hash;
 pub mod hosts;

@@ -12,8 +12,8 @@ use crate::args::Args;
 use crate::bootstrap;
 use crate::engine::Engine;
 use crate::error::{Context, Result};
+use crate::link;
 use crate::mounts;
-use crate::spawner;
 use crate::task::{Record, sandbox};
 
 /// Exit status of a container that was killed because its shim is gone.
@@ -21,7 +21,7 @@ const KILLED: u32 = 128 + 9;
 
 /// Runs the `delete` action and prints the encoded response.
 pub fn delete(args: &Args) -> Result<()> {
-    spawner::container_id(&args.id)?;
+    link::container_id(&args.id)?;
     let bundle = bootstrap::bundle(args)?;
     let record = Record::read(&bundle)?;
     if let Some(record) = &record {

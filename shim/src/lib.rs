@@ -1,8 +1,9 @@
 //! containerd shim v2 that runs containers with the xebec runtime as a library.
 //!
-//! [`bootstrap`] finds or makes the shim of a container; [`daemon`] serves the Task API
-//! ([`task`]) over [`ttrpc`] and publishes [`events`]; [`engine`] is who runs containers, with
-//! the [`spawner`] process for what must fork; [`io`] copies streams; [`mounts`] makes the
+//! [`bootstrap`] finds or makes the shim of a container. A shim is a [`supervisor`], which holds
+//! what must not be lost and launches processes, and a [`worker`], which may be lost and serves
+//! the Task API ([`task`]) over [`ttrpc`] and publishes [`events`] through its [`link`] to the
+//! supervisor. [`engine`] is who runs containers; [`io`] copies streams; [`mounts`] makes the
 //! rootfs; [`delete`] cleans up after a shim that died.
 //!
 //! The shim never executes itself, has one event loop and no thread per container, and writes
@@ -10,17 +11,18 @@
 
 pub mod args;
 pub mod bootstrap;
-pub mod daemon;
 pub mod delete;
 pub mod engine;
 pub mod error;
 pub mod events;
 pub mod info;
 pub mod io;
+pub mod link;
 pub mod log;
 pub mod mounts;
 pub mod options;
-pub mod spawner;
+pub mod supervisor;
 pub mod sys;
 pub mod task;
 pub mod ttrpc;
+pub mod worker;

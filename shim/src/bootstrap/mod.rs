@@ -1,7 +1,7 @@
 //! `start`: finds or makes the shim of a container and prints where it listens.
 //!
 //! The socket accepts connections before anything is printed: it is bound here and inherited by
-//! the daemon, which is this same process image after a fork. Nothing is executed again.
+//! the shim, which is this same process image after a fork. Nothing is executed again.
 
 mod client;
 mod params;
@@ -14,12 +14,12 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use crate::args::Args;
-use crate::daemon::{self, Daemon};
 use crate::error::{Context, Error, Result};
 use crate::options::Options;
+use crate::supervisor::{self, Identity};
 use crate::sys::{self, Fork};
 use crate::task::Record;
-use crate::{log, spawner};
+use crate::{link, log};
 use socket::Bound;
 pub use socket::remove_stale;
 
@@ -31,7 +31,7 @@ pub fn start(mut args: Args) -> Result<()> {
         .context(|| "read standard input".into())?;
     let options = params::options_from_stdin(&stdin, &mut args)?;
     let options = Options::decode(options.as_ref())?;
-    spawner::container_id(&args.id)?;
+    link::container_id(&args.id)?;
     let bundle = bundle(&args)?;
     let group = params::group(&bundle, &args.id)?;
     let directory = args.socket_directory.as_deref();
@@ -115,7 +115,7 @@ fn become_daemon(
     listener: UnixListener,
     oom_score: std::io::Result<i32>,
 ) -> ! {
-    let prepare = move || -> Result<Daemon> {
+    let prepare = move || -> Result<Identity> {
         rustix::process::setsid().context(|| "leave containerd's session".into())?;
         redirect(bundle)?;
         std::env::set_current_dir("/").context(|| "leave the bundle".into())?;
@@ -129,17 +129,16 @@ fn become_daemon(
         if !options.shim_cgroup.is_empty() {
             join_cgroup(&options.shim_cgroup)?;
         }
-        Ok(Daemon {
+        Ok(Identity {
             namespace: args.namespace.clone(),
             containerd: containerd_ttrpc(args),
             socket: socket.to_owned(),
-            listener,
         })
     };
-    let code = match prepare().and_then(daemon::run) {
+    let code = match prepare().and_then(|identity| supervisor::run(identity, listener)) {
         Ok(()) => 0,
         Err(error) => {
-            log::error(format_args!("shim daemon: {error}"));
+            log::error(format_args!("shim: {error}"));
             // The address may be out already; a socket without a server must not stay.
             remove_stale(socket);
             1

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use xebec_runtime::cgroup::CgroupManager;
 use xebec_runtime::{ContainerId, Error, Runtime, RuntimeOptions};
 
-use super::{Console, Launched, Streams, manager};
+use super::{Console, Streams, manager};
+use crate::link::Link;
 use crate::log;
 use crate::options::Options;
-use crate::spawner::{Launch, Request, Spawner};
+use crate::supervisor::message::{Launch, Request, RuntimeRequest};
+use crate::task::keys;
 
 /// The runtime library over one state directory.
 #[derive(Debug)]
@@ -19,17 +21,13 @@ pub struct Library {
     no_pivot: bool,
     no_new_keyring: bool,
     /// Absent in the `delete` action, which starts nothing.
-    spawner: Option<Arc<Spawner>>,
+    link: Option<Arc<Link>>,
 }
 
 type Outcome<T> = Result<T, String>;
 
 impl Library {
-    pub(super) fn new(
-        options: &Options,
-        namespace: &str,
-        spawner: Option<Arc<Spawner>>,
-    ) -> Library {
+    pub(super) fn new(options: &Options, namespace: &str, link: Option<Arc<Link>>) -> Library {
         Library {
             options: RuntimeOptions {
                 root: options.state_root(namespace),
@@ -40,7 +38,7 @@ impl Library {
             },
             no_pivot: options.no_pivot_root,
             no_new_keyring: options.no_new_keyring,
-            spawner,
+            link,
         }
     }
 
@@ -48,27 +46,35 @@ impl Library {
         &self.options.root
     }
 
-    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<Launched> {
+    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<i32> {
         let launch = Launch::Init {
             bundle: bundle.to_owned(),
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
         };
-        self.launch(id, bundle.join("init.pid"), launch, &[], streams)
+        let pid_file = bundle.join("init.pid");
+        self.launch(id, None, pid_file, launch, &[], streams)
     }
 
     pub(super) fn exec(
         &self,
         id: &str,
+        exec_id: &str,
         pid_file: &Path,
         document: &[u8],
         streams: &Streams,
-    ) -> Outcome<Launched> {
-        self.launch(id, pid_file.to_owned(), Launch::Exec, document, streams)
+    ) -> Outcome<i32> {
+        let key = Some(keys::pid(id, exec_id));
+        let pid_file = pid_file.to_owned();
+        self.launch(id, key, pid_file, Launch::Exec, document, streams)
     }
 
     pub(super) fn start(&self, id: &str) -> Outcome<()> {
         self.with(id, Runtime::start)
+    }
+
+    pub(super) fn status(&self, id: &str) -> Outcome<String> {
+        self.with(id, |runtime, id| Ok(runtime.state(id)?.status.to_string()))
     }
 
     pub(super) fn kill_all(&self, id: &str, signal: i32) -> Outcome<()> {
@@ -114,15 +120,16 @@ impl Library {
     fn launch(
         &self,
         id: &str,
+        key: Option<String>,
         pid_file: PathBuf,
         launch: Launch,
         document: &[u8],
         streams: &Streams,
-    ) -> Outcome<Launched> {
-        let spawner = self
-            .spawner
+    ) -> Outcome<i32> {
+        let link = self
+            .link
             .as_ref()
-            .ok_or("no spawner: nothing can be started")?;
+            .ok_or("no supervisor: nothing can be started")?;
         let console = match &streams.console {
             Some(Console::Socket(socket)) => Some(socket.as_fd()),
             Some(Console::Path(path)) => {
@@ -132,7 +139,7 @@ impl Library {
         };
         let [stdin, stdout, stderr] = streams.standard();
         let descriptors = [stdin, stdout, stderr, console];
-        let request = Request {
+        let request = RuntimeRequest {
             root: self.options.root.clone(),
             id: id.to_owned(),
             ignore_missing_controllers: self.options.ignore_missing_controllers,
@@ -142,7 +149,7 @@ impl Library {
             launch,
         };
         let fds: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().collect();
-        spawner.launch(&request, document, &fds)
+        link.launch(key, Request::Runtime(request), document, &fds)
     }
 }
 

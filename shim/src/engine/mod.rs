@@ -12,16 +12,15 @@ use std::sync::Arc;
 use xebec_runtime::cgroup::CgroupManager;
 
 use crate::error::{Error, Result};
+use crate::link::Link;
 use crate::options::Options;
-pub use crate::spawner::Launched;
-use crate::spawner::Spawner;
 use library::Library;
 use program::Program;
 
 /// A runtime for one container.
 #[derive(Debug, Clone)]
 pub enum Engine {
-    /// The xebec runtime library, with the spawner for what has to fork.
+    /// The xebec runtime library, with the supervisor for what has to fork.
     Library(Arc<Library>),
     /// The program that `BinaryName` names.
     Program(Arc<Program>),
@@ -67,12 +66,18 @@ macro_rules! either {
 
 impl Engine {
     /// The engine that `options` ask for, with its state below `namespace`.
-    pub fn new(options: &Options, namespace: &str, spawner: Option<Arc<Spawner>>) -> Engine {
+    pub fn new(options: &Options, namespace: &str, link: Option<Arc<Link>>) -> Engine {
         if options.binary_name.is_empty() {
-            Engine::Library(Arc::new(Library::new(options, namespace, spawner)))
+            Engine::Library(Arc::new(Library::new(options, namespace, link)))
         } else {
             Engine::Program(Arc::new(Program::new(options, namespace)))
         }
+    }
+
+    /// True if nobody watches a new process yet when its pid is returned: until somebody does, it
+    /// looks like an orphan.
+    pub fn leaves_orphans(&self) -> bool {
+        matches!(self, Engine::Program(_))
     }
 
     /// True if a console must be offered as a socket in the file system.
@@ -80,8 +85,8 @@ impl Engine {
         matches!(self, Engine::Program(_))
     }
 
-    /// Creates a container whose init waits for [`Engine::start`].
-    pub fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Result<Launched> {
+    /// Creates a container whose init waits for [`Engine::start`], and returns its pid.
+    pub fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Result<i32> {
         either!(self, engine => engine.create(id, bundle, streams)).map_err(failed("create"))
     }
 
@@ -90,7 +95,7 @@ impl Engine {
         either!(self, engine => engine.start(id)).map_err(failed("start"))
     }
 
-    /// Starts a further process; `document` is the JSON of an OCI Process.
+    /// Starts a further process and returns its pid; `document` is the JSON of an OCI Process.
     pub fn exec(
         &self,
         id: &str,
@@ -98,10 +103,18 @@ impl Engine {
         exec_id: &str,
         document: &[u8],
         streams: &Streams,
-    ) -> Result<Launched> {
+    ) -> Result<i32> {
         let pid_file = bundle.join(format!("{exec_id}.pid"));
-        either!(self, engine => engine.exec(id, &pid_file, document, streams))
-            .map_err(failed("exec"))
+        match self {
+            Engine::Library(library) => library.exec(id, exec_id, &pid_file, document, streams),
+            Engine::Program(program) => program.exec(id, &pid_file, document, streams),
+        }
+        .map_err(failed("exec"))
+    }
+
+    /// How far a container has come whose init lives: `created`, `running` or `paused`.
+    pub fn status(&self, id: &str) -> Result<String> {
+        either!(self, engine => engine.status(id)).map_err(failed("state"))
     }
 
     /// Signals every process of the container.

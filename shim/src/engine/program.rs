@@ -4,10 +4,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use rustix::process::{Pid, PidfdFlags};
 use serde::Deserialize;
 
-use super::{Console, Launched, Streams};
+use super::{Console, Streams};
 use crate::options::Options;
 
 /// The program and how to call it.
@@ -37,7 +36,7 @@ impl Program {
         &self.root
     }
 
-    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<Launched> {
+    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<i32> {
         let pid_file = bundle.join("init.pid");
         let log = bundle.join("log.json");
         let mut command = self.command(Some(&log), "create");
@@ -63,7 +62,7 @@ impl Program {
         pid_file: &Path,
         document: &[u8],
         streams: &Streams,
-    ) -> Outcome<Launched> {
+    ) -> Outcome<i32> {
         let spec = pid_file.with_extension("json");
         let log = pid_file.with_extension("log.json");
         std::fs::write(&spec, document)
@@ -87,6 +86,22 @@ impl Program {
 
     pub(super) fn start(&self, id: &str) -> Outcome<()> {
         run(self.command(None, "start").arg(id), None)
+    }
+
+    pub(super) fn status(&self, id: &str) -> Outcome<String> {
+        #[derive(Deserialize)]
+        struct State {
+            status: String,
+        }
+        let output = self.command(None, "state").arg(id).output();
+        let output = output.map_err(|error| self.not_run(&error))?;
+        if !output.status.success() {
+            let text = String::from_utf8_lossy(&output.stderr);
+            return Err(last_words(&text, &self.binary));
+        }
+        let state: State = serde_json::from_slice(&output.stdout)
+            .map_err(|error| format!("{} state: {error}", self.binary))?;
+        Ok(state.status)
     }
 
     pub(super) fn kill_all(&self, id: &str, signal: i32) -> Outcome<()> {
@@ -230,19 +245,13 @@ fn last_words(log: &str, program: &str) -> String {
     error.unwrap_or_else(|| format!("{program} did not terminate successfully"))
 }
 
-/// The process whose pid the program wrote. Its status is ours to collect, so the pid cannot
-/// have been reused.
-fn launched(pid_file: &Path) -> Outcome<Launched> {
+/// The pid that the program wrote.
+fn launched(pid_file: &Path) -> Outcome<i32> {
     let text = std::fs::read_to_string(pid_file)
         .map_err(|error| format!("read {}: {error}", pid_file.display()))?;
-    let pid: i32 = text
-        .trim()
+    text.trim()
         .parse()
-        .map_err(|_| format!("{}: {text:?}", pid_file.display()))?;
-    let handle = Pid::from_raw(pid).ok_or_else(|| format!("pid {pid}"))?;
-    let pidfd = rustix::process::pidfd_open(handle, PidfdFlags::empty())
-        .map_err(|error| format!("open process {pid}: {error}"))?;
-    Ok(Launched { pid, pidfd })
+        .map_err(|_| format!("{}: {text:?}", pid_file.display()))
 }
 
 #[cfg(test)]

@@ -2,19 +2,19 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use rustix::fs::inotify;
+use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::task::spawn_local;
 
 use super::Publisher;
+use crate::task::keys;
 use crate::{log, sys};
 use xebec_proto::events::TaskOom;
 
@@ -22,7 +22,7 @@ use xebec_proto::events::TaskOom;
 #[derive(Debug)]
 pub struct Counter {
     container: String,
-    file: File,
+    file: PathBuf,
     seen: Cell<u64>,
     publisher: Publisher,
 }
@@ -31,17 +31,17 @@ impl Counter {
     /// Publishes an event if there were kills since the last look. Called once more at the exit
     /// of init, because the notification may lose the race against it.
     pub fn check(&self) {
-        let mut text = [0; 512];
         // The file is gone with the cgroup; then there is nothing new to learn either.
-        let Ok(length) = self.file.read_at(&mut text, 0) else {
+        let Ok(text) = std::fs::read(&self.file) else {
             return;
         };
-        let kills = oom_kills(&text[..length]);
+        let kills = oom_kills(&text);
         if kills > self.seen.replace(kills) {
             let event = TaskOom {
                 container_id: self.container.clone(),
             };
-            self.publisher.publish("/tasks/oom", &event);
+            let told = keys::oom_kills(&self.container, kills);
+            self.publisher.publish(vec![told], "/tasks/oom", &event);
         }
     }
 }
@@ -63,23 +63,24 @@ impl Watch {
         Ok(Watch { inotify, counters })
     }
 
-    /// Adds the container whose cgroup is at `cgroup`; `None` without a memory controller.
+    /// Adds the container whose cgroup is at `cgroup`, of which `seen` kills are told already;
+    /// `None` without a memory controller.
     pub fn add(
         &self,
         container: &str,
         cgroup: &Path,
+        seen: u64,
         publisher: &Publisher,
     ) -> io::Result<Option<Rc<Counter>>> {
-        let path = cgroup.join("memory.events");
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        let file = cgroup.join("memory.events");
+        let watch = match inotify::add_watch(&*self.inotify, &file, inotify::WatchFlags::MODIFY) {
+            Err(Errno::NOENT) => return Ok(None),
             result => result?,
         };
-        let watch = inotify::add_watch(&*self.inotify, &path, inotify::WatchFlags::MODIFY)?;
         let counter = Rc::new(Counter {
             container: container.to_owned(),
             file,
-            seen: Cell::new(0),
+            seen: Cell::new(seen),
             publisher: publisher.clone(),
         });
         self.counters
@@ -108,8 +109,8 @@ async fn follow(inotify: Rc<AsyncFd<OwnedFd>>, counters: Rc<RefCell<HashMap<i32,
                         counter.check();
                     }
                 }
-                Err(rustix::io::Errno::AGAIN) => break,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
                 Err(error) => return log::error(format_args!("watch for OOM kills: {error}")),
             }
         }

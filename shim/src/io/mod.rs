@@ -2,33 +2,49 @@
 //! and the fifos and files that containerd names, so that containerd may come and go.
 
 mod copy;
+mod keep;
 mod logger;
 mod target;
 mod terminal;
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, OFlags, Uid};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::{AbortHandle, JoinSet, spawn_local};
 
 use crate::engine::Streams;
 use crate::error::{Context, Result};
-use crate::task::exits::Reaper;
+use crate::link::Link;
+use crate::task::exits::Exits;
 use crate::{log, sys};
+use keep::Keep;
 use logger::Logger;
 use target::Target;
 use terminal::Receiver;
 
+/// Names under which streams are kept; none begins another.
+const STDIN: &str = "in";
+const STDOUT: &str = "out";
+const STDERR: &str = "err";
+const TERMINAL: &str = "tty";
+const TERMINAL_STDIN: &str = "keyboard";
+const LOGGER: &str = "log";
+/// Record of a standard input that ends with what has been written so far.
+const CLOSING: &str = "closing";
+
 /// What containerd named for a process.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Names {
     /// Source of standard input.
     pub stdin: String,
@@ -45,14 +61,25 @@ pub struct Names {
 pub struct Setting {
     /// containerd namespace, for loggers.
     pub namespace: String,
-    /// Container id, for loggers.
+    /// Container id, for loggers and keys.
     pub id: String,
     /// Owner of the container's pipes.
     pub owner: (u32, u32),
     /// Where console sockets go, if the runtime wants one as a path.
     pub console_directory: Option<PathBuf>,
-    /// Knows the children that are waited for.
-    pub reaper: Rc<Reaper>,
+    /// Keeps the descriptors of streams.
+    pub link: Arc<Link>,
+    /// Tells the ends of loggers.
+    pub exits: Rc<Exits>,
+}
+
+/// A stream as it is kept: its descriptors and how far it is.
+#[derive(Debug)]
+pub struct Stream {
+    /// Empty, or what the kind of stream has to remember.
+    pub record: String,
+    /// The container's side, then the other, if that is not a file.
+    pub fds: Vec<OwnedFd>,
 }
 
 /// The shim's side of a process' streams; dropping it ends all copying.
@@ -60,10 +87,18 @@ pub struct Setting {
 pub struct Io {
     outputs: JoinSet<()>,
     inputs: JoinSet<()>,
-    close_stdin: Rc<Notify>,
+    stdin: Option<Stdin>,
     receiver: Option<Receiver>,
     master: Option<Rc<AsyncFd<OwnedFd>>>,
     logger: Option<Logger>,
+}
+
+/// How standard input is closed.
+#[derive(Debug)]
+struct Stdin {
+    close: Rc<Notify>,
+    copy: AbortHandle,
+    keep: Keep,
 }
 
 /// A target that bytes can be copied to.
@@ -72,9 +107,18 @@ enum Sink {
     File(File),
 }
 
+impl Sink {
+    fn pipe(&self) -> Option<&AsyncFd<OwnedFd>> {
+        match self {
+            Sink::Pipe(pipe) => Some(pipe),
+            Sink::File(_) => None,
+        }
+    }
+}
+
 impl Io {
     /// Opens the named streams and starts to copy. The second value goes to the runtime.
-    pub async fn open(names: &Names, setting: &Setting) -> Result<(Io, Streams)> {
+    pub async fn open(names: &Names, setting: &Setting, exec_id: &str) -> Result<(Io, Streams)> {
         let mut io = Io::default();
         let mut streams = Streams::default();
         if names.terminal {
@@ -89,55 +133,126 @@ impl Io {
             return Ok((io, streams));
         }
         if let Target::Fifo(path) = target::parse(&names.stdin)? {
-            streams.stdin = Some(io.feed_stdin(&path, setting)?);
+            let source = open_fifo(&path, OFlags::RDONLY)?;
+            let (reader, writer) = pipe(setting)?;
+            let sink = watched(writer).context(|| "watch standard input".into())?;
+            let keep = Keep::new(setting, exec_id, STDIN);
+            keep.put("", &[&sink, &source])?;
+            io.feed_stdin(source, sink, keep, false);
+            streams.stdin = Some(reader);
         }
         let stdout = target::parse(&names.stdout)?;
         if let Target::Binary { program, arguments } = &stdout {
             let (out, out_end) = pipe(setting)?;
             let (err, err_end) = pipe(setting)?;
-            let identity = (&*setting.namespace, &*setting.id);
-            let reaper = &setting.reaper;
-            io.logger =
-                Some(logger::start(program, arguments, identity, [out, err], reaper).await?);
+            let keep = Keep::new(setting, exec_id, LOGGER);
+            let plan = logger::Plan::new(program, arguments, setting, keep);
+            io.logger = Some(Logger::start(plan, [out, err]).await?);
             (streams.stdout, streams.stderr) = (Some(out_end), Some(err_end));
             return Ok((io, streams));
         }
-        streams.stdout = io.copy_output(&stdout, setting)?;
-        streams.stderr = io.copy_output(&target::parse(&names.stderr)?, setting)?;
+        let stderr = target::parse(&names.stderr)?;
+        for (target, name, end) in [
+            (stdout, STDOUT, &mut streams.stdout),
+            (stderr, STDERR, &mut streams.stderr),
+        ] {
+            let Some(sink) = open_target(&target)? else {
+                continue;
+            };
+            let (reader, writer) = pipe(setting)?;
+            let source = watched(reader).context(|| "watch an output".into())?;
+            let keep = Keep::new(setting, exec_id, name);
+            keep.put(
+                "",
+                &[Some(&source), sink.pipe()]
+                    .into_iter()
+                    .flatten()
+                    .collect::<Vec<_>>(),
+            )?;
+            io.copy_output(source, sink, keep);
+            *end = Some(writer);
+        }
         Ok((io, streams))
     }
 
+    /// Takes over the streams of an earlier worker's process.
+    pub fn inherit(
+        names: &Names,
+        setting: &Setting,
+        exec_id: &str,
+        streams: BTreeMap<String, Stream>,
+    ) -> Result<Io> {
+        let mut io = Io::default();
+        let mut terminal = None;
+        let mut terminal_stdin = None;
+        for (name, Stream { record, fds }) in streams {
+            let mut fds = fds
+                .into_iter()
+                .map(|fd| sys::watch(fd).context(|| format!("watch {name}")));
+            let (Some(inner), outer) = (fds.next().transpose()?, fds.next().transpose()?) else {
+                continue;
+            };
+            let keep = |name| Keep::new(setting, exec_id, name);
+            match (&*name, outer) {
+                (STDIN, Some(source)) => {
+                    io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
+                }
+                (STDOUT, outer) => {
+                    io.copy_output(inner, sink_again(outer, &names.stdout)?, keep(STDOUT));
+                }
+                (STDERR, outer) => {
+                    io.copy_output(inner, sink_again(outer, &names.stderr)?, keep(STDERR));
+                }
+                (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
+                (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
+                (LOGGER, Some(stderr)) => {
+                    let Target::Binary { program, arguments } = target::parse(&names.stdout)?
+                    else {
+                        continue;
+                    };
+                    let plan = logger::Plan::new(&program, &arguments, setting, keep(LOGGER));
+                    let outputs = [inner.into_inner(), stderr.into_inner()];
+                    io.logger = Some(Logger::inherit(plan, outputs, &record));
+                }
+                _ => log::error(format_args!("stream {name} of an earlier worker")),
+            }
+        }
+        if let Some((master, sink)) = terminal {
+            let keep = |name| Keep::new(setting, exec_id, name);
+            io.copy_terminal(master, terminal_stdin, sink, &keep);
+        }
+        Ok(io)
+    }
+
     /// Takes over the terminal that the runtime made, if this process has one.
-    pub async fn attach_terminal(&mut self, names: &Names) -> Result<()> {
+    pub async fn attach_terminal(
+        &mut self,
+        names: &Names,
+        setting: &Setting,
+        exec_id: &str,
+    ) -> Result<()> {
         let Some(receiver) = self.receiver.take() else {
             return Ok(());
         };
-        let master = Rc::new(receiver.master().await?);
-        self.master = Some(Rc::clone(&master));
-        if let Target::Fifo(path) = target::parse(&names.stdin)? {
-            let source = open_fifo(&path, OFlags::RDONLY)?;
-            let master = Rc::clone(&master);
-            self.inputs.spawn_local(async move {
-                report(
-                    "copy to the terminal",
-                    copy::buffered(&source, &master).await,
-                );
-            });
-        }
-        let sink = match target::parse(&names.stdout)? {
-            Target::Null | Target::Binary { .. } => {
-                Sink::File(open_append(Path::new("/dev/null"))?)
-            }
-            Target::Fifo(path) | Target::File(path) => open_sink(&path)?,
+        let keep = |name| Keep::new(setting, exec_id, name);
+        let master = receiver.master().await?;
+        let stdin = match target::parse(&names.stdin)? {
+            Target::Fifo(path) => Some(open_fifo(&path, OFlags::RDONLY)?),
+            _ => None,
         };
-        self.outputs.spawn_local(async move {
-            let result = match &sink {
-                Sink::Pipe(to) => copy::buffered(&master, to).await,
-                Sink::File(to) => copy::to_file(&master, to).await,
-            };
-            report("copy from the terminal", result);
-        });
+        if let Some(stdin) = &stdin {
+            keep(TERMINAL_STDIN).put("", &[stdin])?;
+        }
+        let sink = terminal_sink(&names.stdout)?;
+        let kept = [Some(&master), sink.pipe()];
+        keep(TERMINAL).put("", &kept.into_iter().flatten().collect::<Vec<_>>())?;
+        self.copy_terminal(master, stdin, sink, &keep);
         Ok(())
+    }
+
+    /// The logger that reads the streams; 0 if none does.
+    pub fn logger_pid(&self) -> i32 {
+        self.logger.as_ref().map_or(0, Logger::pid)
     }
 
     /// Resizes the terminal; without one there is nothing to do.
@@ -149,7 +264,14 @@ impl Io {
 
     /// Ends standard input once what the client has written so far is through.
     pub fn close_stdin(&self) {
-        self.close_stdin.notify_one();
+        let open = self
+            .stdin
+            .as_ref()
+            .filter(|stdin| !stdin.copy.is_finished());
+        if let Some(stdin) = open {
+            stdin.close.notify_one();
+            stdin.keep.note(CLOSING);
+        }
     }
 
     /// Waits until the last output is at its target, at most `limit`: a process that was left
@@ -168,39 +290,74 @@ impl Io {
         }
     }
 
-    /// Copies the fifo at `path` to a new pipe and returns the pipe's reading end.
-    fn feed_stdin(&mut self, path: &Path, setting: &Setting) -> Result<OwnedFd> {
-        let source = open_fifo(path, OFlags::RDONLY)?;
-        let (reader, writer) = pipe(setting)?;
-        let sink = watched(writer).context(|| "watch standard input".into())?;
-        let close = Rc::clone(&self.close_stdin);
-        self.inputs.spawn_local(async move {
+    /// Copies a fifo to the container's standard input.
+    fn feed_stdin(
+        &mut self,
+        source: AsyncFd<OwnedFd>,
+        sink: AsyncFd<OwnedFd>,
+        keep: Keep,
+        closing: bool,
+    ) {
+        let close = Rc::new(Notify::new());
+        if closing {
+            close.notify_one();
+        }
+        let kept = keep.clone();
+        let closed = Rc::clone(&close);
+        let copy = self.inputs.spawn_local(async move {
             let result = tokio::select! {
                 result = copy::splice(&source, &sink) => result,
-                () = close.notified() => copy::splice_rest(&source, &sink).await,
+                () = closed.notified() => copy::splice_rest(&source, &sink).await,
             };
             report("copy standard input", result);
+            drop((source, sink));
+            kept.done();
         });
-        Ok(reader)
+        self.stdin = Some(Stdin { close, copy, keep });
     }
 
-    /// Copies a new pipe to `target` and returns the pipe's writing end.
-    fn copy_output(&mut self, target: &Target, setting: &Setting) -> Result<Option<OwnedFd>> {
-        let sink = match target {
-            Target::Fifo(path) => open_sink(path)?,
-            Target::File(path) => Sink::File(open_append(path)?),
-            Target::Null | Target::Binary { .. } => return Ok(None),
-        };
-        let (reader, writer) = pipe(setting)?;
-        let source = watched(reader).context(|| "watch an output".into())?;
+    fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, keep: Keep) {
         self.outputs.spawn_local(async move {
             let result = match &sink {
                 Sink::Pipe(to) => copy::splice(&source, to).await,
                 Sink::File(to) => copy::to_file(&source, to).await,
             };
             report("copy an output", result);
+            drop((source, sink));
+            keep.done();
         });
-        Ok(Some(writer))
+    }
+
+    fn copy_terminal(
+        &mut self,
+        master: AsyncFd<OwnedFd>,
+        stdin: Option<AsyncFd<OwnedFd>>,
+        sink: Sink,
+        keep: &dyn Fn(&'static str) -> Keep,
+    ) {
+        let master = Rc::new(master);
+        self.master = Some(Rc::clone(&master));
+        if let Some(source) = stdin {
+            let (master, keep) = (Rc::clone(&master), keep(TERMINAL_STDIN));
+            self.inputs.spawn_local(async move {
+                report(
+                    "copy to the terminal",
+                    copy::buffered(&source, &master).await,
+                );
+                drop(source);
+                keep.done();
+            });
+        }
+        let keep = keep(TERMINAL);
+        self.outputs.spawn_local(async move {
+            let result = match &sink {
+                Sink::Pipe(to) => copy::buffered(&master, to).await,
+                Sink::File(to) => copy::to_file(&master, to).await,
+            };
+            report("copy from the terminal", result);
+            drop(sink);
+            keep.done();
+        });
     }
 }
 
@@ -239,6 +396,30 @@ fn open_fifo(path: &Path, access: OFlags) -> Result<AsyncFd<OwnedFd>> {
         sys::watch(fd)
     };
     open().context(|| format!("open stream {}", path.display()))
+}
+
+/// Opens where an output goes; `None` if that is nowhere.
+fn open_target(target: &Target) -> Result<Option<Sink>> {
+    match target {
+        Target::Fifo(path) => open_sink(path).map(Some),
+        Target::File(path) => Ok(Some(Sink::File(open_append(path)?))),
+        Target::Null | Target::Binary { .. } => Ok(None),
+    }
+}
+
+/// Opens where a terminal's output goes; it is read in any case.
+fn terminal_sink(name: &str) -> Result<Sink> {
+    match target::parse(name)? {
+        Target::Null | Target::Binary { .. } => {
+            Ok(Sink::File(open_append(Path::new("/dev/null"))?))
+        }
+        Target::Fifo(path) | Target::File(path) => open_sink(&path),
+    }
+}
+
+/// The sink of an earlier worker: a fifo that was kept, or else a file.
+fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
+    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(pipe)))
 }
 
 /// Opens an output. A fifo is opened for reading too: then a reader that goes away leaves the

@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 
 use crate::engine::Console;
 use crate::error::{Context, Error, Result};
-use crate::spawner::wire;
+use crate::supervisor::wire;
 
 /// Number of the next socket file.
 static NEXT: AtomicU32 = AtomicU32::new(0);

@@ -2,7 +2,7 @@
 //! function whose arguments make it safe.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -48,19 +48,15 @@ pub fn trim_heap() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// pidfd_send_signal(2) with any signal number, real-time ones included.
-pub fn send_signal(pidfd: impl AsFd, signal: i32) -> io::Result<()> {
-    // SAFETY: the descriptor is open for the length of the call, and a null siginfo is allowed.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd.as_fd().as_raw_fd(),
-            signal,
-            std::ptr::null::<libc::siginfo_t>(),
-            0,
-        )
-    };
-    if result == 0 {
+/// Sends any signal number, real-time ones included, to a process whose pid is known to be its
+/// own still.
+pub fn signal(pid: i32, signal: i32) -> io::Result<()> {
+    // 0 and negative numbers mean groups of processes.
+    if pid <= 0 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: kill reads and writes no memory.
+    if unsafe { libc::kill(pid, signal) } == 0 {
         Ok(())
     } else {
         Err(io::Error::last_os_error())
@@ -165,21 +161,32 @@ pub fn restore_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Moves `fd` to the number `place`, replacing what is open there.
+/// Closes every descriptor but the standard streams and `fds`, which move to 3, 4, 5, ….
 ///
-/// For a fresh child that is about to forget every descriptor it inherited.
-pub fn move_to(fd: OwnedFd, place: i32) -> io::Result<OwnedFd> {
-    if fd.as_raw_fd() == place {
-        return Ok(fd);
-    }
-    // SAFETY: the new descriptor belongs to the returned value alone; whatever was open at
-    // `place` was inherited and is never used again by this process.
-    unsafe {
-        if libc::dup3(fd.as_raw_fd(), place, libc::O_CLOEXEC) < 0 {
-            return Err(io::Error::last_os_error());
+/// For a fresh child that will not use what it inherited.
+pub fn keep_only(fds: Vec<OwnedFd>) -> io::Result<Vec<OwnedFd>> {
+    let end = 3 + fds.len() as i32;
+    // Two rounds: a source may sit where a target goes, so all move out of the way first.
+    let moved: Vec<OwnedFd> = fds
+        .iter()
+        .map(|fd| rustix::io::fcntl_dupfd_cloexec(fd, end))
+        .collect::<rustix::io::Result<_>>()?;
+    // Their numbers may be among the targets.
+    std::mem::forget(fds);
+    let mut placed = Vec::with_capacity(moved.len());
+    for (fd, place) in moved.iter().zip(3..) {
+        // SAFETY: the new descriptor belongs to the returned value alone; whatever was open at
+        // `place` was inherited, or forgotten above, and is never used again by this process.
+        unsafe {
+            if libc::dup3(fd.as_raw_fd(), place, libc::O_CLOEXEC) < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            placed.push(OwnedFd::from_raw_fd(place));
         }
-        Ok(OwnedFd::from_raw_fd(place))
     }
+    drop(moved);
+    close_from(end as u32);
+    Ok(placed)
 }
 
 /// Closes every descriptor from `first` on: at the very start of a process that has opened none

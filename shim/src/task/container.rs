@@ -1,35 +1,45 @@
 //! One container: how it is made, started, watched and taken away.
 
+mod successor;
+
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Name;
+use serde::{Deserialize, Serialize};
 use tokio::task::spawn_local;
 use xebec_proto::events::{self, TaskIo};
 use xebec_proto::task::{CreateTaskRequest, DeleteResponse, ExecProcessRequest};
 use xebec_runtime::cgroup::{Cgroup, CgroupPath};
 
 use super::document;
-use super::exits::{self, Exit};
+use super::exits::UNKNOWN_STATUS;
+use super::inherit::ContainerRecord;
+use super::keys;
 use super::process::{Process, timestamp};
 use super::record::Record;
 use super::service::Shim;
 use super::state::{Operation, State};
-use crate::engine::{Engine, Launched, Streams};
+use super::stats::unreadable;
+use crate::engine::Engine;
 use crate::error::{Context, Error, Result};
 use crate::events::oom::Counter;
 use crate::io::{Io, Names, Setting};
+use crate::link::Hold;
 use crate::options::Options;
+use crate::supervisor::Exit;
+use crate::supervisor::message::Change;
 use crate::{log, mounts};
 
 /// How long a delete waits for output that is still on its way.
 const DRAIN: Duration = Duration::from_secs(10);
 
 /// Who hears of what happens to a container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Told {
     /// containerd, by events.
     Containerd,
@@ -50,9 +60,12 @@ pub(super) struct Container {
     pub(super) init: Rc<Process>,
     execs: RefCell<BTreeMap<String, Rc<Process>>>,
     setting: Setting,
-    cgroup: OnceCell<Cgroup>,
+    /// Path of its cgroup of version 2, if it has one of its own.
+    cgroup: OnceCell<String>,
     oom: OnceCell<Rc<Counter>>,
     told: Told,
+    /// The end of init is not the end of all in its pid namespace.
+    shares_pids: Cell<bool>,
     /// Init is dead, though its exit may not be published yet: nothing may be started.
     ending: Cell<bool>,
 }
@@ -79,102 +92,137 @@ impl Container {
         told: Told,
     ) -> Result<Rc<Container>> {
         let options = options.with_environment();
-        let container = Container::plan(shim, request, &options, told);
-        let record = Record {
-            options,
-            socket: shim.socket.clone(),
-        };
-        record.write(&container.bundle)?;
-
-        let (io, streams) = Io::open(&container.init.names, &container.setting).await?;
-        let created = container.launch_init(shim, request, streams).await;
-        let result = match created {
-            Ok(launched) => container.adopt_init(shim, launched, io).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = result {
-            container.undo(shim).await;
-            return Err(error);
-        }
-        container.announce(shim, request);
-        let container = Rc::new(container);
-        let watched = Rc::clone(&container);
-        let shim = Rc::clone(shim);
-        spawn_local(async move { watched.watch_init(&shim).await });
-        Ok(container)
-    }
-
-    fn plan(shim: &Shim, request: &CreateTaskRequest, options: &Options, told: Told) -> Container {
-        let engine = Engine::new(options, &shim.namespace, Some(shim.spawner.clone()));
         let names = Names {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
             stderr: request.stderr.clone(),
             terminal: request.terminal,
         };
+        let init = Process::new(String::new(), names, Vec::new());
+        let bundle = PathBuf::from(&request.bundle);
+        let container = Container::plan(shim, &request.id, bundle, init, &options, told);
+        let record = Record {
+            options,
+            socket: shim.socket.clone(),
+        };
+        record.write(&container.bundle)?;
+
+        let kept = vec![
+            container.keep(),
+            container.init.keep_launching(&container.id),
+        ];
+        shim.link.commit(kept, Vec::new());
+        if let Err(error) = container.make(shim, request).await {
+            container.undo(shim).await;
+            return Err(error);
+        }
+        container.announce(shim, request);
+        let container = Rc::new(container);
+        container.watch(shim, &container.init);
+        Ok(container)
+    }
+
+    fn plan(
+        shim: &Shim,
+        id: &str,
+        bundle: PathBuf,
+        init: Process,
+        options: &Options,
+        told: Told,
+    ) -> Container {
+        let engine = Engine::new(options, &shim.namespace, Some(Arc::clone(&shim.link)));
         let setting = Setting {
             namespace: shim.namespace.clone(),
-            id: request.id.clone(),
+            id: id.to_owned(),
             owner: (options.io_uid, options.io_gid),
             console_directory: engine
                 .wants_console_path()
                 .then(|| shim.socket.parent().unwrap_or(Path::new("/run")).to_owned()),
-            reaper: Rc::clone(&shim.reaper),
+            link: Arc::clone(&shim.link),
+            exits: Rc::clone(&shim.exits),
         };
         Container {
-            id: request.id.clone(),
-            bundle: PathBuf::from(&request.bundle),
+            id: id.to_owned(),
+            bundle,
             engine,
-            init: Rc::new(Process::new(String::new(), names, Vec::new())),
+            init: Rc::new(init),
             execs: RefCell::default(),
             setting,
             cgroup: OnceCell::new(),
             oom: OnceCell::new(),
             told,
+            shares_pids: Cell::new(false),
             ending: Cell::new(false),
         }
     }
 
-    /// Mounts the rootfs and lets the runtime create init, both off the event loop.
-    async fn launch_init(
-        &self,
-        shim: &Shim,
-        request: &CreateTaskRequest,
-        streams: Streams,
-    ) -> Result<Launched> {
+    /// Keeps what concerns the container as a whole.
+    fn keep(&self) -> Change {
+        let record = ContainerRecord {
+            bundle: self.bundle.clone(),
+            cgroup: self.cgroup.get().cloned(),
+            shares_pids: self.shares_pids.get(),
+            told: self.told,
+        };
+        Change::Put {
+            key: keys::container(&self.id),
+            record: serde_json::json!(record).to_string(),
+            fds: None,
+        }
+    }
+
+    /// Opens the streams, mounts the rootfs and lets the runtime create init.
+    async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<()> {
+        let (mut io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let rootfs = request.rootfs.clone();
-        // Until it is claimed, the new process looks like an orphan.
-        let launching = shim.reaper.launching();
-        let launched = shim
+        let hold = self.hold(shim);
+        let pid = shim
             .blocking(move || {
                 mounts::mount_rootfs(&bundle.join("rootfs"), &rootfs)?;
                 engine.create(&id, &bundle, &streams)
             })
             .await?;
-        shim.reaper.claim(launched.pid);
-        drop(launching);
-        Ok(launched)
+        self.init.launched(pid);
+        shim.link.commit(vec![Change::Watch { pid }], Vec::new());
+        drop(hold);
+        io.attach_terminal(&self.init.names, &self.setting, "")
+            .await?;
+        self.init.io.replace(io);
+        self.shares_pids.set(!leads_pid_namespace(pid));
+        if let Some(path) = cgroup_of(pid)? {
+            self.watch_cgroup(shim, path, 0)?;
+        }
+        Ok(())
     }
 
-    /// Takes over a created init: its pid, terminal and cgroup.
-    async fn adopt_init(&self, shim: &Shim, launched: Launched, mut io: Io) -> Result<()> {
-        let pid = launched.pid;
-        self.init.launched(launched)?;
-        io.attach_terminal(&self.init.names).await?;
-        self.init.io.replace(io);
-        if let Some(cgroup) = open_cgroup(pid)? {
-            let path = cgroup.full_path();
-            let counter = shim
-                .oom
-                .add(&self.id, path, &shim.publisher)
-                .context(|| format!("watch {}", path.display()))?;
-            if let Some(counter) = counter {
-                // Both cells are set here alone.
-                let _ = self.oom.set(counter);
+    /// To be held until a new process is watched.
+    fn hold(&self, shim: &Shim) -> Option<Hold> {
+        self.engine.leaves_orphans().then(|| shim.link.hold())
+    }
+
+    /// Watches the cgroup at `path` for out-of-memory kills, of which `seen` are told.
+    fn watch_cgroup(&self, shim: &Shim, path: String, seen: u64) -> Result<()> {
+        let full = match open_cgroup(&path) {
+            Ok(cgroup) => cgroup.full_path().to_owned(),
+            Err(error) => {
+                // Signals, pause and delete go through the runtime; metrics and OOM events do not.
+                log::warn(format_args!(
+                    "no metrics of {}: cgroup {path}: {error}",
+                    self.id
+                ));
+                return Ok(());
             }
-            let _ = self.cgroup.set(cgroup);
+        };
+        let counter = shim
+            .oom
+            .add(&self.id, &full, seen, &shim.publisher)
+            .context(|| format!("watch {}", full.display()))?;
+        if let Some(counter) = counter {
+            // Both cells are set here alone.
+            let _ = self.oom.set(counter);
         }
+        let _ = self.cgroup.set(path);
         Ok(())
     }
 
@@ -183,15 +231,28 @@ impl Container {
         if let Err(error) = self.remove(shim, true).await {
             log::error(format_args!("clean up container {}: {error}", self.id));
         }
-        if let Some(pidfd) = self.init.pidfd() {
-            exits::wait(&pidfd).await;
-            shim.reaper.release(self.init.pid());
+        let mut changes = vec![Change::Drop {
+            prefix: keys::container(&self.id),
+        }];
+        let pid = self.init.pid();
+        if pid != 0 {
+            shim.exits.wait(pid).await;
+            shim.exits.forget(pid);
+            changes.push(Change::Forget { pid });
         }
+        shim.link.commit(changes, Vec::new());
     }
 
-    fn publish<M: Name>(&self, shim: &Shim, topic: &str, event: &M) {
-        if self.told == Told::Containerd {
-            shim.publisher.publish(topic, event);
+    /// True for one that is the shim's own.
+    pub(super) fn is_told_to_nobody(&self) -> bool {
+        self.told == Told::Nobody
+    }
+
+    /// Commits changes, and tells of them whoever hears of this container.
+    fn publish<M: Name>(&self, shim: &Shim, changes: Vec<Change>, topic: &str, event: &M) {
+        match self.told {
+            Told::Containerd => shim.publisher.publish(changes, topic, event),
+            Told::Nobody => shim.link.commit(changes, Vec::new()),
         }
     }
 
@@ -209,7 +270,8 @@ impl Container {
             checkpoint: request.checkpoint.clone(),
             pid: self.init.pid() as u32,
         };
-        self.publish(shim, "/tasks/create", &event);
+        let kept = vec![self.keep(), self.init.keep(&self.id)];
+        self.publish(shim, kept, "/tasks/create", &event);
     }
 
     /// Init or the exec of that id.
@@ -226,18 +288,18 @@ impl Container {
         self.execs.borrow().values().cloned().collect()
     }
 
-    /// The container's cgroup, if it has one of version 2.
-    pub(super) fn cgroup(&self) -> Result<&Cgroup> {
-        self.cgroup
-            .get()
-            .ok_or_else(|| Error::NotFound("cgroup does not exist".into()))
+    /// The container's cgroup, if it has one of version 2. It is opened for each use, which costs
+    /// less than a descriptor for each container.
+    pub(super) fn cgroup(&self) -> Result<Cgroup> {
+        let absent = || Error::NotFound("cgroup does not exist".into());
+        open_cgroup(self.cgroup.get().ok_or_else(absent)?).map_err(unreadable)
     }
 
     /// Registers a further process; it starts later.
     pub(super) fn add_exec(&self, shim: &Shim, request: ExecProcessRequest) -> Result<()> {
         let exec_id = request.exec_id;
         // The id becomes part of file names.
-        crate::spawner::container_id(&exec_id)?;
+        crate::link::container_id(&exec_id)?;
         if self.execs.borrow().contains_key(&exec_id) || exec_id == self.id {
             return Err(Error::AlreadyExists(format!(
                 "id {exec_id}: already exists"
@@ -252,6 +314,7 @@ impl Container {
             terminal: request.terminal,
         };
         let process = Process::new(exec_id.clone(), names, document);
+        let kept = vec![process.keep(&self.id)];
         self.execs
             .borrow_mut()
             .insert(exec_id.clone(), Rc::new(process));
@@ -259,7 +322,7 @@ impl Container {
             container_id: self.id.clone(),
             exec_id,
         };
-        self.publish(shim, "/tasks/exec-added", &event);
+        self.publish(shim, kept, "/tasks/exec-added", &event);
         Ok(())
     }
 
@@ -267,11 +330,14 @@ impl Container {
     pub(super) async fn start(self: &Rc<Self>, shim: &Rc<Shim>, exec_id: &str) -> Result<i32> {
         let process = self.process(exec_id)?;
         let _turn = process.turn.lock().await;
+        if process.was_started_before() {
+            return Ok(process.pid());
+        }
         process.check(Operation::Start)?;
         if exec_id.is_empty() {
             self.start_init(shim).await?;
         } else if let Err(error) = self.start_exec(shim, &process).await {
-            process.exited(Exit::now(exits::UNKNOWN_STATUS));
+            self.give_up(shim, &process);
             return Err(error);
         }
         Ok(process.pid())
@@ -280,13 +346,26 @@ impl Container {
     async fn start_init(&self, shim: &Shim) -> Result<()> {
         let (engine, id) = (self.engine.clone(), self.id.clone());
         shim.blocking(move || engine.start(&id)).await?;
+        self.announce_start(shim);
+        Ok(())
+    }
+
+    fn announce_start(&self, shim: &Shim) {
         self.init.set_state(State::Running);
         let event = events::TaskStart {
             container_id: self.id.clone(),
             pid: self.init.pid() as u32,
         };
-        self.publish(shim, "/tasks/start", &event);
-        Ok(())
+        let kept = vec![self.init.keep(&self.id)];
+        self.publish(shim, kept, "/tasks/start", &event);
+    }
+
+    /// An exec could not be started.
+    fn give_up(&self, shim: &Shim, process: &Process) {
+        process.exited(Exit::now(UNKNOWN_STATUS));
+        let prefix = keys::process(&self.id, &process.exec_id);
+        let changes = vec![Change::Drop { prefix }, process.keep(&self.id)];
+        shim.link.commit(changes, Vec::new());
     }
 
     async fn start_exec(self: &Rc<Self>, shim: &Rc<Shim>, process: &Rc<Process>) -> Result<()> {
@@ -296,20 +375,21 @@ impl Container {
             ));
         }
         self.init.check(Operation::Exec)?;
-        let (mut io, streams) = Io::open(&process.names, &self.setting).await?;
+        shim.link
+            .commit(vec![process.keep_launching(&self.id)], Vec::new());
+        let (mut io, streams) = Io::open(&process.names, &self.setting, &process.exec_id).await?;
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let (exec_id, document) = (process.exec_id.clone(), process.document.clone());
-        // Until it is claimed, the new process looks like an orphan.
-        let launching = shim.reaper.launching();
-        let launched = shim
+        let hold = self.hold(shim);
+        let pid = shim
             .blocking(move || engine.exec(&id, &bundle, &exec_id, &document, &streams))
             .await?;
-        let pid = launched.pid;
-        shim.reaper.claim(pid);
-        drop(launching);
-        process.launched(launched)?;
+        process.launched(pid);
+        shim.link.commit(vec![Change::Watch { pid }], Vec::new());
+        drop(hold);
         process.set_state(State::Running);
-        if let Err(error) = io.attach_terminal(&process.names).await {
+        let terminal = io.attach_terminal(&process.names, &self.setting, &process.exec_id);
+        if let Err(error) = terminal.await {
             process.kill(libc::SIGKILL)?;
             log::error(format_args!(
                 "exec {} of {}: {error}",
@@ -317,43 +397,44 @@ impl Container {
             ));
         }
         process.io.replace(io);
-        let event = events::TaskExecStarted {
-            container_id: self.id.clone(),
-            exec_id: process.exec_id.clone(),
-            pid: pid as u32,
-        };
-        self.publish(shim, "/tasks/exec-started", &event);
-        let (container, process, shim) = (Rc::clone(self), Rc::clone(process), Rc::clone(shim));
-        spawn_local(async move { container.watch_exec(&shim, &process).await });
+        self.announce_exec(shim, process);
+        self.watch(shim, process);
         Ok(())
     }
 
-    /// Publishes the exit of an exec, after its start.
-    async fn watch_exec(&self, shim: &Shim, process: &Process) {
-        let Some(pidfd) = process.pidfd() else { return };
-        let exit = exits::wait(&pidfd).await;
-        shim.reaper.release(process.pid());
-        let _turn = process.turn.lock().await;
-        if let Some(counter) = self.oom.get() {
-            counter.check();
-        }
-        process.exited(exit);
-        self.publish_exit(shim, process, &process.exec_id, exit);
+    fn announce_exec(&self, shim: &Shim, process: &Process) {
+        process.set_state(State::Running);
+        let event = events::TaskExecStarted {
+            container_id: self.id.clone(),
+            exec_id: process.exec_id.clone(),
+            pid: process.pid() as u32,
+        };
+        let kept = vec![process.keep(&self.id)];
+        self.publish(shim, kept, "/tasks/exec-started", &event);
     }
 
-    /// Publishes the exit of init, after its start and after the exits of all execs.
-    async fn watch_init(&self, shim: &Shim) {
-        let Some(pidfd) = self.init.pidfd() else {
-            return;
-        };
-        let shares_pids = !leads_pid_namespace(self.init.pid());
-        let exit = exits::wait(&pidfd).await;
-        shim.reaper.release(self.init.pid());
+    /// Waits for the end of a process in the background.
+    fn watch(self: &Rc<Self>, shim: &Rc<Shim>, process: &Rc<Process>) {
+        let (container, process, shim) = (Rc::clone(self), Rc::clone(process), Rc::clone(shim));
+        spawn_local(async move {
+            let exit = shim.exits.wait(process.pid()).await;
+            if process.exec_id.is_empty() {
+                container.end_all().await;
+            }
+            let _turn = process.turn.lock().await;
+            container.publish_exit(&shim, &process, exit);
+        });
+    }
+
+    /// Init is dead: waits for the ends of all execs, which come before its own.
+    async fn end_all(&self) {
         self.ending.set(true);
         // The kernel ends the processes of a private pid namespace; in a shared one nobody does.
-        if shares_pids
-            && let Some(cgroup) = self.cgroup.get()
-            && let Err(error) = cgroup.kill()
+        if self.shares_pids.get()
+            && self.cgroup.get().is_some()
+            && let Err(error) = self
+                .cgroup()
+                .and_then(|cgroup| cgroup.kill().map_err(unreadable))
         {
             log::error(format_args!("kill what is left of {}: {error}", self.id));
         }
@@ -364,23 +445,30 @@ impl Container {
                 exec.wait().await;
             }
         }
-        let _turn = self.init.turn.lock().await;
+    }
+
+    /// Publishes an exit, after the start of the process.
+    fn publish_exit(&self, shim: &Shim, process: &Process, exit: Exit) {
         if let Some(counter) = self.oom.get() {
             counter.check();
         }
-        self.init.exited(exit);
-        self.publish_exit(shim, &self.init, &self.id, exit);
-    }
-
-    fn publish_exit(&self, shim: &Shim, process: &Process, id: &str, exit: Exit) {
+        process.exited(exit);
+        let pid = process.pid();
+        shim.exits.forget(pid);
+        let id = if process.exec_id.is_empty() {
+            &self.id
+        } else {
+            &process.exec_id
+        };
         let event = events::TaskExit {
             container_id: self.id.clone(),
-            id: id.to_owned(),
-            pid: process.pid() as u32,
+            id: id.clone(),
+            pid: pid as u32,
             exit_status: exit.status,
             exited_at: Some(timestamp(exit.at)),
         };
-        self.publish(shim, "/tasks/exit", &event);
+        let changes = vec![process.keep(&self.id), Change::Forget { pid }];
+        self.publish(shim, changes, "/tasks/exit", &event);
     }
 
     /// Freezes or thaws the container.
@@ -403,14 +491,14 @@ impl Container {
         let container_id = self.id.clone();
         if frozen {
             self.init.set_state(State::Paused);
-            self.publish(shim, "/tasks/paused", &events::TaskPaused { container_id });
+            let kept = vec![self.init.keep(&self.id)];
+            let event = events::TaskPaused { container_id };
+            self.publish(shim, kept, "/tasks/paused", &event);
         } else {
             self.init.set_state(State::Running);
-            self.publish(
-                shim,
-                "/tasks/resumed",
-                &events::TaskResumed { container_id },
-            );
+            let kept = vec![self.init.keep(&self.id)];
+            let event = events::TaskResumed { container_id };
+            self.publish(shim, kept, "/tasks/resumed", &event);
         }
         Ok(())
     }
@@ -434,7 +522,7 @@ impl Container {
     }
 
     /// Deletes an exec: nothing but its streams and its entry are left of it.
-    pub(super) async fn delete_exec(&self, exec_id: &str) -> Result<DeleteResponse> {
+    pub(super) async fn delete_exec(&self, shim: &Shim, exec_id: &str) -> Result<DeleteResponse> {
         let process = self.process(exec_id)?;
         let _turn = process.turn.lock().await;
         if process.state() == State::Deleted {
@@ -445,6 +533,8 @@ impl Container {
         io.drain(DRAIN).await;
         process.set_state(State::Deleted);
         self.execs.borrow_mut().remove(exec_id);
+        let prefix = keys::process(&self.id, exec_id);
+        shim.link.commit(vec![Change::Drop { prefix }], Vec::new());
         let pid_file = self.bundle.join(format!("{exec_id}.pid"));
         match std::fs::remove_file(&pid_file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -476,7 +566,9 @@ impl Container {
             exited_at: response.exited_at,
             id: self.id.clone(),
         };
-        self.publish(shim, "/tasks/delete", &event);
+        let prefix = keys::container(&self.id);
+        let changes = vec![Change::Drop { prefix }];
+        self.publish(shim, changes, "/tasks/delete", &event);
         Ok(response)
     }
 
@@ -513,27 +605,16 @@ fn deleted(process: &Process) -> DeleteResponse {
     }
 }
 
-/// The version 2 cgroup of a process; `None` if that is the root, which is nobody's own.
-fn open_cgroup(pid: i32) -> Result<Option<Cgroup>> {
+/// The path of a process' cgroup of version 2; `None` if that is the root, which is nobody's own.
+fn cgroup_of(pid: i32) -> Result<Option<String>> {
     let file = format!("/proc/{pid}/cgroup");
     let text = std::fs::read_to_string(&file).context(|| format!("read {file}"))?;
-    let Some(path) = text.lines().find_map(|line| line.strip_prefix("0::")) else {
-        return Ok(None);
-    };
-    if path == "/" {
-        return Ok(None);
-    }
-    let open = || Cgroup::open(&CgroupPath::resolve(Some(path), "")?);
-    match open() {
-        Ok(cgroup) => Ok(Some(cgroup)),
-        Err(error) => {
-            // Signals, pause and delete go through the runtime; metrics and OOM events do not.
-            log::warn(format_args!(
-                "no metrics for process {pid}: cgroup {path}: {error}"
-            ));
-            Ok(None)
-        }
-    }
+    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
+    Ok(path.filter(|path| *path != "/").map(str::to_owned))
+}
+
+fn open_cgroup(path: &str) -> xebec_runtime::cgroup::Result<Cgroup> {
+    Cgroup::open(&CgroupPath::resolve(Some(path), "")?)
 }
 
 /// True if the process is pid 1 of its pid namespace, whose end is the end of all in it.

@@ -3,6 +3,8 @@
 mod container;
 mod document;
 pub mod exits;
+mod inherit;
+pub(crate) mod keys;
 mod process;
 mod record;
 pub(crate) mod sandbox;
@@ -10,5 +12,6 @@ mod service;
 mod state;
 mod stats;
 
+pub use inherit::Inheritance;
 pub use record::Record;
 pub use service::{Shim, TaskService};

@@ -1,19 +1,18 @@
 //! One process of a container, init or exec: state, streams, exit.
 
-use std::cell::{Cell, OnceCell, RefCell};
-use std::os::fd::OwnedFd;
-use std::rc::Rc;
+use std::cell::{Cell, RefCell};
 use std::time::SystemTime;
 
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{Mutex, watch};
 use xebec_proto::task::StateResponse;
 
-use super::exits::Exit;
+use super::inherit::ProcessRecord;
+use super::keys;
 use super::state::{self, Operation, State};
 use crate::error::{Context, Error, Result};
 use crate::io::{Io, Names};
-use crate::spawner::Launched;
+use crate::supervisor::Exit;
+use crate::supervisor::message::Change;
 use crate::sys;
 
 /// A process, from its registration to its deletion.
@@ -32,7 +31,8 @@ pub(super) struct Process {
     pub(super) io: RefCell<Io>,
     state: Cell<State>,
     pid: Cell<i32>,
-    pidfd: OnceCell<Rc<AsyncFd<OwnedFd>>>,
+    /// It comes from an earlier worker, and nobody has asked to start it since.
+    inherited: Cell<bool>,
     exit: watch::Sender<Option<Exit>>,
 }
 
@@ -47,29 +47,64 @@ impl Process {
             io: RefCell::default(),
             state: Cell::new(State::Created),
             pid: Cell::new(0),
-            pidfd: OnceCell::new(),
+            inherited: Cell::new(false),
             exit: watch::Sender::new(None),
         }
     }
 
-    /// Notes pid and pidfd of the process that the runtime made.
-    pub(super) fn launched(&self, launched: Launched) -> Result<()> {
-        let pid = launched.pid;
-        let pidfd = sys::watch(launched.pidfd).context(|| format!("watch process {pid}"))?;
+    /// A process of an earlier worker.
+    pub(super) fn inherited(exec_id: String, record: ProcessRecord) -> Process {
+        let document = record.document.into_bytes();
+        let process = Process::new(exec_id, record.names, document);
+        process.state.set(record.state);
+        process.pid.set(record.pid);
+        process.inherited.set(true);
+        process.exit.send_replace(record.exit);
+        process
+    }
+
+    /// Keeps this process as it is now.
+    pub(super) fn keep(&self, container: &str) -> Change {
+        self.record(container, false)
+    }
+
+    /// Keeps this process as one that is about to get a pid.
+    pub(super) fn keep_launching(&self, container: &str) -> Change {
+        self.record(container, true)
+    }
+
+    fn record(&self, container: &str, launching: bool) -> Change {
+        let is_needed = self.state() == State::Created && !launching;
+        let document: &[u8] = if is_needed { &self.document } else { &[] };
+        let record = ProcessRecord {
+            names: self.names.clone(),
+            document: String::from_utf8_lossy(document).into_owned(),
+            state: self.state(),
+            launching,
+            pid: self.pid(),
+            exit: self.exit(),
+        };
+        Change::Put {
+            key: keys::process(container, &self.exec_id),
+            record: serde_json::json!(record).to_string(),
+            fds: None,
+        }
+    }
+
+    /// Notes the pid of the process that the runtime made.
+    pub(super) fn launched(&self, pid: i32) {
         self.pid.set(pid);
-        // A process is launched once; the cell is empty.
-        let _ = self.pidfd.set(Rc::new(pidfd));
-        Ok(())
+    }
+
+    /// True once for a process that an earlier worker has started: that one may have died before
+    /// it could answer.
+    pub(super) fn was_started_before(&self) -> bool {
+        self.inherited.take() && self.state() != State::Created && self.pid() != 0
     }
 
     /// Pid, 0 before the launch.
     pub(super) fn pid(&self) -> i32 {
         self.pid.get()
-    }
-
-    /// The pidfd, once there is a process.
-    pub(super) fn pidfd(&self) -> Option<Rc<AsyncFd<OwnedFd>>> {
-        self.pidfd.get().cloned()
     }
 
     /// The state now.
@@ -112,10 +147,11 @@ impl Process {
     /// Signals this process alone.
     pub(super) fn kill(&self, signal: i32) -> Result<()> {
         self.check(Operation::Kill)?;
-        let Some(pidfd) = self.pidfd.get() else {
+        if self.pid() == 0 {
             return Err(Error::FailedPrecondition("process not created".into()));
-        };
-        match sys::send_signal(&**pidfd, signal) {
+        }
+        // The supervisor keeps the pid from being used again while the state allows this.
+        match sys::signal(self.pid(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                 Err(Error::NotFound("process already finished".into()))
             }

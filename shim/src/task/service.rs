@@ -21,7 +21,8 @@ use xebec_proto::task_types::ProcessInfo;
 
 use super::container::Container;
 use super::document;
-use super::exits::Reaper;
+use super::exits::Exits;
+use super::inherit::Inheritance;
 use super::process::timestamp;
 use super::sandbox::{self, Sandboxes};
 use super::state::Operation;
@@ -29,7 +30,9 @@ use super::stats;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::events::oom::Watch;
-use crate::spawner::Spawner;
+use crate::link::Link;
+use crate::log;
+use crate::supervisor::message::Change;
 use crate::ttrpc::Service;
 
 /// What all containers of one daemon share.
@@ -41,10 +44,12 @@ pub struct Shim {
     pub socket: PathBuf,
     /// Takes events.
     pub publisher: Publisher,
-    /// Knows the children.
-    pub reaper: Rc<Reaper>,
-    /// Starts processes.
-    pub spawner: Arc<Spawner>,
+    /// Pid of the supervisor, which containerd knows as the shim.
+    pub supervisor: u32,
+    /// Tells the ends of processes.
+    pub exits: Rc<Exits>,
+    /// Keeps records and starts processes.
+    pub link: Arc<Link>,
     /// Watches for OOM kills.
     pub oom: Watch,
     /// Told when the shim is to end.
@@ -52,13 +57,11 @@ pub struct Shim {
 }
 
 impl Shim {
-    /// Runs `work` on one of the few blocking threads. What it starts and waits for itself is
-    /// not mistaken for an orphan meanwhile.
+    /// Runs `work` on one of the few blocking threads.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let _launching = self.reaper.launching();
         match tokio::task::spawn_blocking(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::Io {
@@ -130,6 +133,15 @@ impl Service for TaskService {
     fn only_waits(&self, method: &str) -> bool {
         matches!(method, "Wait" | "WaitSandbox")
     }
+
+    /// A creation that was under way has been taken back, a start or deletion goes on where it was,
+    /// and the others change nothing or the same again.
+    fn is_repeatable(&self, method: &str) -> bool {
+        !matches!(
+            method,
+            "Exec" | "Kill" | "Pause" | "Resume" | "Checkpoint" | "CreateSandbox" | "StartSandbox"
+        )
+    }
 }
 
 impl TaskService {
@@ -147,6 +159,38 @@ impl TaskService {
         self.containers.borrow().is_empty() && self.creating.borrow().is_empty()
     }
 
+    /// Takes over what earlier workers have left; `children` are the processes that were
+    /// watched for them.
+    pub async fn inherit(&self, inheritance: Inheritance, children: &[i32]) {
+        let (sandbox, containers) = inheritance.open();
+        if let Some(record) = sandbox {
+            self.sandboxes.inherit(&record);
+        }
+        let mut known = BTreeSet::new();
+        for (id, inherited) in containers {
+            match Container::inherit(&self.shim, &id, inherited).await {
+                Ok(Some(container)) if container.is_told_to_nobody() => {
+                    known.extend(container.children());
+                    self.sandboxes.hold(container);
+                }
+                Ok(Some(container)) => {
+                    known.extend(container.children());
+                    self.containers.borrow_mut().insert(id, container);
+                }
+                Ok(None) => {}
+                Err(error) => log::error(format_args!("take over container {id}: {error}")),
+            }
+        }
+        for pid in children.iter().filter(|pid| !known.contains(pid)) {
+            // Launched, but the earlier worker did not come to know.
+            if let Err(error) = crate::sys::signal(*pid, libc::SIGKILL) {
+                log::debug(format_args!("end process {pid}: {error}"));
+            }
+            let change = Change::Forget { pid: *pid };
+            self.shim.link.commit(vec![change], Vec::new());
+        }
+    }
+
     fn container(&self, id: &str) -> Result<Rc<Container>> {
         let found = self.containers.borrow().get(id).cloned();
         found.ok_or_else(|| Error::NotFound("container not created".into()))
@@ -154,7 +198,7 @@ impl TaskService {
 
     async fn create(&self, request: &CreateTaskRequest) -> Result<CreateTaskResponse> {
         let id = &request.id;
-        crate::spawner::container_id(id)?;
+        crate::link::container_id(id)?;
         let known = self.containers.borrow().contains_key(id);
         if known || !self.creating.borrow_mut().insert(id.clone()) {
             return Err(Error::AlreadyExists(format!(
@@ -181,7 +225,7 @@ impl TaskService {
     async fn delete(&self, request: &DeleteRequest) -> Result<DeleteResponse> {
         let container = self.container(&request.id)?;
         if !request.exec_id.is_empty() {
-            return container.delete_exec(&request.exec_id).await;
+            return container.delete_exec(&self.shim, &request.exec_id).await;
         }
         let response = container.delete(&self.shim).await?;
         // Only what is gone for good leaves the map: a delete that failed can be repeated. One
@@ -239,8 +283,16 @@ impl TaskService {
                 exec_id: exec.exec_id.clone(),
             }))
         };
-        let mut pids = container.cgroup()?.pids(true).map_err(stats::unreadable)?;
+        let cgroup = container.cgroup();
+        let pids = cgroup.and_then(|cgroup| cgroup.pids(true).map_err(stats::unreadable));
+        let mut pids = match container.init.exit() {
+            // The cgroup may have ended with init.
+            Some(_) => pids.unwrap_or_default(),
+            None => pids?,
+        };
         if pids.is_empty() {
+            // containerd takes a task without processes for a leak when it comes back, kills the
+            // shim, and reports an exit of its own beside the one that the shim has to tell.
             pids.push(container.init.pid());
         }
         let processes = pids.into_iter().map(|pid| ProcessInfo {
@@ -295,7 +347,7 @@ impl TaskService {
             .container(&request.id)
             .map_or(0, |container| container.init.pid());
         ConnectResponse {
-            shim_pid: std::process::id(),
+            shim_pid: self.shim.supervisor,
             task_pid: pid as u32,
             version: String::new(),
         }

@@ -1,12 +1,13 @@
 //! What a process may do in which state, in the words of containerd's runc shim: clients and
 //! tests match on them.
 
+use serde::{Deserialize, Serialize};
 use xebec_proto::task_types::Status;
 
 use crate::error::{Error, Result};
 
 /// Life of a process, init or exec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum State {
     /// Made, not started: an init waits for its start, an exec is only registered.
     Created,

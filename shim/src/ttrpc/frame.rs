@@ -1,33 +1,30 @@
 //! Frames: length (4 bytes), stream id (4 bytes), type and flags (1 byte each), big endian.
 
-use std::io;
-
 use prost::Message;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use xebec_proto::ttrpc::{Response, Status};
 
 use crate::error::Code;
 
 /// Bytes of a header.
-pub(super) const HEADER: usize = 10;
+pub(crate) const HEADER: usize = 10;
 /// Longest message that the protocol allows, in bytes.
-pub(super) const MAX_MESSAGE: usize = 4 << 20;
+pub(crate) const MAX_MESSAGE: usize = 4 << 20;
 
 /// Type byte of a request.
-pub(super) const REQUEST: u8 = 1;
+pub(crate) const REQUEST: u8 = 1;
 /// Type byte of a response.
-pub(super) const RESPONSE: u8 = 2;
+pub(crate) const RESPONSE: u8 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Header {
-    pub(super) length: usize,
-    pub(super) stream: u32,
-    pub(super) kind: u8,
-    pub(super) flags: u8,
+pub(crate) struct Header {
+    pub(crate) length: usize,
+    pub(crate) stream: u32,
+    pub(crate) kind: u8,
+    pub(crate) flags: u8,
 }
 
 impl Header {
-    pub(super) fn decode(bytes: [u8; HEADER]) -> Header {
+    pub(crate) fn decode(bytes: [u8; HEADER]) -> Header {
         let [l0, l1, l2, l3, s0, s1, s2, s3, kind, flags] = bytes;
         Header {
             length: u32::from_be_bytes([l0, l1, l2, l3]) as usize,
@@ -37,7 +34,7 @@ impl Header {
         }
     }
 
-    pub(super) fn encode(self) -> [u8; HEADER] {
+    pub(crate) fn encode(self) -> [u8; HEADER] {
         let mut bytes = [0; HEADER];
         bytes[..4].copy_from_slice(&(self.length as u32).to_be_bytes());
         bytes[4..8].copy_from_slice(&self.stream.to_be_bytes());
@@ -47,41 +44,79 @@ impl Header {
     }
 }
 
-/// What came in. A message that is too long is skipped, so that the stream stays in step.
+/// A frame as it came: header and message, or the header alone of a message that is too long.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Frame {
+pub(crate) enum Frame {
+    /// A message of a length that the protocol allows.
     Message(Header, Vec<u8>),
+    /// A longer one.
     TooLong(Header),
 }
 
-/// Reads one frame; `None` at a clean end of the stream.
-pub(super) async fn read(from: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Frame>> {
-    let mut bytes = [0; HEADER];
-    let first = from.read(&mut bytes).await?;
-    if first == 0 {
-        return Ok(None);
-    }
-    from.read_exact(&mut bytes[first..]).await?;
-    let header = Header::decode(bytes);
-    let mut body = from.take(header.length as u64);
-    if header.length > MAX_MESSAGE {
-        let skipped = tokio::io::copy(&mut body, &mut tokio::io::sink()).await?;
-        return if skipped == header.length as u64 {
-            Ok(Some(Frame::TooLong(header)))
+impl Frame {
+    /// Takes the bytes of one frame apart, as a [`Splitter`] yields them.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Frame> {
+        let (header, body) = bytes.split_first_chunk::<HEADER>()?;
+        let header = Header::decode(*header);
+        Some(if header.length > MAX_MESSAGE {
+            Frame::TooLong(header)
         } else {
-            Err(io::ErrorKind::UnexpectedEof.into())
-        };
+            Frame::Message(header, body.to_vec())
+        })
     }
-    // Grows with what arrives: a length alone reserves no memory.
-    let mut message = Vec::with_capacity(header.length.min(64 * 1024));
-    if body.read_to_end(&mut message).await? != header.length {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+}
+
+/// Cuts a stream of bytes into frames. A message that is too long is skipped, so that the stream
+/// stays in step; only its header comes out.
+#[derive(Debug, Default)]
+pub struct Splitter {
+    bytes: Vec<u8>,
+    /// What is still to come of a message that is too long.
+    skip: usize,
+}
+
+impl Splitter {
+    /// Takes what was read and returns the frames that are complete with it.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let skipped = self.skip.min(bytes.len());
+                self.skip -= skipped;
+                bytes = &bytes[skipped..];
+                if self.skip == 0 {
+                    frames.push(std::mem::take(&mut self.bytes));
+                }
+                continue;
+            }
+            // Grows with what arrives: a length alone reserves no memory.
+            let wanted = self.missing().min(bytes.len());
+            self.bytes.extend_from_slice(&bytes[..wanted]);
+            bytes = &bytes[wanted..];
+            let length = self.length();
+            if length > Some(MAX_MESSAGE) {
+                self.skip = length.unwrap_or_default();
+            } else if length.is_some() && self.missing() == 0 {
+                frames.push(std::mem::take(&mut self.bytes));
+            }
+        }
+        frames
     }
-    Ok(Some(Frame::Message(header, message)))
+
+    /// Length of the message, once the header is there.
+    fn length(&self) -> Option<usize> {
+        let header = self.bytes.first_chunk::<HEADER>()?;
+        Some(Header::decode(*header).length)
+    }
+
+    /// Bytes until the header, or else the frame, is complete.
+    fn missing(&self) -> usize {
+        HEADER + self.length().unwrap_or(0) - self.bytes.len()
+    }
 }
 
 /// Encodes `message` as one frame, header first.
-pub(super) fn encode(kind: u8, stream: u32, message: &impl Message) -> Vec<u8> {
+pub(crate) fn encode(kind: u8, stream: u32, message: &impl Message) -> Vec<u8> {
     let length = message.encoded_len();
     let mut frame = Vec::with_capacity(HEADER + length);
     frame.extend_from_slice(
@@ -97,13 +132,8 @@ pub(super) fn encode(kind: u8, stream: u32, message: &impl Message) -> Vec<u8> {
     frame
 }
 
-/// Writes one encoded frame.
-pub(super) async fn write(to: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> io::Result<()> {
-    to.write_all(frame).await
-}
-
 /// A response that carries an error and no payload.
-pub(super) fn refusal(code: Code, message: String) -> Response {
+pub(crate) fn refusal(code: Code, message: String) -> Response {
     let status = Status {
         code: code as i32,
         message,
@@ -120,13 +150,6 @@ mod tests {
     use super::*;
     use xebec_proto::ttrpc::Request;
 
-    fn run<T>(future: impl Future<Output = T>) -> T {
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(future)
-    }
-
     #[test]
     fn a_header_survives_the_round_trip() {
         let header = Header {
@@ -139,51 +162,55 @@ mod tests {
         assert_eq!(Header::decode(header.encode()), header);
     }
 
-    #[test]
-    fn an_encoded_message_is_read_back() {
-        let request = Request {
-            service: "s".into(),
+    fn request(service: &str) -> Request {
+        Request {
+            service: service.into(),
             method: "m".into(),
             ..Default::default()
-        };
-        let bytes = encode(REQUEST, 3, &request);
-        let Some(Frame::Message(header, body)) = run(read(&mut bytes.as_slice())).unwrap() else {
-            panic!("no message");
-        };
-        assert_eq!((header.stream, header.kind), (3, REQUEST));
-        assert_eq!(Request::decode(body.as_slice()).unwrap(), request);
-    }
-
-    #[test]
-    fn the_end_between_frames_is_clean_and_inside_a_frame_is_not() {
-        assert_eq!(run(read(&mut [].as_slice())).unwrap(), None);
-        let request = Request {
-            service: "service".into(),
-            ..Default::default()
-        };
-        let bytes = encode(REQUEST, 1, &request);
-        for cut in 1..bytes.len() {
-            let error = run(read(&mut &bytes[..cut])).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "cut at {cut}");
         }
     }
 
     #[test]
-    fn an_oversized_message_is_skipped_and_the_next_one_read() {
-        let length = MAX_MESSAGE + 1;
-        let long = Header {
-            length,
+    fn frames_come_out_whole_wherever_the_stream_is_cut() {
+        let frames = [
+            encode(REQUEST, 1, &request("one")),
+            encode(REQUEST, 3, &request("")),
+        ];
+        let stream = frames.concat();
+        for size in 1..=stream.len() {
+            let mut splitter = Splitter::default();
+            let got: Vec<_> = stream
+                .chunks(size)
+                .flat_map(|chunk| splitter.feed(chunk))
+                .collect();
+            assert_eq!(got, frames, "in chunks of {size}");
+        }
+        let Some(Frame::Message(header, body)) = Frame::decode(&frames[1]) else {
+            panic!("no message");
+        };
+        assert_eq!((header.stream, header.kind), (3, REQUEST));
+        assert_eq!(Request::decode(body.as_slice()).unwrap(), request(""));
+    }
+
+    #[test]
+    fn of_an_oversized_message_the_header_is_told_and_the_next_one_read() {
+        let header = Header {
+            length: MAX_MESSAGE + 1,
             stream: 1,
             kind: REQUEST,
             flags: 0,
         };
-        let mut bytes = long.encode().to_vec();
-        bytes.resize(HEADER + length, 0xaa);
-        bytes.extend(encode(REQUEST, 3, &Request::default()));
-        let mut from = bytes.as_slice();
-        assert_eq!(run(read(&mut from)).unwrap(), Some(Frame::TooLong(long)));
-        assert!(
-            matches!(run(read(&mut from)).unwrap(), Some(Frame::Message(h, _)) if h.stream == 3)
-        );
+        let mut stream = header.encode().to_vec();
+        stream.resize(HEADER + header.length, 0xaa);
+        let next = encode(REQUEST, 3, &request("s"));
+        stream.extend_from_slice(&next);
+        let mut splitter = Splitter::default();
+        let frames: Vec<_> = stream
+            .chunks(60_000)
+            .flat_map(|chunk| splitter.feed(chunk))
+            .collect();
+        assert_eq!(frames.len(), 2);
+        assert_eq!(Frame::decode(&frames[0]), Some(Frame::TooLong(header)));
+        assert_eq!(frames[1], next);
     }
 }

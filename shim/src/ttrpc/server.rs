@@ -1,20 +1,21 @@
-//! Serving: connections are read one frame at a time, calls run side by side, each answer is
-//! written whole.
+//! Serving: frames come one at a time, calls run side by side, each answer is sent whole.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::time::Duration;
 
 use prost::Message;
-use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::Notify;
 use tokio::task::{JoinSet, spawn_local};
 use xebec_proto::ttrpc::{Request, Response};
 
 use super::frame::{self, Frame};
 use crate::error::{Code, Result};
 use crate::log;
+
+/// How often a request is tried: one that ends its server every time must not do so for ever.
+const MOST_ATTEMPTS: u32 = 3;
 
 /// What a server serves.
 pub trait Service: 'static {
@@ -28,12 +29,28 @@ pub trait Service: 'static {
 
     /// True for calls that only wait and may be dropped when the caller hangs up.
     fn only_waits(&self, method: &str) -> bool;
+
+    /// True for calls that may be made again when nobody knows how far an earlier server came.
+    fn is_repeatable(&self, method: &str) -> bool;
 }
 
-/// A ttrpc server on one listener.
+/// Sends a frame over a connection.
+pub type Answer = Box<dyn Fn(u32, Vec<u8>)>;
+
+/// A ttrpc server; its connections are held by somebody else, who feeds it their frames.
 pub struct Server<S> {
     service: Rc<S>,
     busy: Rc<Busy>,
+    answer: Rc<Answer>,
+    connections: RefCell<HashMap<u32, Connection>>,
+}
+
+/// What a connection needs to have remembered.
+#[derive(Default)]
+struct Connection {
+    last_stream: u32,
+    /// Dropped with the connection, which ends the calls that only wait.
+    waits: JoinSet<()>,
 }
 
 /// How many calls are being answered, without those that only wait.
@@ -56,29 +73,57 @@ impl Drop for BusyGuard {
 
 impl<S: Service> Server<S> {
     /// A server for `service`.
-    pub fn new(service: Rc<S>) -> Server<S> {
+    pub fn new(service: Rc<S>, answer: Answer) -> Server<S> {
         Server {
             service,
             busy: Rc::default(),
+            answer: Rc::new(answer),
+            connections: RefCell::default(),
         }
     }
 
-    /// Accepts connections for ever. Must run inside a `LocalSet`.
-    pub async fn serve(&self, listener: &UnixListener) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => drop(spawn_local(self.connection(stream))),
-                Err(error) => {
-                    log::error(format_args!("accept a connection: {error}"));
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                }
+    /// Takes one frame of a connection. `attempt` counts how often it has been given to a server;
+    /// what earlier ones did of it is not known. Must run inside a `LocalSet`.
+    pub fn take(&self, connection: u32, attempt: u32, frame: &[u8]) {
+        let mut connections = self.connections.borrow_mut();
+        let state = connections.entry(connection).or_default();
+        while state.waits.try_join_next().is_some() {}
+        let Some(frame) = Frame::decode(frame) else {
+            return log::error(format_args!("a frame without a header"));
+        };
+        let (stream, request) = match admit(frame, state.last_stream) {
+            Ok(admitted) => admitted,
+            Err((stream, refusal)) => {
+                return (self.answer)(connection, encode(stream, &refusal));
             }
+        };
+        state.last_stream = stream;
+        let only_waits = self.service.only_waits(&request.method);
+        let is_repeatable =
+            only_waits || (attempt <= MOST_ATTEMPTS && self.service.is_repeatable(&request.method));
+        if attempt > 1 && !is_repeatable {
+            let text = format!("the shim was restarted during {}", request.method);
+            let refusal = frame::refusal(Code::Unavailable, text);
+            return (self.answer)(connection, encode(stream, &refusal));
         }
+        let answer = Rc::clone(&self.answer);
+        let send = move |response: &Response| answer(connection, encode(stream, response));
+        let call = handle(Rc::clone(&self.service), request, send);
+        if only_waits {
+            state.waits.spawn_local(call);
+            return;
+        }
+        self.busy.calls.set(self.busy.calls.get() + 1);
+        let guard = BusyGuard(Rc::clone(&self.busy));
+        spawn_local(async move {
+            call.await;
+            drop(guard);
+        });
     }
 
-    /// Serves one connection to its end. Must run inside a `LocalSet`.
-    pub fn connection(&self, stream: UnixStream) -> impl Future<Output = ()> + use<S> {
-        connection(stream, Rc::clone(&self.service), Rc::clone(&self.busy))
+    /// A connection has ended.
+    pub fn closed(&self, connection: u32) {
+        self.connections.borrow_mut().remove(&connection);
     }
 
     /// Waits until every call has its answer, at most `limit`.
@@ -96,45 +141,6 @@ impl<S: Service> Server<S> {
             log::warn(format_args!(
                 "calls are still being answered after {limit:?}"
             ));
-        }
-    }
-}
-
-/// A connection's sending side; a frame is written under the lock.
-type Sender = Rc<Mutex<OwnedWriteHalf>>;
-
-async fn connection<S: Service>(stream: UnixStream, service: Rc<S>, busy: Rc<Busy>) {
-    let (mut reader, writer) = stream.into_split();
-    let writer: Sender = Rc::new(Mutex::new(writer));
-    // Dropped with the connection, which ends the calls that only wait.
-    let mut waits = JoinSet::new();
-    let mut last_stream = 0;
-    loop {
-        while waits.try_join_next().is_some() {}
-        let frame = match frame::read(&mut reader).await {
-            Ok(Some(frame)) => frame,
-            Ok(None) => return,
-            Err(error) => return log::debug(format_args!("ttrpc connection: {error}")),
-        };
-        let (stream, request) = match admit(frame, last_stream) {
-            Ok(admitted) => admitted,
-            Err((stream, refusal)) => {
-                answer(&writer, stream, &refusal).await;
-                continue;
-            }
-        };
-        last_stream = stream;
-        let call = handle(Rc::clone(&service), Rc::clone(&writer), stream, request);
-        match call {
-            (call, true) => drop(waits.spawn_local(call)),
-            (call, false) => {
-                busy.calls.set(busy.calls.get() + 1);
-                let guard = BusyGuard(Rc::clone(&busy));
-                drop(spawn_local(async move {
-                    call.await;
-                    drop(guard);
-                }));
-            }
         }
     }
 }
@@ -182,51 +188,38 @@ fn admit(frame: Frame, last_stream: u32) -> std::result::Result<(u32, Request), 
     }
 }
 
-/// One call from request to written answer, and whether it only waits.
-fn handle<S: Service>(
-    service: Rc<S>,
-    writer: Sender,
-    stream: u32,
-    request: Request,
-) -> (impl Future<Output = ()>, bool) {
-    let only_waits = service.only_waits(&request.method);
-    let call = async move {
-        let result = service
-            .call(&request.service, &request.method, &request.payload)
-            .await;
-        let response = match result {
-            Ok(payload) => Response {
-                status: None,
-                payload,
-            },
-            Err(error) => {
-                log::debug(format_args!("{} failed: {error}", request.method));
-                frame::refusal(error.code(), error.to_string())
-            }
-        };
-        answer(&writer, stream, &response).await;
-    };
-    (call, only_waits)
+/// One call from request to answer.
+async fn handle<S: Service>(service: Rc<S>, request: Request, send: impl Fn(&Response)) {
+    let result = service
+        .call(&request.service, &request.method, &request.payload)
+        .await;
+    send(&match result {
+        Ok(payload) => Response {
+            status: None,
+            payload,
+        },
+        Err(error) => {
+            log::debug(format_args!("{} failed: {error}", request.method));
+            frame::refusal(error.code(), error.to_string())
+        }
+    });
 }
 
-async fn answer(writer: &Sender, stream: u32, response: &Response) {
-    let mut bytes = frame::encode(frame::RESPONSE, stream, response);
-    if bytes.len() - frame::HEADER > frame::MAX_MESSAGE {
-        let text = "the answer exceeds the maximum message size".to_owned();
-        let refusal = frame::refusal(Code::ResourceExhausted, text);
-        bytes = frame::encode(frame::RESPONSE, stream, &refusal);
+fn encode(stream: u32, response: &Response) -> Vec<u8> {
+    let bytes = frame::encode(frame::RESPONSE, stream, response);
+    if bytes.len() - frame::HEADER <= frame::MAX_MESSAGE {
+        return bytes;
     }
-    if let Err(error) = frame::write(&mut *writer.lock().await, &bytes).await {
-        // The caller hung up; whoever calls next finds the state as it is.
-        log::debug(format_args!("answer on stream {stream}: {error}"));
-    }
+    let text = "the answer exceeds the maximum message size".to_owned();
+    let refusal = frame::refusal(Code::ResourceExhausted, text);
+    frame::encode(frame::RESPONSE, stream, &refusal)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Error;
-    use tokio::io::AsyncWriteExt;
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
     use tokio::task::LocalSet;
 
     /// Answers with its payload; `Slow` does so after every later `Echo`.
@@ -247,55 +240,72 @@ mod tests {
         fn only_waits(&self, method: &str) -> bool {
             method == "Slow"
         }
+
+        fn is_repeatable(&self, method: &str) -> bool {
+            method == "Echo"
+        }
     }
 
-    fn with_server<F: Future<Output = ()>>(test: impl FnOnce(UnixStream) -> F) {
+    /// A server and the answers that it gives.
+    struct Client {
+        server: Server<Echo>,
+        answers: UnboundedReceiver<Vec<u8>>,
+    }
+
+    impl Client {
+        fn send(&self, attempt: u32, bytes: &[u8]) {
+            self.server.take(1, attempt, bytes);
+        }
+
+        async fn response(&mut self) -> (u32, Response) {
+            let bytes = self.answers.recv().await.unwrap();
+            match Frame::decode(&bytes).unwrap() {
+                Frame::Message(header, body) => {
+                    (header.stream, Response::decode(body.as_slice()).unwrap())
+                }
+                Frame::TooLong(_) => panic!("oversized answer"),
+            }
+        }
+
+        async fn refused(&mut self, attempt: u32, bytes: &[u8]) -> (u32, i32) {
+            self.send(attempt, bytes);
+            let (stream, answer) = self.response().await;
+            (stream, answer.status.unwrap().code)
+        }
+    }
+
+    fn with_server<F: Future<Output = ()>>(test: impl FnOnce(Client) -> F) {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap();
         LocalSet::new().block_on(&runtime, async {
-            let (client, server) = UnixStream::pair().unwrap();
+            let (sender, answers) = unbounded_channel();
             let service = Rc::new(Echo {
                 released: Notify::new(),
             });
-            spawn_local(connection(server, service, Rc::default()));
-            test(client).await;
+            let answer = Box::new(move |_, frame| sender.send(frame).unwrap());
+            let server = Server::new(service, answer);
+            test(Client { server, answers }).await;
         });
     }
 
-    fn request(method: &str, payload: &[u8]) -> Request {
-        let payload = payload.to_vec();
-        Request {
+    fn call(stream: u32, method: &str, payload: &[u8]) -> Vec<u8> {
+        let request = Request {
             service: "s".into(),
             method: method.into(),
-            payload,
+            payload: payload.to_vec(),
             ..Default::default()
-        }
-    }
-
-    async fn response(from: &mut UnixStream) -> (u32, Response) {
-        match frame::read(from).await.unwrap().unwrap() {
-            Frame::Message(header, body) => {
-                (header.stream, Response::decode(body.as_slice()).unwrap())
-            }
-            Frame::TooLong(_) => panic!("oversized answer"),
-        }
-    }
-
-    async fn refused(client: &mut UnixStream, bytes: &[u8]) -> (u32, i32) {
-        client.write_all(bytes).await.unwrap();
-        let (stream, answer) = response(client).await;
-        (stream, answer.status.unwrap().code)
+        };
+        frame::encode(frame::REQUEST, stream, &request)
     }
 
     #[test]
     fn calls_on_one_connection_overtake_each_other() {
         with_server(async |mut client| {
-            let slow = frame::encode(frame::REQUEST, 1, &request("Slow", b"one"));
-            let fast = frame::encode(frame::REQUEST, 3, &request("Echo", b"two"));
-            client.write_all(&[slow, fast].concat()).await.unwrap();
-            let mut streams = [response(&mut client).await.0, response(&mut client).await.0];
+            client.send(1, &call(1, "Slow", b"one"));
+            client.send(1, &call(3, "Echo", b"two"));
+            let mut streams = [client.response().await.0, client.response().await.0];
             streams.sort_unstable();
             assert_eq!(streams, [1, 3]);
         });
@@ -304,40 +314,41 @@ mod tests {
     #[test]
     fn bad_frames_get_the_right_status_and_the_connection_lives_on() {
         with_server(async |mut client| {
-            let unknown = frame::encode(frame::REQUEST, 1, &request("Nope", b""));
-            assert_eq!(
-                refused(&mut client, &unknown).await,
-                (1, Code::Unimplemented as i32)
-            );
-            let even = frame::encode(frame::REQUEST, 2, &request("Echo", b""));
-            assert_eq!(
-                refused(&mut client, &even).await,
-                (2, Code::InvalidArgument as i32)
-            );
-            let reused = frame::encode(frame::REQUEST, 1, &request("Echo", b""));
-            assert_eq!(
-                refused(&mut client, &reused).await,
-                (1, Code::InvalidArgument as i32)
-            );
-            let data = frame::encode(3, 5, &request("Echo", b""));
-            assert_eq!(
-                refused(&mut client, &data).await,
-                (5, Code::InvalidArgument as i32)
-            );
             let garbage = [0, 0, 0, 2, 0, 0, 0, 7, 1, 0, 0xff, 0xff];
-            assert_eq!(
-                refused(&mut client, &garbage).await,
-                (7, Code::InvalidArgument as i32)
-            );
-            let mut long = vec![0x01, 0, 0, 0, 0, 0, 0, 9, 1, 0];
-            long.resize(long.len() + (1 << 24), 0);
-            assert_eq!(
-                refused(&mut client, &long).await,
-                (9, Code::ResourceExhausted as i32)
-            );
-            let good = frame::encode(frame::REQUEST, 11, &request("Echo", b"still here"));
-            client.write_all(&good).await.unwrap();
-            assert_eq!(response(&mut client).await.1.payload, b"still here");
+            let data = {
+                let mut frame = call(5, "Echo", b"");
+                frame[8] = 3;
+                frame
+            };
+            for (bytes, stream, code) in [
+                (&*call(1, "Nope", b""), 1, Code::Unimplemented),
+                (&call(2, "Echo", b""), 2, Code::InvalidArgument),
+                (&call(1, "Echo", b""), 1, Code::InvalidArgument),
+                (&data, 5, Code::InvalidArgument),
+                (&garbage, 7, Code::InvalidArgument),
+                (
+                    &[0x01, 0, 0, 0, 0, 0, 0, 9, 1, 0],
+                    9,
+                    Code::ResourceExhausted,
+                ),
+            ] {
+                assert_eq!(client.refused(1, bytes).await, (stream, code as i32));
+            }
+            client.send(1, &call(11, "Echo", b"still here"));
+            assert_eq!(client.response().await.1.payload, b"still here");
+        });
+    }
+
+    #[test]
+    fn what_an_earlier_server_may_have_done_is_done_again_only_if_that_does_no_harm() {
+        with_server(async |mut client| {
+            client.send(2, &call(1, "Echo", b"again"));
+            assert_eq!(client.response().await.1.payload, b"again");
+            let unavailable = Code::Unavailable as i32;
+            for (attempt, stream, method) in [(2, 3, "Nope"), (MOST_ATTEMPTS + 1, 5, "Echo")] {
+                let refused = client.refused(attempt, &call(stream, method, b"")).await;
+                assert_eq!(refused, (stream, unavailable));
+            }
         });
     }
 }

@@ -5,17 +5,17 @@
 mod harness;
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use prost::Message;
 use prost_types::Any;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
-use tokio::task::{LocalSet, spawn_local};
+use tokio::sync::mpsc::unbounded_channel;
+use tokio::task::LocalSet;
 use xebec_proto::ttrpc::{KeyValue, Request, Response};
 use xebec_proto::{pack, runc_options, runtimeoptions};
 use xebec_shim::error::{Error, Result};
 use xebec_shim::options::Options;
-use xebec_shim::ttrpc::{Server, Service};
+use xebec_shim::ttrpc::{Server, Service, Splitter};
 
 /// Answers with what it was sent, and refuses what is not `Echo`.
 struct Echo;
@@ -30,6 +30,10 @@ impl Service for Echo {
 
     fn only_waits(&self, method: &str) -> bool {
         method == "Wait"
+    }
+
+    fn is_repeatable(&self, _: &str) -> bool {
+        false
     }
 }
 
@@ -97,19 +101,20 @@ fn ttrpc() {
     });
 }
 
-/// Sends everything at once, and reads to the end.
+/// Sends everything at once, and collects the answers.
 async fn converse(bytes: &[u8]) -> Vec<u8> {
-    let (client, server) = UnixStream::pair().unwrap();
-    spawn_local(Server::new(Rc::new(Echo)).connection(server));
-    let (mut from, mut to) = client.into_split();
-    let send = async {
-        // A server that gives up on the connection stops reading.
-        let _ = to.write_all(bytes).await;
-        drop(to);
-    };
+    let (sender, mut frames) = unbounded_channel();
+    let answer = Box::new(move |_, frame| sender.send(frame).unwrap());
+    let server = Server::new(Rc::new(Echo), answer);
+    for frame in Splitter::default().feed(bytes) {
+        server.take(1, 1, &frame);
+    }
+    server.drain(Duration::from_mins(1)).await;
     let mut answers = Vec::new();
-    let (read, ()) = tokio::join!(from.read_to_end(&mut answers), send);
-    read.unwrap();
+    while let Ok(frame) = frames.try_recv() {
+        let frame: Vec<u8> = frame;
+        answers.extend(frame);
+    }
     answers
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use prost::Message;
 use prost_types::Any;
+use serde::{Deserialize, Serialize};
 use xebec_proto::sandbox::{
     CreateSandboxRequest, PingRequest, PlatformRequest, PlatformResponse, PodSandboxConfig,
     SandboxMetricsRequest, SandboxMetricsResponse, SandboxStatusRequest, SandboxStatusResponse,
@@ -23,13 +24,16 @@ use xebec_proto::types::{Metric, Platform};
 
 use super::container::{Container, Told};
 use super::document;
+use super::keys;
 use super::process::timestamp;
 use super::record::Record;
 use super::service::{Shim, decode, empty, reply};
 use super::state::State;
 use super::stats;
 use crate::error::{Context, Error, Result};
+use crate::log;
 use crate::options::Options;
+use crate::supervisor::message::Change;
 pub(crate) use files::unmount;
 
 /// Name of the service.
@@ -111,7 +115,7 @@ impl Sandboxes {
     }
 
     async fn create(&self, request: CreateSandboxRequest) -> Result<()> {
-        crate::spawner::container_id(&request.sandbox_id)?;
+        crate::link::container_id(&request.sandbox_id)?;
         if !self.is_empty() {
             let text = format!("sandbox {}: this shim has one", request.sandbox_id);
             return Err(Error::AlreadyExists(text));
@@ -150,7 +154,27 @@ impl Sandboxes {
             self.current.take();
             return Err(error);
         }
+        self.shim.link.commit(vec![sandbox.keep()], Vec::new());
         Ok(())
+    }
+
+    /// Takes over the sandbox of an earlier worker.
+    pub(super) fn inherit(&self, record: &str) {
+        match Sandbox::inherited(record) {
+            Ok(sandbox) => drop(self.current.replace(Some(Rc::new(sandbox)))),
+            Err(error) => log::error(format_args!("take over the sandbox: {error}")),
+        }
+    }
+
+    /// Takes over the process that holds the sandbox of an earlier worker.
+    pub(super) fn hold(&self, container: Rc<Container>) {
+        let current = self.current.borrow();
+        let taken = current
+            .as_ref()
+            .map(|sandbox| sandbox.holder.set(container));
+        if !matches!(taken, Some(Ok(()))) {
+            log::error(format_args!("an earlier worker's sandbox has no record"));
+        }
     }
 
     async fn start(&self, request: &StartSandboxRequest) -> Result<StartSandboxResponse> {
@@ -278,12 +302,58 @@ impl Sandboxes {
         let bundle = sandbox.bundle.clone();
         self.shim.blocking(move || unmount(&bundle)).await?;
         self.current.take();
+        let prefix = keys::SANDBOX.to_owned();
+        self.shim
+            .link
+            .commit(vec![Change::Drop { prefix }], Vec::new());
         self.shim.shutdown.notify_one();
         Ok(())
     }
 }
 
+/// What is kept of a sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+struct SandboxRecord {
+    id: String,
+    bundle: PathBuf,
+    /// The encoded pod.
+    pod: Vec<u8>,
+    created: SystemTime,
+}
+
 impl Sandbox {
+    fn keep(&self) -> Change {
+        let record = SandboxRecord {
+            id: self.id.clone(),
+            bundle: self.bundle.clone(),
+            pod: self.pod.encode_to_vec(),
+            created: self.created,
+        };
+        Change::Put {
+            key: keys::SANDBOX.to_owned(),
+            record: serde_json::json!(record).to_string(),
+            fds: None,
+        }
+    }
+
+    fn inherited(record: &str) -> Result<Sandbox> {
+        let wrong = |error: std::io::Error| Error::Io {
+            what: "read the sandbox's record".into(),
+            source: error,
+        };
+        let record: SandboxRecord =
+            serde_json::from_str(record).map_err(|error| wrong(error.into()))?;
+        let pod = PodSandboxConfig::decode(record.pod.as_slice());
+        Ok(Sandbox {
+            id: record.id,
+            pod: pod.map_err(|error| wrong(std::io::Error::other(error)))?,
+            options: Record::read(&record.bundle)?.unwrap_or_default().options,
+            bundle: record.bundle,
+            created: record.created,
+            holder: OnceCell::new(),
+        })
+    }
+
     fn holder(&self) -> Result<&Rc<Container>> {
         self.holder
             .get()

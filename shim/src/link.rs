@@ -1,0 +1,205 @@
+//! The worker's end of the connection with its supervisor.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+
+use crate::error::{Error, Result};
+use crate::supervisor::message::{Change, Importance, Request, ToSupervisor, ToWorker};
+use crate::supervisor::wire::{Inbox, Message, Outbox};
+use crate::{log, sys};
+
+/// What the worker tells its supervisor goes through here, from any thread, in order.
+#[derive(Debug)]
+pub struct Link {
+    socket: UnixStream,
+    outbox: Mutex<Outbox>,
+    /// There may be something to send for [`Link::keep_sending`].
+    unsent: Notify,
+    launches: Mutex<Launches>,
+}
+
+#[derive(Debug, Default)]
+struct Launches {
+    last: u64,
+    waiting: HashMap<u64, SyncSender<Outcome>>,
+}
+
+/// The pid of a launched process, or the runtime's own words.
+type Outcome = std::result::Result<i32, String>;
+
+/// While one exists, the supervisor collects no orphans.
+#[derive(Debug)]
+pub struct Hold(Arc<Link>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.send(&ToSupervisor::Release, &[], Vec::new());
+    }
+}
+
+impl Link {
+    /// The worker's end is `socket`, non-blocking.
+    pub fn new(socket: UnixStream) -> Link {
+        Link {
+            socket,
+            outbox: Mutex::default(),
+            unsent: Notify::new(),
+            launches: Mutex::default(),
+        }
+    }
+
+    /// Commits changes, all or none of which survive this worker.
+    pub(crate) fn commit(&self, changes: Vec<Change>, fds: Vec<OwnedFd>) {
+        let event = None;
+        self.send(&ToSupervisor::Commit { changes, event }, &[], fds);
+    }
+
+    /// Commits changes together with the event that tells of them, an encoded ttrpc request.
+    pub(crate) fn commit_event(&self, changes: Vec<Change>, event: &[u8], importance: Importance) {
+        let commit = ToSupervisor::Commit {
+            changes,
+            event: Some(importance),
+        };
+        self.send(&commit, event, Vec::new());
+    }
+
+    /// Answers a request with a ttrpc frame.
+    pub fn answer(&self, connection: u32, frame: &[u8]) {
+        self.send(&ToSupervisor::Answer { connection }, frame, Vec::new());
+    }
+
+    /// The shim is to end. Returns when the supervisor has been told, and everything before.
+    pub async fn bye(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
+        self.send(&ToSupervisor::Bye, &[], Vec::new());
+        self.send_rest(ready).await
+    }
+
+    /// To be held while children may appear that are not watched yet.
+    pub fn hold(self: &Arc<Self>) -> Hold {
+        self.send(&ToSupervisor::Hold, &[], Vec::new());
+        Hold(Arc::clone(self))
+    }
+
+    /// Starts a process and blocks until it is there; it is watched from then on. Must not be
+    /// called on the event loop's thread. Its pid is kept under `key`.
+    pub(crate) fn launch(
+        &self,
+        key: Option<String>,
+        request: Request,
+        raw: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> Outcome {
+        let fds = fds.iter().map(BorrowedFd::try_clone_to_owned);
+        let fds: Vec<OwnedFd> = fds
+            .collect::<io::Result<_>>()
+            .map_err(|error| format!("duplicate a stream: {error}"))?;
+        let (sender, outcome) = sync_channel(1);
+        let ticket = {
+            let mut launches = locked(&self.launches);
+            launches.last += 1;
+            let ticket = launches.last;
+            launches.waiting.insert(ticket, sender);
+            ticket
+        };
+        let launch = ToSupervisor::Launch {
+            ticket,
+            key,
+            request,
+        };
+        self.send(&launch, raw, fds);
+        // The sender stays in the map until it is used; a worker without supervisor ends.
+        outcome
+            .recv()
+            .unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
+    }
+
+    fn launched(&self, ticket: u64, outcome: Outcome) {
+        let waiting = locked(&self.launches).waiting.remove(&ticket);
+        if waiting.is_none_or(|waiting| waiting.send(outcome).is_err()) {
+            log::error(format_args!("launch {ticket} is nobody's"));
+        }
+    }
+
+    fn send(&self, head: &ToSupervisor, raw: &[u8], fds: Vec<OwnedFd>) {
+        let mut outbox = locked(&self.outbox);
+        let sent = outbox
+            .push(head, raw, fds)
+            .and_then(|()| outbox.flush(&self.socket));
+        match sent {
+            Ok(true) => {}
+            Ok(false) => self.unsent.notify_one(),
+            // The reading side sees the same end, and ends the worker.
+            Err(error) => log::debug(format_args!("tell the supervisor: {error}")),
+        }
+    }
+
+    /// Sends what found no room at once, for ever.
+    pub async fn keep_sending(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
+        loop {
+            self.unsent.notified().await;
+            self.send_rest(ready).await?;
+        }
+    }
+
+    async fn send_rest(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
+        loop {
+            let mut writable = ready.writable().await?;
+            if locked(&self.outbox).flush(&self.socket)? {
+                return Ok(());
+            }
+            writable.clear_ready();
+        }
+    }
+
+    /// A descriptor of the same connection for the event loop.
+    pub fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        sys::watch(self.socket.as_fd().try_clone_to_owned()?)
+    }
+
+    /// The next message that is not the answer to a launch; an error when the supervisor is gone.
+    pub(crate) async fn next(
+        &self,
+        ready: &AsyncFd<OwnedFd>,
+        inbox: &mut Inbox,
+    ) -> Result<Message<ToWorker>> {
+        let failed = |source| Error::Io {
+            what: "hear the supervisor".into(),
+            source,
+        };
+        loop {
+            while let Some(message) = inbox.next::<ToWorker>().map_err(failed)? {
+                match message.head {
+                    ToWorker::Launched { ticket, pid } => self.launched(ticket, Ok(pid)),
+                    ToWorker::NotLaunched { ticket, message } => {
+                        self.launched(ticket, Err(message));
+                    }
+                    _ => return Ok(message),
+                }
+            }
+            let mut readable = ready.readable().await.map_err(failed)?;
+            match inbox.fill(&self.socket) {
+                Ok(true) => {}
+                Ok(false) => return Err(failed(io::ErrorKind::UnexpectedEof.into())),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => readable.clear_ready(),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Checks an id before it becomes part of a path or a key.
+pub(crate) fn container_id(id: &str) -> Result<xebec_runtime::ContainerId> {
+    id.parse()
+        .map_err(|error: xebec_runtime::Error| Error::InvalidArgument(error.to_string()))
+}

@@ -1,0 +1,273 @@
+//! The launching process: a fork of the supervisor that starts one process and ends. It clones
+//! with CLONE_PARENT, so that containers are the supervisor's children, and takes the memory
+//! that a launch needs away with it.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio as Standard};
+
+use oci_spec::runtime::Process;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+use xebec_runtime::{
+    Console, CreateRequest, ExecRequest, Launched, Runtime, RuntimeOptions, Stdio,
+};
+
+use super::message::{Launch, Reply, Request, RuntimeRequest};
+use super::wire::{Inbox, Message, Outbox};
+use crate::engine::manager;
+use crate::error::{Context, Result};
+use crate::log;
+use crate::sys::{self, Fork};
+
+/// A launch that is under way.
+#[derive(Debug)]
+pub(super) struct Launching {
+    /// Name of the launch towards the worker.
+    pub(super) ticket: u64,
+    /// Key of the record that keeps the pid.
+    pub(super) key: Option<String>,
+    pid: i32,
+    /// The launched program is the launching process itself, once its end of the socket closes.
+    becomes_program: bool,
+    socket: UnixStream,
+    inbox: Inbox,
+    /// The answer is in.
+    answered: bool,
+    gone: bool,
+}
+
+/// How a launch came out: the pid, or why there is none.
+pub(super) type Outcome = std::result::Result<i32, String>;
+
+impl Launching {
+    /// Forks the launching process. In the fork this does not return.
+    pub(super) fn start(
+        ticket: u64,
+        key: Option<String>,
+        request: Request,
+        raw: Vec<u8>,
+        fds: Vec<OwnedFd>,
+    ) -> Result<Launching> {
+        let (ours, theirs) = UnixStream::pair().context(|| "make a launch socket".into())?;
+        ours.set_nonblocking(true)
+            .context(|| "make a launch socket".into())?;
+        let becomes_program = matches!(request, Request::Program { .. });
+        let supervisor = rustix::process::getpid();
+        let message = Message {
+            head: request,
+            raw,
+            fds,
+        };
+        match sys::fork().context(|| "fork a launching process".into())? {
+            Fork::Child => run(supervisor, theirs, message),
+            Fork::Parent(pid) => Ok(Launching {
+                ticket,
+                key,
+                pid,
+                becomes_program,
+                socket: ours,
+                inbox: Inbox::default(),
+                answered: false,
+                gone: false,
+            }),
+        }
+    }
+
+    /// The launching process.
+    pub(super) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// What to poll while the answer is not in.
+    pub(super) fn socket(&self) -> Option<&UnixStream> {
+        (!self.answered).then_some(&self.socket)
+    }
+
+    /// True while a child may appear that is nobody's yet.
+    pub(super) fn is_open(&self) -> bool {
+        !self.answered
+    }
+
+    /// True when nothing of it is left: the answer is in, and the process collected or watched.
+    pub(super) fn is_over(&self) -> bool {
+        self.answered && self.gone
+    }
+
+    /// Reads the answer if it is there.
+    pub(super) fn progress(&mut self) -> Option<Outcome> {
+        if self.answered {
+            return None;
+        }
+        let outcome = match self.inbox.fill(&self.socket) {
+            Ok(true) => match self.inbox.next::<Reply>() {
+                Ok(Some(message)) => match message.head {
+                    Reply::Launched { pid } => Ok(pid),
+                    Reply::Failed { message } => Err(message),
+                },
+                Ok(None) => return None,
+                Err(error) => Err(format!("the launching process: {error}")),
+            },
+            Ok(false) if self.becomes_program => {
+                self.gone = true;
+                Ok(self.pid)
+            }
+            Ok(false) => Err("the launching process is gone".into()),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
+            Err(error) => Err(format!("the launching process: {error}")),
+        };
+        self.answered = true;
+        Some(outcome)
+    }
+
+    /// Collects the process if it has ended; without an answer that is a failure.
+    pub(super) fn collect(&mut self) -> Option<Outcome> {
+        let pid = Pid::from_raw(self.pid).filter(|_| !self.gone)?;
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        let status = match rustix::process::waitid(WaitId::Pid(pid), options) {
+            Ok(None) => return None,
+            Ok(Some(status)) => super::children::code(&status),
+            Err(_) => super::children::UNKNOWN_STATUS,
+        };
+        // An answer may have been on its way, and a container that waits for its start may hold
+        // the other end of the socket, so that its end never shows.
+        let outcome = self.progress();
+        self.gone = true;
+        if self.answered {
+            return outcome;
+        }
+        self.answered = true;
+        Some(Err(format!(
+            "the launching process ended with status {status}"
+        )))
+    }
+
+    /// Ends a launch that nobody waits for any more.
+    pub(super) fn kill(&self) {
+        if let Some(pid) = Pid::from_raw(self.pid).filter(|_| !self.gone)
+            && let Err(error) = rustix::process::kill_process(pid, Signal::KILL)
+        {
+            log::debug(format_args!("end a launch: {error}"));
+        }
+    }
+}
+
+/// The launching process.
+fn run(supervisor: Pid, socket: UnixStream, message: Message<Request>) -> ! {
+    let code = match super::die_with(supervisor).and_then(|()| serve(socket, message)) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error(format_args!("launching process: {error}"));
+            1
+        }
+    };
+    std::process::exit(code)
+}
+
+fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
+    // Of all that the supervisor holds, a container that waits for its start must not keep
+    // anything open: containerd waits for the end of its connection, and clients for streams'.
+    let (socket, fds) = keep_only(socket, message.fds)?;
+    sys::restore_signals()?;
+    let reply = match message.head {
+        Request::Runtime(request) => {
+            rustix::thread::set_name(c"xebec-spawner")?;
+            let id = request.id.clone();
+            match launch(request, &message.raw, fds) {
+                Ok(launched) => {
+                    for warning in &launched.warnings {
+                        log::warn(format_args!("container {id}: {warning}"));
+                    }
+                    Reply::Launched { pid: launched.pid }
+                }
+                Err(message) => Reply::Failed { message },
+            }
+        }
+        Request::Program {
+            program,
+            arguments,
+            environment,
+        } => {
+            let mut command = Command::new(program);
+            command.args(arguments).envs(environment);
+            command.stdin(Standard::null());
+            command.stdout(Standard::null()).stderr(Standard::null());
+            sys::pass_fds(&mut command, fds);
+            rustix::process::set_parent_process_death_signal(None)?;
+            let message = command.exec().to_string();
+            Reply::Failed { message }
+        }
+    };
+    let mut outbox = Outbox::default();
+    outbox.push(&reply, &[], Vec::new())?;
+    outbox.flush(&socket).map(drop)
+}
+
+/// Closes everything but the standard streams, the socket and what came with the request.
+fn keep_only(socket: UnixStream, fds: Vec<OwnedFd>) -> std::io::Result<(UnixStream, Vec<OwnedFd>)> {
+    let mut all = vec![OwnedFd::from(socket)];
+    all.extend(fds);
+    let mut kept = sys::keep_only(all)?.into_iter();
+    let socket = kept.next().ok_or(std::io::ErrorKind::InvalidInput)?;
+    Ok((UnixStream::from(socket), kept.collect()))
+}
+
+fn launch(
+    request: RuntimeRequest,
+    document: &[u8],
+    fds: Vec<OwnedFd>,
+) -> std::result::Result<Launched, String> {
+    let text = |error: xebec_runtime::Error| error.to_string();
+    let runtime = Runtime::open(RuntimeOptions {
+        root: request.root,
+        ignore_missing_controllers: request.ignore_missing_controllers,
+        cgroup_manager: manager(request.systemd_cgroup),
+        ..RuntimeOptions::default()
+    })
+    .map_err(text)?;
+    let id = request.id.parse().map_err(text)?;
+    let (stdio, console) = place(request.descriptors, fds);
+    match request.launch {
+        Launch::Init {
+            bundle,
+            no_pivot,
+            no_new_keyring,
+        } => runtime.create(CreateRequest {
+            stdio,
+            console,
+            pid_file: Some(request.pid_file),
+            no_pivot,
+            no_new_keyring,
+            reparent: true,
+            ..CreateRequest::new(id, bundle)
+        }),
+        Launch::Exec => {
+            let process: Process = serde_json::from_slice(document)
+                .map_err(|error| format!("exec failed: process document: {error}"))?;
+            runtime.exec(ExecRequest {
+                stdio,
+                console,
+                pid_file: Some(request.pid_file),
+                reparent: true,
+                ..ExecRequest::new(id, process)
+            })
+        }
+    }
+    .map_err(text)
+}
+
+/// Deals the received descriptors out to stdin, stdout, stderr and console, in that order.
+fn place(present: [bool; 4], fds: Vec<OwnedFd>) -> (Stdio, Console) {
+    let mut fds = fds.into_iter();
+    let mut next = |there: bool| there.then(|| fds.next()).flatten();
+    let [stdin, stdout, stderr, console] = present.map(&mut next);
+    let console = console.map_or(Console::None, Console::SocketFd);
+    (
+        Stdio::Fds {
+            stdin,
+            stdout,
+            stderr,
+        },
+        console,
+    )
+}

@@ -1,0 +1,145 @@
+//! What supervisor, worker and launching processes say to each other.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+/// The end of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit code, or 128 + signal.
+    pub status: u32,
+    /// When the shim learnt of it.
+    pub at: SystemTime,
+}
+
+impl Exit {
+    /// An exit that happens now.
+    pub fn now(status: u32) -> Exit {
+        Exit {
+            status,
+            at: SystemTime::now(),
+        }
+    }
+}
+
+/// From the supervisor to its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToWorker {
+    /// A record that an earlier worker left, with the descriptors kept under its key.
+    Record { key: String, record: String },
+    /// All records are told; these children are watched.
+    Ready { children: Vec<i32> },
+    /// A frame of containerd's, raw; a frame that is too long comes as its header alone.
+    /// `attempt` counts the workers that have seen it, this one included.
+    Frame { connection: u32, attempt: u32 },
+    /// containerd has closed that connection.
+    Closed { connection: u32 },
+    /// A launch has succeeded; the process is watched from now on.
+    Launched { ticket: u64, pid: i32 },
+    /// A launch has failed, in the runtime's own words.
+    NotLaunched { ticket: u64, message: String },
+    /// A watched child has died. It stays a zombie, and its pid its own, until it is forgotten.
+    Exited { pid: i32, exit: Exit },
+}
+
+/// From the worker to its supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum ToSupervisor {
+    /// What has changed, all of it or nothing. With `event` the raw part is an encoded ttrpc
+    /// request that tells containerd.
+    Commit {
+        changes: Vec<Change>,
+        event: Option<Importance>,
+    },
+    /// The raw part is a frame that answers a request of this connection.
+    Answer { connection: u32 },
+    /// Start a process. Its pid is kept as the record under `key`, for a successor that has not
+    /// heard of it.
+    Launch {
+        ticket: u64,
+        key: Option<String>,
+        request: Request,
+    },
+    /// Until [`ToSupervisor::Release`], a child that nobody watches may be one that is about to
+    /// be: collect no orphans.
+    Hold,
+    /// Takes one hold back.
+    Release,
+    /// Nothing is left to do: end once containerd has its events and answers.
+    Bye,
+}
+
+/// A change of what survives the worker.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Change {
+    /// Keep `record` under `key`. With a number, so many of the message's descriptors take the
+    /// place of those that were kept; without, those stay.
+    Put {
+        key: String,
+        record: String,
+        fds: Option<usize>,
+    },
+    /// Forget every record whose key begins so, with its descriptors.
+    Drop { prefix: String },
+    /// Tell of this child's end.
+    Watch { pid: i32 },
+    /// Its end has been dealt with.
+    Forget { pid: i32 },
+}
+
+/// What becomes of an event that containerd does not take for a long time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Importance {
+    /// It is kept whatever happens: an exit.
+    Vital,
+    /// The oldest of these go when there are too many.
+    Ordinary,
+}
+
+/// A process to be started.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Request {
+    /// A container's process, by the runtime library.
+    Runtime(RuntimeRequest),
+    /// A program on the host; the descriptors become its 3, 4, 5.
+    Program {
+        program: PathBuf,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+    },
+}
+
+/// A container's process. The raw part is the JSON of an exec's OCI Process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct RuntimeRequest {
+    /// Runtime state directory.
+    pub(crate) root: PathBuf,
+    /// Container id.
+    pub(crate) id: String,
+    pub(crate) ignore_missing_controllers: bool,
+    pub(crate) systemd_cgroup: bool,
+    /// Which of the descriptors stdin, stdout, stderr, console come along, in this order.
+    pub(crate) descriptors: [bool; 4],
+    pub(crate) pid_file: PathBuf,
+    pub(crate) launch: Launch,
+}
+
+/// Init of a new container, or a further process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Launch {
+    Init {
+        bundle: PathBuf,
+        no_pivot: bool,
+        no_new_keyring: bool,
+    },
+    Exec,
+}
+
+/// The answer of a launching process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Reply {
+    Launched { pid: i32 },
+    Failed { message: String },
+}

@@ -1,0 +1,503 @@
+//! The supervisor: the process that containerd knows as the shim. It has one thread and no event
+//! loop of a library, and does little, so that it has little to die of. All that a shim *knows*
+//! is in its worker, a child, which may be killed at any time and is replaced.
+//!
+//! What the supervisor holds, because it must outlive a worker:
+//! - containerd's listening socket and connections. Whole frames go to the worker; until it has
+//!   answered, a request is kept, and goes to the worker's successor again.
+//! - the children. As the subreaper and the parent of all containers it alone can wait for them;
+//!   a dead one stays a zombie, with its status, until the worker has dealt with it.
+//! - records of the worker's, and with them the descriptors of the containers' streams.
+//! - events for containerd, until containerd has them.
+//! - launches: each is a fork of the supervisor that clones one container, and ends ([`launch`]).
+//!
+//! # The protocol
+//!
+//! One stream socket, messages as in [`wire`] and [`message`]. A worker is told the records
+//! ([`ToWorker::Record`]), then [`ToWorker::Ready`], then the ends of children and the requests
+//! that are open, then what comes. It tells changes as [`ToSupervisor::Commit`]s, each of which
+//! counts whole or, when the worker dies before the message is complete, not at all; an event
+//! goes with the change that it tells of. The order of messages is the order of effects: an
+//! answer comes after the changes that it tells of, a launch after the records of its streams. So
+//! a worker's death is always between two messages, an exit is told exactly once, and a successor
+//! finds what its predecessor had said, and must look for itself only at what that was just doing.
+//!
+//! When the supervisor ends, worker and launches end with it; containerd then calls `delete`.
+
+mod book;
+mod children;
+mod courier;
+mod launch;
+pub(crate) mod message;
+mod stream;
+pub(crate) mod wire;
+mod workers;
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use crate::error::{Context, Result};
+use crate::{log, sys};
+use book::Book;
+use children::Children;
+pub use children::UNKNOWN_STATUS;
+use courier::Courier;
+use launch::Launching;
+pub use message::Exit;
+use message::{ToSupervisor, ToWorker};
+use stream::Stream;
+use wire::Message;
+use workers::{LAUNCHES, Restart, Worker};
+
+/// How long the last answers and events may take when the shim ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How long a shim without a container stays when nobody is connected: its containerd died
+/// between starting it and using it, and does not know of it any more.
+const FORGOTTEN: Duration = Duration::from_secs(30);
+/// Shortest pause before something is tried again.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// What a shim starts from.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// containerd namespace.
+    pub namespace: String,
+    /// containerd's ttrpc socket.
+    pub containerd: PathBuf,
+    /// Path of the socket to serve.
+    pub socket: PathBuf,
+}
+
+/// Runs the shim to its end. `listener` listens at the identity's socket, non-blocking. The
+/// process must have a single thread.
+pub fn run(identity: Identity, listener: UnixListener) -> Result<()> {
+    sys::keep_heap_small();
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
+        .context(|| "become a subreaper".into())?;
+    let mut supervisor = Supervisor {
+        signals: sys::child_signals().context(|| "watch for dying children".into())?,
+        courier: Courier::new(identity.containerd.clone()),
+        identity,
+        listener: Some(listener),
+        connections: BTreeMap::new(),
+        next_connection: 1,
+        book: Book::default(),
+        children: Children::default(),
+        holds: 0,
+        launches: Vec::new(),
+        worker: None,
+        restart: Restart::default(),
+        idle: None,
+        leaving: None,
+    };
+    supervisor.start_worker()?;
+    while !supervisor.is_done() {
+        supervisor.turn()?;
+    }
+    Ok(())
+}
+
+/// Has this process, a fresh child of `parent`, killed when that ends.
+fn die_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() == Some(parent) {
+        Ok(())
+    } else {
+        Err(io::Error::other("the supervisor is gone"))
+    }
+}
+
+struct Supervisor {
+    identity: Identity,
+    signals: OwnedFd,
+    listener: Option<UnixListener>,
+    connections: BTreeMap<u32, Stream>,
+    next_connection: u32,
+    book: Book,
+    children: Children,
+    /// How many operations of the worker may have children that nobody watches yet.
+    holds: usize,
+    launches: Vec<Launching>,
+    courier: Courier,
+    worker: Option<Worker>,
+    restart: Restart,
+    /// Since when nobody is connected and there is no container.
+    idle: Option<Instant>,
+    /// The worker has said farewell.
+    leaving: Option<Leaving>,
+}
+
+/// The end of the shim. What still lives of its children are loggers, which have seen the end of
+/// their input.
+struct Leaving {
+    since: Instant,
+    /// How many of [`ENDINGS`] have been used.
+    signalled: usize,
+}
+
+/// When and how loggers that do not end by themselves are made to, since the farewell.
+const ENDINGS: [(Duration, i32); 2] = [
+    (Duration::from_secs(10), libc::SIGTERM),
+    (Duration::from_secs(22), libc::SIGKILL),
+];
+
+impl Leaving {
+    /// When the next signal is due, and which it is.
+    fn next(&self) -> Option<(Instant, i32)> {
+        let (after, signal) = ENDINGS.get(self.signalled)?;
+        Some((self.since + *after, *signal))
+    }
+}
+
+/// Whom a polled descriptor belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Source {
+    Signals,
+    Listener,
+    Worker,
+    Courier,
+    Connection(u32),
+    /// By its ticket.
+    Launch(u64),
+}
+
+impl Supervisor {
+    fn is_done(&mut self) -> bool {
+        let Some(leaving) = &mut self.leaving else {
+            return false;
+        };
+        let now = Instant::now();
+        let loggers = self.children.living();
+        if let Some((_, signal)) = leaving.next().filter(|(due, _)| now >= *due) {
+            leaving.signalled += 1;
+            for logger in &loggers {
+                // Dead already is what is wanted.
+                let _ = sys::signal(*logger, signal);
+            }
+        }
+        let delivered = self.courier.is_done() && !self.connections.values().any(Stream::is_full);
+        if !delivered && now >= leaving.since + FAREWELL {
+            let waiting = self.courier.waiting();
+            log::error(format_args!("{waiting} events could not be delivered"));
+            return loggers.is_empty();
+        }
+        delivered && loggers.is_empty()
+    }
+
+    /// Waits for something to happen and deals with it.
+    fn turn(&mut self) -> Result<()> {
+        for source in self.wait().context(|| "poll".into())? {
+            match source {
+                Source::Signals => self.reap(),
+                Source::Listener => self.accept(),
+                Source::Worker => self.hear_worker(),
+                Source::Courier => self.courier.ready(),
+                Source::Connection(connection) => self.hear_containerd(connection),
+                Source::Launch(ticket) => self.hear_launch(ticket),
+            }
+        }
+        self.courier.proceed();
+        self.end_if_forgotten();
+        self.replace_worker()
+    }
+
+    fn end_if_forgotten(&mut self) {
+        let is_idle = self.connections.is_empty() && self.book.is_empty();
+        if !is_idle || self.leaving.is_some() {
+            self.idle = None;
+        } else if self.idle.get_or_insert_with(Instant::now).elapsed() >= FORGOTTEN {
+            log::warn(format_args!(
+                "nobody has used this shim for {FORGOTTEN:?}: it ends"
+            ));
+            self.leave();
+        }
+    }
+
+    /// Ends once containerd has its answers and events, and the loggers are gone.
+    fn leave(&mut self) {
+        self.stop_listening();
+        self.leaving = Some(Leaving {
+            since: Instant::now(),
+            signalled: 0,
+        });
+    }
+
+    /// Those that have something for us, or room again.
+    fn wait(&self) -> io::Result<Vec<Source>> {
+        let mut sources = Vec::new();
+        let mut polled = Vec::new();
+        let mut add = |source, fd, full| {
+            let flags = if full {
+                PollFlags::IN | PollFlags::OUT
+            } else {
+                PollFlags::IN
+            };
+            sources.push(source);
+            polled.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        add(Source::Signals, self.signals.as_fd(), false);
+        if let Some(listener) = &self.listener {
+            add(Source::Listener, listener.as_fd(), false);
+        }
+        if let Some(worker) = &self.worker {
+            add(
+                Source::Worker,
+                worker.socket.as_fd(),
+                !worker.outbox.is_empty(),
+            );
+        }
+        if let Some((socket, full)) = self.courier.socket() {
+            add(Source::Courier, socket.as_fd(), full);
+        }
+        for (connection, stream) in &self.connections {
+            add(
+                Source::Connection(*connection),
+                stream.socket.as_fd(),
+                stream.is_full(),
+            );
+        }
+        for launch in &self.launches {
+            if let Some(socket) = launch.socket() {
+                add(Source::Launch(launch.ticket), socket.as_fd(), false);
+            }
+        }
+        match rustix::event::poll(&mut polled, self.timeout().as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => return Ok(Vec::new()),
+            Err(error) => return Err(error.into()),
+        }
+        let is_ready = |polled: &PollFd<'_>| !polled.revents().is_empty();
+        let ready = polled.iter().map(is_ready);
+        Ok(sources
+            .into_iter()
+            .zip(ready)
+            .filter_map(|(source, ready)| ready.then_some(source))
+            .collect())
+    }
+
+    /// Until something is due by itself.
+    fn timeout(&self) -> Option<Timespec> {
+        let restart = self.restart.due().filter(|_| self.worker.is_none());
+        // Launches of a dead worker hold its successor up.
+        let launches = restart
+            .map(|due| due + LAUNCHES)
+            .filter(|_| self.has_open_launch());
+        let restart = restart.filter(|_| !self.has_open_launch());
+        let leaving = self.leaving.as_ref();
+        let farewell = leaving.map(|leaving| leaving.since + FAREWELL);
+        let farewell = farewell.filter(|_| !self.courier.is_done());
+        let logger = leaving.and_then(Leaving::next).map(|(due, _)| due);
+        let forgotten = self.idle.map(|since| since + FORGOTTEN);
+        let next = [
+            restart,
+            launches,
+            self.courier.wake(),
+            forgotten,
+            farewell,
+            logger,
+        ];
+        let wait = next
+            .into_iter()
+            .flatten()
+            .min()?
+            .saturating_duration_since(Instant::now());
+        // A millisecond more than too early: a turn for nothing would follow.
+        let wait = wait + Duration::from_millis(1);
+        Timespec::try_from(wait).ok()
+    }
+
+    /// Some child has died.
+    fn reap(&mut self) {
+        let mut buffer = [0; 4 * 128];
+        while let Ok(1..) = rustix::io::read(&self.signals, &mut buffer) {}
+        for index in 0..self.launches.len() {
+            let launch = &mut self.launches[index];
+            if let Some(outcome) = launch.collect() {
+                let (ticket, key) = (launch.ticket, launch.key.take());
+                self.launched(ticket, key, outcome);
+            }
+        }
+        self.launches.retain(|launch| !launch.is_over());
+        self.tell_exits();
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
+        if let Some(pid) = self.worker.as_ref().map(|worker| worker.pid)
+            && let Ok(Some(status)) = rustix::process::waitid(WaitId::Pid(pid), options)
+        {
+            self.worker_died(children::code(&status));
+        }
+        self.collect_orphans();
+    }
+
+    fn tell_exits(&mut self) {
+        for (pid, exit) in self.children.died() {
+            self.tell(&ToWorker::Exited { pid, exit }, &[], Vec::new());
+        }
+    }
+
+    fn collect_orphans(&self) {
+        if self.holds > 0 || self.has_open_launch() {
+            return;
+        }
+        let worker = self.worker.as_ref().map(|worker| worker.pid.as_raw_pid());
+        self.children.collect_orphans(|pid| {
+            worker == Some(pid) || self.launches.iter().any(|launch| launch.pid() == pid)
+        });
+    }
+
+    fn has_open_launch(&self) -> bool {
+        self.launches.iter().any(Launching::is_open)
+    }
+
+    fn accept(&mut self) {
+        let Some(listener) = &self.listener else {
+            return;
+        };
+        let accepted = listener.accept().and_then(|(socket, _)| {
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        });
+        match accepted {
+            Ok(socket) => {
+                self.connections
+                    .insert(self.next_connection, Stream::new(socket));
+                self.next_connection += 1;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => {
+                log::error(format_args!("accept a connection: {error}"));
+                // Out of descriptors, most likely: the connection stays in the queue.
+                std::thread::sleep(FIRST_PAUSE);
+            }
+        }
+    }
+
+    /// Passes on what containerd asks.
+    fn hear_containerd(&mut self, connection: u32) {
+        let Some(stream) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let (frames, ended) = match stream.flush().and_then(|()| stream.read()) {
+            Ok(arrived) => (arrived.frames, arrived.ended),
+            Err(error) => {
+                log::debug(format_args!("containerd's connection: {error}"));
+                (Vec::new(), true)
+            }
+        };
+        for frame in frames {
+            self.tell(
+                &ToWorker::Frame {
+                    connection,
+                    attempt: 1,
+                },
+                &frame,
+                Vec::new(),
+            );
+            self.book.asked(connection, frame, self.worker.is_some());
+        }
+        if ended {
+            self.connections.remove(&connection);
+            self.book.closed(connection);
+            self.tell(&ToWorker::Closed { connection }, &[], Vec::new());
+        }
+    }
+
+    fn hear_launch(&mut self, ticket: u64) {
+        let mut launches = self.launches.iter_mut();
+        let Some(launch) = launches.find(|launch| launch.ticket == ticket) else {
+            return;
+        };
+        if let Some(outcome) = launch.progress() {
+            let key = launch.key.take();
+            self.launched(ticket, key, outcome);
+            self.launches.retain(|launch| !launch.is_over());
+            // What died while the launch was open has been left alone.
+            self.collect_orphans();
+        }
+    }
+
+    fn launched(&mut self, ticket: u64, key: Option<String>, outcome: launch::Outcome) {
+        match outcome {
+            Ok(pid) => {
+                self.children.watch(pid);
+                if let Some(key) = key {
+                    self.book.keep_pid(key, pid);
+                }
+                self.tell(&ToWorker::Launched { ticket, pid }, &[], Vec::new());
+                self.tell_exits();
+            }
+            Err(message) => {
+                self.tell(&ToWorker::NotLaunched { ticket, message }, &[], Vec::new());
+            }
+        }
+    }
+
+    fn obey(&mut self, message: Message<ToSupervisor>) {
+        let Message { head, raw, fds } = message;
+        match head {
+            ToSupervisor::Commit { changes, event } => {
+                let watches = self.book.apply(changes, fds);
+                for pid in watches.watch {
+                    self.children.watch(pid);
+                }
+                if let Some(importance) = event {
+                    self.courier.push(raw, importance);
+                }
+                for pid in &watches.forget {
+                    self.children.forget(*pid);
+                }
+                self.tell_exits();
+                if !watches.forget.is_empty() {
+                    self.collect_orphans();
+                }
+            }
+            ToSupervisor::Answer { connection } => self.answer(connection, &raw),
+            ToSupervisor::Launch {
+                ticket,
+                key,
+                request,
+            } => match Launching::start(ticket, key, request, raw, fds) {
+                Ok(launch) => self.launches.push(launch),
+                Err(error) => self.launched(ticket, None, Err(error.to_string())),
+            },
+            ToSupervisor::Hold => self.holds += 1,
+            ToSupervisor::Release => {
+                self.holds = self.holds.saturating_sub(1);
+                self.collect_orphans();
+            }
+            ToSupervisor::Bye => self.leave(),
+        }
+    }
+
+    /// The socket is gone before the process is: who connects now would wait for nobody.
+    fn stop_listening(&mut self) {
+        self.listener = None;
+        let socket = &self.identity.socket;
+        match std::fs::remove_file(socket) {
+            // A `delete` that ran meanwhile found it without a server and removed it.
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                log::warn(format_args!("remove {}: {error}", socket.display()));
+            }
+            _ => {}
+        }
+    }
+
+    fn answer(&mut self, connection: u32, frame: &[u8]) {
+        if !self.book.answered(connection, frame) {
+            return;
+        }
+        if let Some(stream) = self.connections.get_mut(&connection)
+            && let Err(error) = stream.send(frame)
+        {
+            // The caller hung up; whoever calls next finds the state as it is.
+            log::debug(format_args!("answer: {error}"));
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The worker's life as its supervisor leads it: start, messages, death, successor.
+
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
+
+use super::launch::Launching;
+use super::message::{ToSupervisor, ToWorker};
+use super::wire::{Inbox, Outbox};
+use super::{FIRST_PAUSE, Identity, Supervisor, UNKNOWN_STATUS, children, die_with};
+use crate::error::{Context, Error, Result};
+use crate::sys::{self, Fork};
+use crate::{log, worker};
+
+/// How long launches of a dead worker may go on before they are ended.
+pub(super) const LAUNCHES: Duration = Duration::from_secs(10);
+/// A worker that dies younger than this has its successor wait.
+const YOUNG: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The worker process.
+pub(super) struct Worker {
+    pub(super) pid: Pid,
+    pub(super) socket: UnixStream,
+    inbox: Inbox,
+    pub(super) outbox: Outbox,
+    since: Instant,
+}
+
+/// When the next worker starts.
+#[derive(Debug, Default)]
+pub(super) struct Restart {
+    died: Option<Instant>,
+    pause: Duration,
+}
+
+impl Restart {
+    /// A worker has died at `now` after it has lived since `since`.
+    fn died(&mut self, now: Instant, since: Instant) {
+        self.died = Some(now);
+        self.pause = if now - since >= YOUNG {
+            Duration::ZERO
+        } else {
+            (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+        };
+    }
+
+    pub(super) fn due(&self) -> Option<Instant> {
+        Some(self.died? + self.pause)
+    }
+}
+
+impl Supervisor {
+    /// Sends the worker a message; without one it is lost, as a successor is told the state.
+    pub(super) fn tell(&mut self, head: &ToWorker, raw: &[u8], fds: Vec<OwnedFd>) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        let sent = worker
+            .outbox
+            .push(head, raw, fds)
+            .and_then(|()| worker.outbox.flush(&worker.socket));
+        if let Err(error) = sent {
+            log::debug(format_args!("tell the worker: {error}"));
+        }
+    }
+
+    pub(super) fn hear_worker(&mut self) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        let heard = worker
+            .outbox
+            .flush(&worker.socket)
+            .and_then(|_| worker.inbox.fill(&worker.socket));
+        match heard {
+            Ok(true) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            // It has ended, and its end is told by a signal, too.
+            Ok(false) | Err(_) => return self.end_worker(),
+        }
+        loop {
+            let Some(worker) = &mut self.worker else {
+                return;
+            };
+            match worker.inbox.next::<ToSupervisor>() {
+                Ok(Some(message)) => self.obey(message),
+                Ok(None) => return,
+                Err(error) => {
+                    log::error(format_args!("the worker makes no sense: {error}"));
+                    return self.end_worker();
+                }
+            }
+        }
+    }
+
+    /// The worker does not talk any more: makes sure that it is dead.
+    fn end_worker(&mut self) {
+        let Some(worker) = &self.worker else { return };
+        // Not there any more is what is wanted.
+        let _ = rustix::process::kill_process(worker.pid, Signal::KILL);
+        let status = loop {
+            match rustix::process::waitid(WaitId::Pid(worker.pid), WaitIdOptions::EXITED) {
+                Ok(Some(status)) => break children::code(&status),
+                Err(Errno::INTR) | Ok(None) => {}
+                Err(_) => break UNKNOWN_STATUS,
+            }
+        };
+        self.worker_died(status);
+    }
+
+    pub(super) fn worker_died(&mut self, status: u32) {
+        let Some(worker) = self.worker.take() else {
+            return;
+        };
+        self.holds = 0;
+        if self.leaving.is_none() {
+            log::error(format_args!("the worker ended with status {status}"));
+            self.restart.died(Instant::now(), worker.since);
+        }
+    }
+
+    /// Starts a new worker when it is time. Launches of the old one come to their end first: what
+    /// they have made can then be found.
+    pub(super) fn replace_worker(&mut self) -> Result<()> {
+        let Some(due) = self.restart.due().filter(|_| self.worker.is_none()) else {
+            return Ok(());
+        };
+        let now = Instant::now();
+        if self.has_open_launch() {
+            if now >= due + LAUNCHES {
+                self.launches.iter().for_each(Launching::kill);
+            }
+            return Ok(());
+        }
+        if now < due {
+            return Ok(());
+        }
+        self.restart.died = None;
+        self.start_worker()
+    }
+
+    pub(super) fn start_worker(&mut self) -> Result<()> {
+        let what = || "start the worker".to_owned();
+        let (ours, theirs) = UnixStream::pair().context(what)?;
+        ours.set_nonblocking(true).context(what)?;
+        theirs.set_nonblocking(true).context(what)?;
+        let supervisor = rustix::process::getpid();
+        let pid = match sys::fork().context(what)? {
+            Fork::Child => become_worker(supervisor, theirs, &self.identity),
+            Fork::Parent(pid) => pid,
+        };
+        self.worker = Some(Worker {
+            pid: Pid::from_raw(pid).ok_or_else(|| Error::Io {
+                what: what(),
+                source: ErrorKind::InvalidData.into(),
+            })?,
+            socket: ours,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            since: Instant::now(),
+        });
+        self.hand_over();
+        Ok(())
+    }
+
+    /// Tells a new worker all that its predecessors have left.
+    fn hand_over(&mut self) {
+        let mut records = Vec::new();
+        for (key, kept) in self.book.records() {
+            match kept.fds.iter().map(OwnedFd::try_clone).collect() {
+                Ok(fds) => records.push((key.clone(), kept.record.clone(), fds)),
+                Err(error) => log::error(format_args!("hand {key} over: {error}")),
+            }
+        }
+        for (key, record, fds) in records {
+            self.tell(&ToWorker::Record { key, record }, &[], fds);
+        }
+        let children = self.children.pids();
+        self.tell(&ToWorker::Ready { children }, &[], Vec::new());
+        let exits: Vec<_> = self.children.exits().collect();
+        for (pid, exit) in exits {
+            self.tell(&ToWorker::Exited { pid, exit }, &[], Vec::new());
+        }
+        let mut book = std::mem::take(&mut self.book);
+        for (connection, request) in book.ask_again() {
+            let attempt = request.attempt;
+            self.tell(
+                &ToWorker::Frame {
+                    connection,
+                    attempt,
+                },
+                &request.frame,
+                Vec::new(),
+            );
+        }
+        self.book = book;
+    }
+}
+
+fn become_worker(supervisor: Pid, socket: UnixStream, identity: &Identity) -> ! {
+    let run = || -> Result<()> {
+        die_with(supervisor).context(|| "tie the worker to the supervisor".into())?;
+        let kept = sys::keep_only(vec![socket.into()]).context(|| "keep the socket".into())?;
+        rustix::thread::set_name(c"xebec-worker").context(|| "name the worker".into())?;
+        for socket in kept {
+            worker::run(UnixStream::from(socket), identity.clone(), supervisor)?;
+        }
+        Ok(())
+    };
+    let code = match run() {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error(format_args!("worker: {error}"));
+            1
+        }
+    };
+    std::process::exit(code)
+}
