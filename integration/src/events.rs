@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::hosts::NativeHost;
 
 /// How long an event may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// One event of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]

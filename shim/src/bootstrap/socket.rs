@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::FlockOperation;
 use sha2::{Digest, Sha256};
 
@@ -66,13 +67,30 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Removes a socket that nobody serves; one that answers stays.
+/// Removes a socket that nobody serves; one that answers stays. A shim that has just been killed
+/// may need a moment to be dead, and its end shows on the connection.
 pub fn remove_stale(path: &Path) {
-    let refused =
-        UnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
-    if refused && let Err(error) = std::fs::remove_file(path) {
+    let refused = |connected: io::Result<UnixStream>| match connected {
+        Ok(_) => false,
+        Err(error) => error.kind() == ErrorKind::ConnectionRefused,
+    };
+    let is_stale = match UnixStream::connect(path) {
+        Ok(stream) => ends_soon(&stream) && refused(UnixStream::connect(path)),
+        failed => refused(failed),
+    };
+    if is_stale && let Err(error) = std::fs::remove_file(path) {
         crate::log::warn(format_args!("remove {}: {error}", path.display()));
     }
+}
+
+/// True if the other side closes the connection while it is looked at.
+fn ends_soon(stream: &UnixStream) -> bool {
+    let mut polled = [PollFd::new(stream, PollFlags::RDHUP)];
+    let limit = Timespec {
+        tv_sec: 0,
+        tv_nsec: 300_000_000,
+    };
+    rustix::event::poll(&mut polled, Some(&limit)).is_ok_and(|ready| ready > 0)
 }
 
 #[cfg(test)]
