@@ -2,12 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Result;
 
 /// How often a write is tried again after room was made: others write at the same time.
 const MAX_TRIES: u32 = 3;
+/// How long what was given up may take to be let go of: a FUSE session ends after its unmounting.
+const LETTING_GO: Duration = Duration::from_secs(2);
 
 /// Makes room on a full disk; whether there is some now.
 type MakeRoom = Box<dyn Fn() -> bool + Send + Sync>;
@@ -23,11 +25,9 @@ pub struct Space {
     look_at: AtomicU64,
     /// How many they are when there is room no more for what nobody has asked for.
     spare_until: AtomicU64,
-    /// How often something came out of use.
-    unused: AtomicU64,
     /// More is stored than may be, and all of it is in use.
     is_short: AtomicBool,
-    is_over: Mutex<bool>,
+    state: Mutex<State>,
     change: Condvar,
     make_room: OnceLock<MakeRoom>,
     evictions: AtomicU64,
@@ -41,6 +41,15 @@ pub struct Evictions {
     pub count: u64,
     /// Bytes that they took on disk.
     pub bytes: u64,
+}
+
+/// What wakes those who wait.
+#[derive(Default)]
+struct State {
+    is_over: bool,
+    /// How often something came out of use, and when it did last.
+    unused: u64,
+    unused_at: Option<Instant>,
 }
 
 /// What had happened when a look at the whole began.
@@ -68,9 +77,8 @@ impl Default for Space {
             look_at: AtomicU64::new(0),
             // Without limits there is room as long as the disk has some.
             spare_until: AtomicU64::new(u64::MAX),
-            unused: AtomicU64::new(0),
             is_short: AtomicBool::default(),
-            is_over: Mutex::default(),
+            state: Mutex::default(),
             change: Condvar::new(),
             make_room: OnceLock::new(),
             evictions: AtomicU64::new(0),
@@ -108,7 +116,7 @@ impl Space {
     pub fn now(&self) -> Moment {
         Moment {
             written: self.written.load(Ordering::Relaxed),
-            unused: self.unused.load(Ordering::SeqCst),
+            unused: self.lock().unused,
         }
     }
 
@@ -133,7 +141,31 @@ impl Space {
     }
 
     fn make_room(&self) -> bool {
-        self.make_room.get().is_some_and(|make_room| make_room())
+        let Some(make_room) = self.make_room.get() else {
+            return false;
+        };
+        loop {
+            let began = self.now();
+            if make_room() {
+                return true;
+            }
+            if !self.wait_for_unused(began) {
+                return false;
+            }
+        }
+    }
+
+    /// Whether something has come out of use since `began`; waits for it if something was given up
+    /// a moment ago.
+    fn wait_for_unused(&self, began: Moment) -> bool {
+        let state = self.lock();
+        let left = state
+            .unused_at
+            .map_or(Duration::ZERO, |at| LETTING_GO.saturating_sub(at.elapsed()));
+        let goes_on = |state: &mut State| !state.is_over && state.unused == began.unused;
+        let waited = self.change.wait_timeout_while(state, left, goes_on);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !state.is_over && state.unused != began.unused
     }
 
     /// Allows what was found by a look that `began` then. Short of space, [`Space::wait`] returns
@@ -157,11 +189,15 @@ impl Space {
 
     /// Says that something is no longer in use.
     pub fn note_unused(&self) {
-        self.unused.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut state = self.lock();
+            state.unused += 1;
+            state.unused_at = Some(Instant::now());
+        }
         if self.is_short.load(Ordering::SeqCst) {
             self.look_at.store(0, Ordering::SeqCst);
-            self.wake();
         }
+        self.wake();
     }
 
     /// Has whoever waits look again at what it waits for.
@@ -171,22 +207,22 @@ impl Space {
         self.change.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, bool> {
-        self.is_over.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until more was written than was allowed, or for `most`. `false`: it is over.
     pub fn wait(&self, most: Duration) -> bool {
         let is_due = || self.written.load(Ordering::Relaxed) >= self.look_at.load(Ordering::SeqCst);
-        let goes_on = |is_over: &mut bool| !*is_over && !is_due();
+        let goes_on = |state: &mut State| !state.is_over && !is_due();
         let waited = self.change.wait_timeout_while(self.lock(), most, goes_on);
-        let (is_over, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        !*is_over
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        !state.is_over
     }
 
     /// Ends all waiting.
     pub fn close(&self) {
-        *self.lock() = true;
+        self.lock().is_over = true;
         self.change.notify_all();
     }
 
@@ -207,8 +243,6 @@ impl Space {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use super::*;
     use crate::error::Error;
 
@@ -244,6 +278,30 @@ mod tests {
             3,
             "another error is none of its business"
         );
+    }
+
+    #[test]
+    fn what_is_being_let_go_of_is_waited_for_before_a_write_fails() {
+        let space = std::sync::Arc::new(Space::default());
+        let is_free = std::sync::Arc::new(AtomicBool::new(false));
+        let known = std::sync::Arc::clone(&is_free);
+        space.when_full(move || known.load(Ordering::SeqCst));
+        let is_free = &is_free;
+        // Unmounted, but its session has not ended.
+        space.note_unused();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                is_free.store(true, Ordering::SeqCst);
+                space.note_unused();
+            });
+            let written = space.with_room(|| match is_free.load(Ordering::SeqCst) {
+                true => Ok(()),
+                false => Err(full()),
+            });
+            assert!(written.is_ok(), "{written:?}");
+        });
+        is_free.store(false, Ordering::SeqCst);
+        assert!(space.with_room(|| Err::<(), _>(full())).is_err());
     }
 
     const LONG: Duration = Duration::from_mins(1);
