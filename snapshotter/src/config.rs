@@ -7,10 +7,8 @@ use serde::Deserialize;
 
 use crate::error::{Error, Result};
 use crate::mount::{BackgroundConfig, LazyConfig, Passthrough, Plain};
+use crate::rootless::Places;
 use crate::store::StoreSection;
-
-/// Where the configuration file is when none is named; it may be absent.
-pub const DEFAULT_PATH: &str = "/etc/xebec/snapshotter.toml";
 
 /// Settings of the daemon; every key may be left out.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -333,9 +331,10 @@ impl Default for RegistrySection {
 
 impl Default for Config {
     fn default() -> Self {
+        let places = Places::own();
         Self {
-            root: "/var/lib/xebec-snapshotter".into(),
-            address: "/run/xebec-snapshotter/snapshotter.sock".into(),
+            root: places.root,
+            address: places.address,
             mount: MountMode::Auto,
             async_remove: true,
             log: "info".into(),
@@ -355,15 +354,15 @@ impl Config {
     /// Reads `path`, or the default file if there is one and none is named.
     pub fn load(path: Option<&Path>) -> Result<Self> {
         let (file, required) = match path {
-            Some(path) => (path, true),
-            None => (Path::new(DEFAULT_PATH), false),
+            Some(path) => (path.to_owned(), true),
+            None => (Places::own().config, false),
         };
-        match std::fs::read_to_string(file) {
-            Ok(text) => Self::parse(&text, file),
+        match std::fs::read_to_string(&file) {
+            Ok(text) => Self::parse(&text, &file),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound && !required => {
                 Ok(Self::default())
             }
-            Err(error) => Err(Error::io("read", file)(error)),
+            Err(error) => Err(Error::io("read", &file)(error)),
         }
     }
 

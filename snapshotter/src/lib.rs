@@ -24,6 +24,7 @@ pub mod ingest;
 pub mod keeper;
 pub mod mount;
 pub mod profile;
+mod rootless;
 pub mod service;
 pub mod snapshots;
 pub mod store;

@@ -15,7 +15,8 @@ use crate::error::{Error, Result};
 /// Where the daemon is.
 #[derive(Debug, clap::Args)]
 pub(super) struct DaemonArgs {
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
+    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, a user's own below
+    /// ~/.config, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Unix socket on which the daemon serves containerd (overrides the file)

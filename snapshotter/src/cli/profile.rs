@@ -66,7 +66,8 @@ struct ImportArgs {
 
 #[derive(Debug, clap::Args)]
 struct NodeArgs {
-    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, if it is there]
+    /// Configuration file of the daemon [default: /etc/xebec/snapshotter.toml, a user's own below
+    /// ~/.config, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory that the daemon keeps everything in (overrides the file)

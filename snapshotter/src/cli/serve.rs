@@ -8,7 +8,8 @@ use crate::error::Result;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Configuration file [default: /etc/xebec/snapshotter.toml, if it is there]
+    /// Configuration file [default: /etc/xebec/snapshotter.toml, a user's own below
+    /// ~/.config, if it is there]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Directory that holds everything the daemon keeps (overrides the file)

@@ -47,6 +47,7 @@ pub(crate) fn log(filter: &str) -> Result<()> {
 /// Serves until SIGTERM or SIGINT.
 pub fn run(config: &Config) -> Result<()> {
     logging::start(&config.log)?;
+    crate::rootless::check_privileges()?;
     raise_file_limit();
     crate::sys::keep_no_large_pieces();
     std::fs::create_dir_all(&config.root).map_err(Error::io("create", &config.root))?;

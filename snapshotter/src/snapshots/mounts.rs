@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::record::{Kind, Labels};
 use crate::error::{Error, Result};
+use crate::rootless::in_user_namespace;
 
 /// Label with the user id mapping of a container in a user namespace.
 pub const UID_MAPPING: &str = "containerd.io/snapshot/uidmapping";
@@ -123,15 +124,10 @@ pub fn host_options() -> Vec<String> {
     if Path::new("/sys/module/overlay/parameters/index").exists() {
         options.push("index=off".to_owned());
     }
-    if std::fs::read_to_string("/proc/self/uid_map").is_ok_and(|map| !is_initial_user_ns(&map)) {
+    if in_user_namespace() {
         options.push("userxattr".to_owned());
     }
     options
-}
-
-/// Whether a `uid_map` is the identity over all ids, which only the initial namespace has.
-fn is_initial_user_ns(uid_map: &str) -> bool {
-    uid_map.split_whitespace().eq(["0", "0", "4294967295"])
 }
 
 #[cfg(test)]
@@ -233,11 +229,5 @@ mod tests {
             assert_eq!(error.code(), tonic::Code::InvalidArgument, "{bad:?}");
         }
         assert!(root(Some("0:1:1"), None).is_err());
-    }
-
-    #[test]
-    fn only_the_full_identity_map_is_the_initial_user_namespace() {
-        assert!(is_initial_user_ns("         0          0 4294967295\n"));
-        assert!(!is_initial_user_ns("         0     100000      65536\n"));
     }
 }

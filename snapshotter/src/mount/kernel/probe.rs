@@ -10,11 +10,15 @@ use crate::digest::Digest;
 use crate::erofs;
 use crate::index::{LayerBuilder, Tree};
 use crate::keeper::group::Group;
+use crate::rootless::in_user_namespace;
 
 /// Watches a file below `root` and mounts an image from there. The error says what is missing.
 ///
 /// The file stays: what was found to work must not fail at a later start because the disk is full.
 pub fn probe(root: &Path) -> Result<(), String> {
+    if in_user_namespace() {
+        return Err("in a user namespace there are no events before reads".to_owned());
+    }
     fs::create_dir_all(root).map_err(|error| format!("{}: {error}", root.display()))?;
     let path = root.join("probe");
     let image = image()?;
