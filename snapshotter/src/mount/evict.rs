@@ -24,6 +24,8 @@ impl Lazy {
         let evicted = self.layers_of_node().try_in_turn(layer, || {
             // From here on until it is done, who wants to open the layer waits.
             let taken = {
+                // Before the mounts: nobody who mounts waits for the disk.
+                let _not_synced = self.layers_of_node().wait_for_tidier();
                 let mut mounts = self.mounts();
                 mounts.drop_unused_with(layer);
                 !mounts.has(layer) && self.layers_of_node().take_out_of_use(layer)

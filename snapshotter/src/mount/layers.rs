@@ -34,6 +34,8 @@ pub(super) struct Layers {
     open: Mutex<Open>,
     /// Told when a layer is no longer being made or evicted.
     pub(super) settled: Condvar,
+    /// Held while a layer is open for nothing but to be synced.
+    tidying: Mutex<()>,
     /// Layers that somebody adds right now: what two images share is described once.
     adding: Mutex<HashMap<LayerId, Arc<Mutex<()>>>>,
 }
@@ -64,6 +66,7 @@ impl Layers {
             describes,
             open: Mutex::default(),
             settled: Condvar::new(),
+            tidying: Mutex::default(),
             adding: Mutex::default(),
         })
     }
@@ -481,10 +484,20 @@ impl Layers {
         }
     }
 
+    /// Waits until no layer is open for nothing but to be synced, and keeps it so.
+    pub(super) fn wait_for_tidier(&self) -> MutexGuard<'_, ()> {
+        lock(&self.tidying)
+    }
+
     /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
     pub(super) fn tidy(&self) {
-        let open: Vec<_> = self.lock_open().fillers.values().cloned().collect();
-        for filler in open {
+        let open: Vec<_> = self.lock_open().fillers.keys().copied().collect();
+        for id in open {
+            // One after the other: who evicts waits for one at most.
+            let _tidying = lock(&self.tidying);
+            let Some(filler) = self.lock_open().fillers.get(&id).cloned() else {
+                continue;
+            };
             if let Err(error) = filler.blob().sync() {
                 tracing::warn!(%error, "what was fetched may have to be fetched again");
             }
