@@ -294,10 +294,8 @@ mod tests {
                 is_free.store(true, Ordering::SeqCst);
                 space.note_unused();
             });
-            let written = space.with_room(|| match is_free.load(Ordering::SeqCst) {
-                true => Ok(()),
-                false => Err(full()),
-            });
+            let has_room = || is_free.load(Ordering::SeqCst);
+            let written = space.with_room(|| has_room().then_some(()).ok_or_else(full));
             assert!(written.is_ok(), "{written:?}");
         });
         is_free.store(false, Ordering::SeqCst);
