@@ -13,7 +13,7 @@ use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
 use crate::error::{Context, Result};
-use crate::events::{Publisher, oom};
+use crate::events::Publisher;
 use crate::link::Link;
 use crate::supervisor::Identity;
 use crate::supervisor::message::ToWorker;
@@ -50,7 +50,6 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
         supervisor: supervisor.as_raw_pid() as u32,
         exits: Rc::clone(&exits),
         link: Arc::clone(&link),
-        oom: oom::Watch::start().context(|| "watch for OOM kills".into())?,
         shutdown: Notify::new(),
     });
     let service = Rc::new(TaskService::new(Rc::clone(&shim)));

@@ -1,41 +1,88 @@
 //! Out-of-memory kills in a container's cgroup, from `memory.events`.
+//!
+//! The file is polled, not watched by inotify: the kernel gives a user 128 of those by default, for
+//! everything on the node, and every pod has a shim.
 
-use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::cell::Cell;
 use std::io;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
-use rustix::fs::inotify;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
-use tokio::task::spawn_local;
+use tokio::io::{Interest, Ready};
+use tokio::task::{AbortHandle, spawn_local};
 
 use super::Publisher;
 use crate::task::keys;
 use crate::{log, sys};
 use xebec_proto::events::TaskOom;
 
-/// The counter of one container.
+/// The counter of one container, watched until it is dropped.
 #[derive(Debug)]
 pub struct Counter {
+    kills: Rc<Kills>,
+    watch: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Kills {
     container: String,
-    file: PathBuf,
+    /// `memory.events`, which is read again and again.
+    file: AsyncFd<OwnedFd>,
     seen: Cell<u64>,
     publisher: Publisher,
 }
 
 impl Counter {
+    /// Watches the container whose cgroup is at `cgroup`, of which `seen` kills are told already;
+    /// `None` without a memory controller. Must run inside a `LocalSet`.
+    pub fn watch(
+        container: &str,
+        cgroup: &Path,
+        seen: u64,
+        publisher: &Publisher,
+    ) -> io::Result<Option<Counter>> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = match rustix::fs::open(cgroup.join("memory.events"), flags, Mode::empty()) {
+            Err(Errno::NOENT) => return Ok(None),
+            result => result?,
+        };
+        let kills = Rc::new(Kills {
+            container: container.to_owned(),
+            file: sys::watch_priority(file)?,
+            seen: Cell::new(seen),
+            publisher: publisher.clone(),
+        });
+        // The kernel reports changes since the last read.
+        kills.check();
+        let watch = spawn_local(follow(Rc::clone(&kills))).abort_handle();
+        Ok(Some(Counter { kills, watch }))
+    }
+
     /// Publishes an event if there were kills since the last look. Called once more at the exit
     /// of init, because the notification may lose the race against it.
     pub fn check(&self) {
-        // The file is gone with the cgroup; then there is nothing new to learn either.
-        let Ok(text) = std::fs::read(&self.file) else {
+        self.kills.check();
+    }
+}
+
+impl Drop for Counter {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
+impl Kills {
+    fn check(&self) {
+        let mut text = [0; 512];
+        // Nothing can be read once the cgroup is gone; then there is nothing new to learn either.
+        let Ok(length) = rustix::io::pread(&self.file, &mut text, 0) else {
             return;
         };
-        let kills = oom_kills(&text);
+        let kills = oom_kills(&text[..length]);
         if kills > self.seen.replace(kills) {
             let event = TaskOom {
                 container_id: self.container.clone(),
@@ -46,75 +93,13 @@ impl Counter {
     }
 }
 
-/// Watches the counters of all containers of this shim.
-#[derive(Debug)]
-pub struct Watch {
-    inotify: Rc<AsyncFd<OwnedFd>>,
-    counters: Rc<RefCell<HashMap<i32, Rc<Counter>>>>,
-}
-
-impl Watch {
-    /// Starts watching. Must run inside a `LocalSet`.
-    pub fn start() -> io::Result<Watch> {
-        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
-        let inotify = Rc::new(sys::watch(inotify::init(flags)?)?);
-        let counters = Rc::new(RefCell::new(HashMap::new()));
-        spawn_local(follow(Rc::clone(&inotify), Rc::clone(&counters)));
-        Ok(Watch { inotify, counters })
-    }
-
-    /// Adds the container whose cgroup is at `cgroup`, of which `seen` kills are told already;
-    /// `None` without a memory controller.
-    pub fn add(
-        &self,
-        container: &str,
-        cgroup: &Path,
-        seen: u64,
-        publisher: &Publisher,
-    ) -> io::Result<Option<Rc<Counter>>> {
-        let file = cgroup.join("memory.events");
-        let watch = match inotify::add_watch(&*self.inotify, &file, inotify::WatchFlags::MODIFY) {
-            Err(Errno::NOENT) => return Ok(None),
-            result => result?,
-        };
-        let counter = Rc::new(Counter {
-            container: container.to_owned(),
-            file,
-            seen: Cell::new(seen),
-            publisher: publisher.clone(),
-        });
-        self.counters
-            .borrow_mut()
-            .insert(watch, Rc::clone(&counter));
-        Ok(Some(counter))
-    }
-}
-
-async fn follow(inotify: Rc<AsyncFd<OwnedFd>>, counters: Rc<RefCell<HashMap<i32, Rc<Counter>>>>) {
+async fn follow(kills: Rc<Kills>) {
     loop {
-        let Ok(mut ready) = inotify.readable().await else {
-            return;
-        };
-        let mut buffer = [MaybeUninit::uninit(); 1024];
-        let mut reader = inotify::Reader::new(inotify.as_fd(), &mut buffer);
-        loop {
-            match reader.next() {
-                Ok(event) if event.events().contains(inotify::ReadFlags::IGNORED) => {
-                    // The kernel drops the watch with the cgroup.
-                    counters.borrow_mut().remove(&event.wd());
-                }
-                Ok(event) => {
-                    let counter = counters.borrow().get(&event.wd()).cloned();
-                    if let Some(counter) = counter {
-                        counter.check();
-                    }
-                }
-                Err(Errno::AGAIN) => break,
-                Err(Errno::INTR) => {}
-                Err(error) => return log::error(format_args!("watch for OOM kills: {error}")),
-            }
+        match kills.file.ready(Interest::PRIORITY).await {
+            Ok(mut ready) => ready.clear_ready_matching(Ready::ALL),
+            Err(error) => return log::error(format_args!("watch for OOM kills: {error}")),
         }
-        ready.clear_ready();
+        kills.check();
     }
 }
 

@@ -70,6 +70,12 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
+/// Registers a descriptor whose exceptional conditions (POLLPRI) count.
+pub fn watch_priority(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: as for `watch`.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::PRIORITY) }?)
+}
+
 /// Blocks SIGCHLD for this thread and the threads it starts, and returns a non-blocking
 /// signalfd that reports it.
 pub fn child_signals() -> io::Result<OwnedFd> {

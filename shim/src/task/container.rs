@@ -62,7 +62,7 @@ pub(super) struct Container {
     setting: Setting,
     /// Path of its cgroup of version 2, if it has one of its own.
     cgroup: OnceCell<String>,
-    oom: OnceCell<Rc<Counter>>,
+    oom: OnceCell<Counter>,
     told: Told,
     /// The end of init is not the end of all in its pid namespace.
     shares_pids: Cell<bool>,
@@ -214,9 +214,7 @@ impl Container {
                 return Ok(());
             }
         };
-        let counter = shim
-            .oom
-            .add(&self.id, &full, seen, &shim.publisher)
+        let counter = Counter::watch(&self.id, &full, seen, &shim.publisher)
             .context(|| format!("watch {}", full.display()))?;
         if let Some(counter) = counter {
             // Both cells are set here alone.

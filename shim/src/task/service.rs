@@ -29,7 +29,6 @@ use super::state::Operation;
 use super::stats;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
-use crate::events::oom::Watch;
 use crate::link::Link;
 use crate::log;
 use crate::supervisor::message::Change;
@@ -50,8 +49,6 @@ pub struct Shim {
     pub exits: Rc<Exits>,
     /// Keeps records and starts processes.
     pub link: Arc<Link>,
-    /// Watches for OOM kills.
-    pub oom: Watch,
     /// Told when the shim is to end.
     pub shutdown: Notify,
 }
