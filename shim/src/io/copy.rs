@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, ErrorKind, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
@@ -10,6 +11,8 @@ use tokio::io::unix::AsyncFd;
 
 /// Most bytes moved by one splice: the default capacity of a pipe.
 const SPLICE: usize = 64 * 1024;
+/// First and longest pause between looks whether a reader has come.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 /// Buffer of the copies that cannot splice; a terminal delivers 4 KiB at most.
 const BUFFER: usize = 4096;
 
@@ -46,6 +49,21 @@ pub(super) async fn splice_rest(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) 
         }
     }
     Ok(())
+}
+
+/// Waits until what was written to a fifo has been read, at most `patience`. A client may be slow
+/// to open its end, and until then what the fifo holds goes with our last descriptor of it.
+pub(super) async fn taken(fifo: &AsyncFd<OwnedFd>, patience: Duration) -> io::Result<()> {
+    let wait = async {
+        let mut pause = LOOKS.0;
+        while rustix::io::ioctl_fionread(fifo)? > 0 {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LOOKS.1);
+        }
+        Ok(())
+    };
+    let late = |_| io::Error::new(ErrorKind::TimedOut, "its last bytes are still unread");
+    tokio::time::timeout(patience, wait).await.map_err(late)?
 }
 
 /// Appends everything from `from` to a file. File writes do not wait for readers, so they are
@@ -157,6 +175,23 @@ mod tests {
         io::Seek::rewind(&mut file).unwrap();
         file.read_to_string(&mut text).unwrap();
         assert_eq!(text, "two lines\nof text\n");
+    }
+
+    #[test]
+    fn a_fifo_stays_until_a_reader_has_come_or_nobody_believes_in_one() {
+        let (drain, sink) = pipe();
+        let mut reader = File::from(drain.try_clone().unwrap());
+        File::from(sink.try_clone().unwrap())
+            .write_all(b"last words")
+            .unwrap();
+        run(async {
+            let fifo = watched(sink);
+            let late = taken(&fifo, Duration::from_millis(20)).await.unwrap_err();
+            assert_eq!(late.kind(), ErrorKind::TimedOut);
+            std::thread::spawn(move || reader.read_exact(&mut [0; 10]).unwrap());
+            taken(&fifo, Duration::from_mins(1)).await.unwrap();
+        });
+        drop(drain);
     }
 
     #[test]

@@ -33,6 +33,9 @@ use logger::Logger;
 use target::Target;
 use terminal::Receiver;
 
+/// How long the last of an output waits for its reader.
+const UNREAD: Duration = Duration::from_secs(3);
+
 /// Names under which streams are kept; none begins another.
 const STDIN: &str = "in";
 const STDOUT: &str = "out";
@@ -319,7 +322,7 @@ impl Io {
     fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, keep: Keep) {
         self.outputs.spawn_local(async move {
             let result = match &sink {
-                Sink::Pipe(to) => copy::splice(&source, to).await,
+                Sink::Pipe(to) => and_taken(copy::splice(&source, to).await, to).await,
                 Sink::File(to) => copy::to_file(&source, to).await,
             };
             report("copy an output", result);
@@ -351,7 +354,7 @@ impl Io {
         let keep = keep(TERMINAL);
         self.outputs.spawn_local(async move {
             let result = match &sink {
-                Sink::Pipe(to) => copy::buffered(&master, to).await,
+                Sink::Pipe(to) => and_taken(copy::buffered(&master, to).await, to).await,
                 Sink::File(to) => copy::to_file(&master, to).await,
             };
             report("copy from the terminal", result);
@@ -359,6 +362,12 @@ impl Io {
             keep.done();
         });
     }
+}
+
+/// The end of a copy to a fifo.
+async fn and_taken(copied: io::Result<()>, fifo: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    copied?;
+    copy::taken(fifo, UNREAD).await
 }
 
 /// Registers a descriptor with the event loop, non-blocking.
