@@ -14,14 +14,12 @@ const PACKAGE: &str = "github.com/containerd/containerd";
 /// More than any build information, or table of sections, of a sound program.
 const MOST: u64 = 1 << 20;
 
-/// The highest version of the protocol that the containerd which has called understands: 3 where
-/// one of its programs says so, else 2, which all of them do.
+/// The highest version of the protocol that the caller understands: 2 where one of its programs is
+/// a containerd before 2.0. Who is not containerd at all is taken for as new as the protocol.
 pub(super) fn highest_version(programs: &[&Path]) -> u32 {
-    let known = programs.iter().find_map(|program| generation(program));
-    if known.is_some_and(|major| major >= 2) {
-        3
-    } else {
-        2
+    match programs.iter().find_map(|program| generation(program)) {
+        Some(1) => 2,
+        _ => 3,
     }
 }
 
@@ -137,23 +135,24 @@ mod tests {
     }
 
     #[test]
-    fn version_3_is_answered_only_where_a_program_says_that_it_is_understood() {
+    fn version_3_is_answered_unless_a_program_says_that_it_is_not_understood() {
         let second = b"path\tgithub.com/containerd/containerd/v2/cmd/containerd\n";
         let first = b"path\tgithub.com/containerd/containerd/cmd/containerd\n";
         assert_eq!(version(&elf(second, second.len() as u64)), 3);
         assert_eq!(version(&elf(first, first.len() as u64)), 2);
-        assert_eq!(highest_version(&[Path::new("/nowhere")]), 2);
+        assert_eq!(highest_version(&[Path::new("/nowhere")]), 3);
     }
 
     #[test]
     fn a_damaged_program_tells_nothing() {
-        let second = b"github.com/containerd/containerd/v2/";
-        let sound = elf(second, second.len() as u64);
-        for length in 0..sound.len() - second.len() {
-            assert_eq!(version(&sound[..length]), 2, "{length} bytes");
+        let first = b"github.com/containerd/containerd/cmd";
+        let sound = elf(first, first.len() as u64);
+        assert_eq!(version(&sound), 2);
+        for length in 0..sound.len() - first.len() {
+            assert_eq!(version(&sound[..length]), 3, "{length} bytes");
         }
         for size in [1 << 19, u64::MAX] {
-            assert_eq!(version(&elf(second, size)), 2);
+            assert_eq!(version(&elf(first, size)), 3);
         }
         for at in 0..64 + 2 * 64 {
             let mut damaged = sound.clone();
