@@ -1,5 +1,6 @@
 //! One container: how it is made, started, watched and taken away.
 
+mod exec;
 mod successor;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -13,11 +14,9 @@ use prost::Name;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_local;
 use xebec_proto::events::{self, TaskIo};
-use xebec_proto::task::{CreateTaskRequest, DeleteResponse, ExecProcessRequest};
+use xebec_proto::task::{CreateTaskRequest, DeleteResponse};
 use xebec_runtime::cgroup::{Cgroup, CgroupPath};
 
-use super::document;
-use super::exits::UNKNOWN_STATUS;
 use super::inherit::ContainerRecord;
 use super::keys;
 use super::process::{Process, timestamp};
@@ -286,42 +285,20 @@ impl Container {
         self.execs.borrow().values().cloned().collect()
     }
 
+    /// The pids of init and of the execs that run.
+    pub(super) fn running(&self) -> Vec<i32> {
+        let runs = |process: &Rc<Process>| process.exit().is_none() && process.pid() != 0;
+        let mut processes = self.execs();
+        processes.insert(0, Rc::clone(&self.init));
+        let running = processes.iter().filter(|process| runs(process));
+        running.map(|process| process.pid()).collect()
+    }
+
     /// The container's cgroup, if it has one of version 2. It is opened for each use, which costs
     /// less than a descriptor for each container.
     pub(super) fn cgroup(&self) -> Result<Cgroup> {
         let absent = || Error::NotFound("cgroup does not exist".into());
         open_cgroup(self.cgroup.get().ok_or_else(absent)?).map_err(unreadable)
-    }
-
-    /// Registers a further process; it starts later.
-    pub(super) fn add_exec(&self, shim: &Shim, request: ExecProcessRequest) -> Result<()> {
-        let exec_id = request.exec_id;
-        // The id becomes part of file names.
-        crate::link::container_id(&exec_id)?;
-        if self.execs.borrow().contains_key(&exec_id) || exec_id == self.id {
-            return Err(Error::AlreadyExists(format!(
-                "id {exec_id}: already exists"
-            )));
-        }
-        self.init.check(Operation::Exec)?;
-        let document = document::process(request.spec, request.terminal)?;
-        let names = Names {
-            stdin: request.stdin,
-            stdout: request.stdout,
-            stderr: request.stderr,
-            terminal: request.terminal,
-        };
-        let process = Process::new(exec_id.clone(), names, document);
-        let kept = vec![process.keep(&self.id)];
-        self.execs
-            .borrow_mut()
-            .insert(exec_id.clone(), Rc::new(process));
-        let event = events::TaskExecAdded {
-            container_id: self.id.clone(),
-            exec_id,
-        };
-        self.publish(shim, kept, "/tasks/exec-added", &event);
-        Ok(())
     }
 
     /// Starts init or a registered exec and returns its pid.
@@ -356,59 +333,6 @@ impl Container {
         };
         let kept = vec![self.init.keep(&self.id)];
         self.publish(shim, kept, "/tasks/start", &event);
-    }
-
-    /// An exec could not be started.
-    fn give_up(&self, shim: &Shim, process: &Process) {
-        process.exited(Exit::now(UNKNOWN_STATUS));
-        let prefix = keys::process(&self.id, &process.exec_id);
-        let changes = vec![Change::Drop { prefix }, process.keep(&self.id)];
-        shim.link.commit(changes, Vec::new());
-    }
-
-    async fn start_exec(self: &Rc<Self>, shim: &Rc<Shim>, process: &Rc<Process>) -> Result<()> {
-        if self.ending.get() {
-            return Err(Error::FailedPrecondition(
-                "cannot exec in a stopped state".into(),
-            ));
-        }
-        self.init.check(Operation::Exec)?;
-        shim.link
-            .commit(vec![process.keep_launching(&self.id)], Vec::new());
-        let (mut io, streams) = Io::open(&process.names, &self.setting, &process.exec_id).await?;
-        let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
-        let (exec_id, document) = (process.exec_id.clone(), process.document.clone());
-        let hold = self.hold(shim);
-        let pid = shim
-            .blocking(move || engine.exec(&id, &bundle, &exec_id, &document, &streams))
-            .await?;
-        process.launched(pid);
-        shim.link.commit(vec![Change::Watch { pid }], Vec::new());
-        drop(hold);
-        process.set_state(State::Running);
-        let terminal = io.attach_terminal(&process.names, &self.setting, &process.exec_id);
-        if let Err(error) = terminal.await {
-            process.kill(libc::SIGKILL)?;
-            log::error(format_args!(
-                "exec {} of {}: {error}",
-                process.exec_id, self.id
-            ));
-        }
-        process.io.replace(io);
-        self.announce_exec(shim, process);
-        self.watch(shim, process);
-        Ok(())
-    }
-
-    fn announce_exec(&self, shim: &Shim, process: &Process) {
-        process.set_state(State::Running);
-        let event = events::TaskExecStarted {
-            container_id: self.id.clone(),
-            exec_id: process.exec_id.clone(),
-            pid: process.pid() as u32,
-        };
-        let kept = vec![process.keep(&self.id)];
-        self.publish(shim, kept, "/tasks/exec-started", &event);
     }
 
     /// Waits for the end of a process in the background.
@@ -517,30 +441,6 @@ impl Container {
         let (engine, id) = (self.engine.clone(), self.id.clone());
         shim.blocking(move || engine.kill_all(&id, signal as i32))
             .await
-    }
-
-    /// Deletes an exec: nothing but its streams and its entry are left of it.
-    pub(super) async fn delete_exec(&self, shim: &Shim, exec_id: &str) -> Result<DeleteResponse> {
-        let process = self.process(exec_id)?;
-        let _turn = process.turn.lock().await;
-        if process.state() == State::Deleted {
-            return Ok(deleted(&process));
-        }
-        process.check(Operation::Delete)?;
-        let mut io = process.io.take();
-        io.drain(DRAIN).await;
-        process.set_state(State::Deleted);
-        self.execs.borrow_mut().remove(exec_id);
-        let prefix = keys::process(&self.id, exec_id);
-        shim.link.commit(vec![Change::Drop { prefix }], Vec::new());
-        let pid_file = self.bundle.join(format!("{exec_id}.pid"));
-        match std::fs::remove_file(&pid_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                log::warn(format_args!("remove {}: {error}", pid_file.display()));
-            }
-            _ => {}
-        }
-        Ok(deleted(&process))
     }
 
     /// Deletes the container. After an error it can be tried again; who tries while another

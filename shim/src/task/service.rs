@@ -282,10 +282,13 @@ impl TaskService {
         };
         let cgroup = container.cgroup();
         let pids = cgroup.and_then(|cgroup| cgroup.pids(true).map_err(stats::unreadable));
-        let mut pids = match container.init.exit() {
+        let mut pids = match pids {
+            Ok(pids) => pids,
             // The cgroup may have ended with init.
-            Some(_) => pids.unwrap_or_default(),
-            None => pids?,
+            Err(_) if container.init.exit().is_some() => Vec::new(),
+            // It has none of its own: those that the shim has started are known all the same.
+            Err(Error::NotFound(_)) => container.running(),
+            Err(error) => return Err(error),
         };
         if pids.is_empty() {
             // containerd takes a task without processes for a leak when it comes back, kills the
