@@ -2,7 +2,6 @@
 
 mod bad_input;
 mod crowds;
-mod insight;
 mod sandbox;
 mod tasks;
 mod ways_in;
