@@ -103,7 +103,6 @@ mod tests {
             publish_binary: String::new(),
             id: id.into(),
             bundle: None,
-            socket: None,
             debug: false,
             events: String::new(),
             socket_directory: None,

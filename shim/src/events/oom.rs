@@ -69,13 +69,6 @@ impl Counter {
     }
 }
 
-impl Counter {
-    /// How many kills are known.
-    pub fn kills(&self) -> u64 {
-        self.kills.seen.get()
-    }
-}
-
 impl Drop for Counter {
     fn drop(&mut self) {
         self.watch.abort();

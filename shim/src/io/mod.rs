@@ -6,7 +6,6 @@ mod keep;
 mod logger;
 mod target;
 mod terminal;
-mod view;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -33,8 +32,6 @@ use keep::Keep;
 use logger::Logger;
 use target::Target;
 use terminal::Receiver;
-use view::Ends;
-pub use view::View;
 
 /// How long the last of an output waits for its reader.
 const UNREAD: Duration = Duration::from_secs(3);
@@ -97,7 +94,6 @@ pub struct Io {
     receiver: Option<Receiver>,
     master: Option<Rc<AsyncFd<OwnedFd>>>,
     logger: Option<Logger>,
-    ends: Vec<Ends>,
 }
 
 /// How standard input is closed.
@@ -110,12 +106,12 @@ struct Stdin {
 
 /// A target that bytes can be copied to.
 enum Sink {
-    Pipe(Rc<AsyncFd<OwnedFd>>),
+    Pipe(AsyncFd<OwnedFd>),
     File(File),
 }
 
 impl Sink {
-    fn pipe(&self) -> Option<&Rc<AsyncFd<OwnedFd>>> {
+    fn pipe(&self) -> Option<&AsyncFd<OwnedFd>> {
         match self {
             Sink::Pipe(pipe) => Some(pipe),
             Sink::File(_) => None,
@@ -171,12 +167,12 @@ impl Io {
             let keep = Keep::new(setting, exec_id, name);
             keep.put(
                 "",
-                &[Some(&source), sink.pipe().map(Rc::as_ref)]
+                &[Some(&source), sink.pipe()]
                     .into_iter()
                     .flatten()
                     .collect::<Vec<_>>(),
             )?;
-            io.copy_output(name, source, sink, keep);
+            io.copy_output(source, sink, keep);
             *end = Some(writer);
         }
         Ok((io, streams))
@@ -205,12 +201,10 @@ impl Io {
                     io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
                 }
                 (STDOUT, outer) => {
-                    let sink = sink_again(outer, &names.stdout)?;
-                    io.copy_output(STDOUT, inner, sink, keep(STDOUT));
+                    io.copy_output(inner, sink_again(outer, &names.stdout)?, keep(STDOUT));
                 }
                 (STDERR, outer) => {
-                    let sink = sink_again(outer, &names.stderr)?;
-                    io.copy_output(STDERR, inner, sink, keep(STDERR));
+                    io.copy_output(inner, sink_again(outer, &names.stderr)?, keep(STDERR));
                 }
                 (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
                 (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
@@ -253,7 +247,7 @@ impl Io {
             keep(TERMINAL_STDIN).put("", &[stdin])?;
         }
         let sink = terminal_sink(&names.stdout)?;
-        let kept = [Some(&master), sink.pipe().map(Rc::as_ref)];
+        let kept = [Some(&master), sink.pipe()];
         keep(TERMINAL).put("", &kept.into_iter().flatten().collect::<Vec<_>>())?;
         self.copy_terminal(master, stdin, sink, &keep);
         Ok(())
@@ -262,11 +256,6 @@ impl Io {
     /// The logger that reads the streams; 0 if none does.
     pub fn logger_pid(&self) -> i32 {
         self.logger.as_ref().map_or(0, Logger::pid)
-    }
-
-    /// The streams that are copied here as they are now.
-    pub fn view(&self) -> Vec<View> {
-        self.ends.iter().map(Ends::view).collect()
     }
 
     /// Resizes the terminal; without one there is nothing to do.
@@ -312,8 +301,6 @@ impl Io {
         keep: Keep,
         closing: bool,
     ) {
-        let (source, sink) = (Rc::new(source), Rc::new(sink));
-        self.ends.push(Ends::new(STDIN, &source, Some(&sink)));
         let close = Rc::new(Notify::new());
         if closing {
             close.notify_one();
@@ -332,15 +319,7 @@ impl Io {
         self.stdin = Some(Stdin { close, copy, keep });
     }
 
-    fn copy_output(
-        &mut self,
-        name: &'static str,
-        source: AsyncFd<OwnedFd>,
-        sink: Sink,
-        keep: Keep,
-    ) {
-        let source = Rc::new(source);
-        self.ends.push(Ends::new(name, &source, sink.pipe()));
+    fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, keep: Keep) {
         self.outputs.spawn_local(async move {
             let result = match &sink {
                 Sink::Pipe(to) => and_taken(copy::splice(&source, to).await, to).await,
@@ -362,8 +341,6 @@ impl Io {
         let master = Rc::new(master);
         self.master = Some(Rc::clone(&master));
         if let Some(source) = stdin {
-            let source = Rc::new(source);
-            self.ends.push(Ends::new(TERMINAL_STDIN, &source, None));
             let (master, keep) = (Rc::clone(&master), keep(TERMINAL_STDIN));
             self.inputs.spawn_local(async move {
                 report(
@@ -374,7 +351,6 @@ impl Io {
                 keep.done();
             });
         }
-        self.ends.push(Ends::new(TERMINAL, &master, sink.pipe()));
         let keep = keep(TERMINAL);
         self.outputs.spawn_local(async move {
             let result = match &sink {
@@ -452,7 +428,7 @@ fn terminal_sink(name: &str) -> Result<Sink> {
 
 /// The sink of an earlier worker: a fifo that was kept, or else a file.
 fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
-    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(Rc::new(pipe))))
+    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(pipe)))
 }
 
 /// Opens an output. A fifo is opened for reading too: then a reader that goes away leaves the
@@ -460,7 +436,7 @@ fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
 fn open_sink(path: &Path) -> Result<Sink> {
     let is_fifo = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
     if is_fifo {
-        return Ok(Sink::Pipe(Rc::new(open_fifo(path, OFlags::RDWR)?)));
+        return Ok(Sink::Pipe(open_fifo(path, OFlags::RDWR)?));
     }
     Ok(Sink::File(open_append(path)?))
 }

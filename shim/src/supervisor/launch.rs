@@ -176,7 +176,7 @@ fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
             match launch(request, &message.raw, fds) {
                 Ok(launched) => {
                     for warning in &launched.warnings {
-                        log::with(&[("id", &id)]).warn(format_args!("{warning}"));
+                        log::warn(format_args!("container {id}: {warning}"));
                     }
                     Reply::Launched { pid: launched.pid }
                 }

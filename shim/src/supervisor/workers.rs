@@ -154,7 +154,6 @@ impl Supervisor {
             Fork::Child => become_worker(supervisor, theirs, &self.identity),
             Fork::Parent(pid) => pid,
         };
-        self.workers += 1;
         self.worker = Some(Worker {
             pid: Pid::from_raw(pid).ok_or_else(|| Error::Io {
                 what: what(),

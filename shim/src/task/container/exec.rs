@@ -85,8 +85,10 @@ impl Container {
         let terminal = io.attach_terminal(&process.names, &self.setting, &process.exec_id);
         if let Err(error) = terminal.await {
             process.kill(libc::SIGKILL)?;
-            log::with(&[("id", &self.id), ("exec_id", &process.exec_id)])
-                .error(format_args!("terminal: {error}"));
+            log::error(format_args!(
+                "exec {} of {}: {error}",
+                process.exec_id, self.id
+            ));
         }
         process.io.replace(io);
         self.announce_exec(shim, process);
