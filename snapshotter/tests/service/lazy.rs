@@ -196,7 +196,10 @@ async fn lazy_snapshots_survive_a_crash_and_a_dead_registry() {
         "it was fetched before"
     );
     drop(tree);
-    client.remove("c").await.unwrap();
+    for key in ["c", &top] {
+        client.remove(key).await.unwrap();
+    }
+    client.cleanup().await.unwrap();
     assert!(lazy_mounts(daemon.dir()).is_empty());
 }
 
