@@ -18,6 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, OFlags, Uid};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -33,6 +34,9 @@ use logger::Logger;
 use target::Target;
 use terminal::Receiver;
 
+/// How long readers of an output that is over may come late, and how often is looked for them.
+const LATE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
 /// How long the last of an output waits for its reader.
 const UNREAD: Duration = Duration::from_secs(3);
 
@@ -159,9 +163,11 @@ impl Io {
             (stdout, STDOUT, &mut streams.stdout),
             (stderr, STDERR, &mut streams.stderr),
         ] {
+            let (reader_there, late) = look_for_reader(&target);
             let Some(sink) = open_target(&target)? else {
                 continue;
             };
+            drop(reader_there);
             let (reader, writer) = pipe(setting)?;
             let source = watched(reader).context(|| "watch an output".into())?;
             let keep = Keep::new(setting, exec_id, name);
@@ -172,7 +178,7 @@ impl Io {
                     .flatten()
                     .collect::<Vec<_>>(),
             )?;
-            io.copy_output(source, sink, keep);
+            io.copy_output(source, sink, keep, late);
             *end = Some(writer);
         }
         Ok((io, streams))
@@ -201,10 +207,10 @@ impl Io {
                     io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
                 }
                 (STDOUT, outer) => {
-                    io.copy_output(inner, sink_again(outer, &names.stdout)?, keep(STDOUT));
+                    io.copy_output(inner, sink_again(outer, &names.stdout)?, keep(STDOUT), None);
                 }
                 (STDERR, outer) => {
-                    io.copy_output(inner, sink_again(outer, &names.stderr)?, keep(STDERR));
+                    io.copy_output(inner, sink_again(outer, &names.stderr)?, keep(STDERR), None);
                 }
                 (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
                 (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
@@ -319,7 +325,14 @@ impl Io {
         self.stdin = Some(Stdin { close, copy, keep });
     }
 
-    fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, keep: Keep) {
+    /// Copies an output to its end; `late` is a fifo whose reader had not come when it was opened.
+    fn copy_output(
+        &mut self,
+        source: AsyncFd<OwnedFd>,
+        sink: Sink,
+        keep: Keep,
+        late: Option<PathBuf>,
+    ) {
         self.outputs.spawn_local(async move {
             let result = match &sink {
                 Sink::Pipe(to) => and_taken(copy::splice(&source, to).await, to).await,
@@ -328,6 +341,9 @@ impl Io {
             report("copy an output", result);
             drop((source, sink));
             keep.done();
+            if let Some(fifo) = late {
+                drop(spawn_local(release_readers(fifo)));
+            }
         });
     }
 
@@ -407,6 +423,35 @@ fn open_fifo(path: &Path, access: OFlags) -> Result<AsyncFd<OwnedFd>> {
     open().context(|| format!("open stream {}", path.display()))
 }
 
+/// Looks whether somebody reads the fifo of an output already, and gives a descriptor that keeps
+/// such a reader from seeing an end; else the path at which one has to be waited for.
+fn look_for_reader(target: &Target) -> (Option<OwnedFd>, Option<PathBuf>) {
+    let Target::Fifo(path) = target else {
+        return (None, None);
+    };
+    match open_writer(path) {
+        Err(Errno::NXIO) => (None, Some(path.clone())),
+        writer => (writer.ok(), None),
+    }
+}
+
+fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(fifo, flags, rustix::fs::Mode::empty())
+}
+
+/// Shows the end of an output to readers that open its fifo when it is over: without a writer such
+/// a reader would wait in its open for ever. Ends when the fifo is gone.
+async fn release_readers(fifo: PathBuf) {
+    let looks = LATE.as_millis() / PAUSE.as_millis();
+    for _ in 0..looks {
+        if open_writer(&fifo).is_err_and(|error| error != Errno::NXIO) {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
 /// Opens where an output goes; `None` if that is nowhere.
 fn open_target(target: &Target) -> Result<Option<Sink>> {
     match target {
@@ -452,4 +497,36 @@ fn open_append(path: &Path) -> Result<File> {
         .mode(0o644)
         .open(path)
         .context(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_comes_after_the_end_of_a_silent_output_sees_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("out");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let target = Target::Fifo(fifo.clone());
+        let (reader_there, late) = look_for_reader(&target);
+        assert!(reader_there.is_none());
+        let reading = fifo.clone();
+        let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            tokio::select! {
+                () = release_readers(late.unwrap()) => panic!("the fifo is there"),
+                () = async { while !reader.is_finished() { tokio::time::sleep(PAUSE).await } } => {}
+            }
+        });
+        assert!(reader.join().unwrap().is_empty());
+        let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
+        let (reader_there, late) = look_for_reader(&target);
+        assert!(reader_there.is_some() && late.is_none());
+    }
 }
