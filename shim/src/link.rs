@@ -61,13 +61,18 @@ impl Link {
         self.send(&ToSupervisor::Commit { changes, event }, &[], fds);
     }
 
-    /// Commits changes together with the event that tells of them, an encoded ttrpc request.
+    /// Commits changes together with the event that tells of them, an encoded ttrpc request. They
+    /// leave with the answer to the call that made them, if that comes before the caller waits for
+    /// anything: a worker's death falls before both or after both.
     pub(crate) fn commit_event(&self, changes: Vec<Change>, event: &[u8], importance: Importance) {
         let commit = ToSupervisor::Commit {
             changes,
             event: Some(importance),
         };
-        self.send(&commit, event, Vec::new());
+        if let Err(error) = locked(&self.outbox).push(&commit, event, Vec::new()) {
+            log::error(format_args!("tell the supervisor: {error}"));
+        }
+        self.unsent.notify_one();
     }
 
     /// Answers a request with a ttrpc frame.

@@ -13,9 +13,9 @@ pub(super) struct Turns {
 }
 
 /// The right to have one request under way, until it is dropped.
-pub(super) struct Turn(
-    #[allow(dead_code, reason = "held, not looked at")] Option<OwnedSemaphorePermit>,
-);
+pub(super) struct Turn {
+    _permit: Option<OwnedSemaphorePermit>,
+}
 
 impl Turns {
     pub(super) fn new(limit: usize) -> Self {
@@ -28,7 +28,7 @@ impl Turns {
     /// Waits for a turn at `host`: who comes first is first.
     pub(super) async fn take(&self, host: String) -> Turn {
         if self.limit == 0 {
-            return Turn(None);
+            return Turn { _permit: None };
         }
         let turns = {
             let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
@@ -36,7 +36,9 @@ impl Turns {
             Arc::clone(hosts.entry(host).or_insert_with(new))
         };
         // Fails for a closed semaphore only, and nobody closes these.
-        Turn(turns.acquire_owned().await.ok())
+        Turn {
+            _permit: turns.acquire_owned().await.ok(),
+        }
     }
 }
 
