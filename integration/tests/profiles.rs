@@ -6,7 +6,7 @@ use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::proxy::{Proxy, Shape};
 
 const NODE: [Service; 2] = [Service::Containerd, Service::Snapshotter];
-const READ: [&str; 3] = ["sh", "-c", "cat /usr/bin/redis-server | sha256sum"];
+const READ: [&str; 3] = ["sh", "-c", "sha256sum < /usr/bin/redis-server"];
 
 /// Puts an artifact with a blob that is no profile in the place of the one beside the image $1.
 const FORGE: &str = r#"

@@ -7,6 +7,10 @@
 //!
 //! **A watch is only ever taken from a complete segment.** Whether somebody still has an
 //! unmounted tree open cannot be known, and a hole without a watch reads as zeros.
+//!
+//! **A start that is recorded for the first time is watched whole.** What is complete raises no
+//! event once it is not watched: a profile would miss it, and another node would have to wait for
+//! exactly that.
 
 use std::collections::{BTreeSet, HashSet};
 use std::io;
@@ -93,13 +97,13 @@ impl Gate {
         self.is_new
     }
 
-    /// Makes a segment ready to be mounted: there at its full length, and watched unless it is
-    /// complete. Gives its ordinary path.
+    /// Makes a segment ready to be mounted: there at its full length, and watched unless nobody
+    /// needs to know of its reads. Gives its ordinary path.
     pub(super) fn guard(&self, layer: LayerId, filler: &Filler, segment: u32) -> Result<PathBuf> {
         let blob = filler.blob();
         drop(blob.segment(segment)?);
         let path = blob.segment_path(segment);
-        if !blob.is_segment_complete(segment) {
+        if is_wanted(filler, segment) {
             self.group
                 .watch(self.door.as_fd(), self.below_door(&path)?)
                 .map_err(Error::io("watch", &path))?;
@@ -133,7 +137,7 @@ impl Gate {
             .map_err(|_| Error::Internal(format!("{} is not in the store", path.display())))
     }
 
-    /// Takes the watch from segments that are complete.
+    /// Takes the watch from segments that nobody needs to know of any more.
     pub(super) fn release_complete(&self, layers: &Layers) {
         for layer in std::mem::take(&mut *lock(&self.adopted)) {
             if let Ok(filler) = layers.get(layer) {
@@ -144,7 +148,7 @@ impl Gate {
         let watched: Vec<_> = lock(&self.watched).iter().copied().collect();
         for (layer, segment) in watched {
             let is_over = match layers.get(layer) {
-                Ok(filler) => self.release_if_complete(&filler, segment),
+                Ok(filler) => self.release_if_unwanted(&filler, segment),
                 // The layer was removed: its file is gone as soon as nobody has it open.
                 Err(Error::NotFound(_)) => true,
                 Err(_) => false,
@@ -155,12 +159,11 @@ impl Gate {
         }
     }
 
-    fn release_if_complete(&self, filler: &Filler, segment: u32) -> bool {
-        let blob = filler.blob();
-        if !blob.is_segment_complete(segment) {
+    fn release_if_unwanted(&self, filler: &Filler, segment: u32) -> bool {
+        if is_wanted(filler, segment) {
             return false;
         }
-        let path = blob.segment_path(segment);
+        let path = filler.blob().segment_path(segment);
         let released = self
             .below_door(&path)
             .map(|path| self.group.unwatch(self.door.as_fd(), path));
@@ -215,7 +218,7 @@ impl Gate {
         pool.run(Class::Read, move || {
             let filled = filler.fill_range(segment, offset, len);
             // A large file has a segment of its own; looking at all small ones is the tidier's work.
-            if segment > 0 && gate.release_if_complete(&filler, segment) {
+            if segment > 0 && gate.release_if_unwanted(&filler, segment) {
                 lock(&gate.watched).remove(&(layer, segment));
             }
             match filled {
@@ -288,6 +291,12 @@ impl Drop for Answer {
             self.end(Verdict::Deny);
         }
     }
+}
+
+/// Whether reads of a segment must be seen: those of its holes, and all that a first profile is
+/// made of.
+fn is_wanted(filler: &Filler, segment: u32) -> bool {
+    !filler.blob().is_segment_complete(segment) || filler.wants_every_read()
 }
 
 /// The layer and segment that a path of the store stands for.
