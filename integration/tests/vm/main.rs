@@ -10,3 +10,4 @@ mod memory;
 mod namespaces;
 mod outer;
 mod pods;
+mod tasks;

@@ -28,5 +28,11 @@ for handler in xebec xebec-as-runc runc; do
     exec {output}<&-
     wait $client
     echo "$handler stopped and removed $?"
+
+    # A process in the container wants more than there is, then the container itself does.
+    pod="/job/integration pod --handler $handler --cgroup-parent $slice --memory 67108864"
+    echo 'tail /dev/zero' | $pod 127.0.0.1:5000/busybox:v1 sleep 1000 |
+        sed -n "s/^exit/$handler greedy-exec/p"
+    sleep 10 | $pod 127.0.0.1:5000/busybox:v1 tail /dev/zero | sed -n "s/^ended/$handler greedy/p"
 done
 exit 0
