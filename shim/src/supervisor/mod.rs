@@ -82,22 +82,7 @@ pub fn run(identity: Identity, listener: UnixListener) -> Result<()> {
     sys::keep_heap_small();
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
         .context(|| "become a subreaper".into())?;
-    let mut supervisor = Supervisor {
-        signals: sys::child_signals().context(|| "watch for dying children".into())?,
-        courier: Courier::new(identity.containerd.clone()),
-        identity,
-        listener: Some(listener),
-        connections: BTreeMap::new(),
-        next_connection: 1,
-        book: Book::default(),
-        children: Children::default(),
-        holds: 0,
-        launches: Vec::new(),
-        worker: None,
-        restart: Restart::default(),
-        idle: None,
-        leaving: None,
-    };
+    let mut supervisor = Supervisor::new(identity, listener)?;
     supervisor.start_worker()?;
     while !supervisor.is_done() {
         supervisor.turn()?;
@@ -170,6 +155,26 @@ enum Source {
 }
 
 impl Supervisor {
+    /// A supervisor without a worker.
+    fn new(identity: Identity, listener: UnixListener) -> Result<Supervisor> {
+        Ok(Supervisor {
+            signals: sys::child_signals().context(|| "watch for dying children".into())?,
+            courier: Courier::new(identity.containerd.clone()),
+            identity,
+            listener: Some(listener),
+            connections: BTreeMap::new(),
+            next_connection: 1,
+            book: Book::default(),
+            children: Children::default(),
+            holds: 0,
+            launches: Vec::new(),
+            worker: None,
+            restart: Restart::default(),
+            idle: None,
+            leaving: None,
+        })
+    }
+
     fn is_done(&mut self) -> bool {
         let Some(leaving) = &mut self.leaving else {
             return false;

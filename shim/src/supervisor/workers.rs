@@ -1,6 +1,6 @@
 //! The worker's life as its supervisor leads it: start, messages, death, successor.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::launch::Launching;
-use super::message::{ToSupervisor, ToWorker};
+use super::message::ToWorker;
 use super::wire::{Inbox, Outbox};
 use super::{FIRST_PAUSE, Identity, Supervisor, UNKNOWN_STATUS, children, die_with};
 use crate::error::{Context, Error, Result};
@@ -29,6 +29,18 @@ pub(super) struct Worker {
     inbox: Inbox,
     pub(super) outbox: Outbox,
     since: Instant,
+}
+
+impl Worker {
+    fn new(pid: Pid, socket: UnixStream) -> Worker {
+        Worker {
+            pid,
+            socket,
+            inbox: Inbox::default(),
+            outbox: Outbox::default(),
+            since: Instant::now(),
+        }
+    }
 }
 
 /// When the next worker starts.
@@ -73,47 +85,67 @@ impl Supervisor {
         let Some(worker) = &mut self.worker else {
             return;
         };
-        let heard = worker
-            .outbox
-            .flush(&worker.socket)
-            .and_then(|_| worker.inbox.fill(&worker.socket));
-        match heard {
-            Ok(true) => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-            // It has ended, and its end is told by a signal, too.
-            Ok(false) | Err(_) => return self.end_worker(),
+        // It has ended, and its end is told by a signal, too.
+        if worker.outbox.flush(&worker.socket).is_err() {
+            return self.worker_hung_up();
         }
-        loop {
-            let Some(worker) = &mut self.worker else {
-                return;
-            };
-            match worker.inbox.next::<ToSupervisor>() {
-                Ok(Some(message)) => self.obey(message),
-                Ok(None) => return,
-                Err(error) => {
-                    log::error(format_args!("the worker makes no sense: {error}"));
-                    return self.end_worker();
-                }
-            }
+        let heard = match worker.inbox.fill(&worker.socket) {
+            Ok(true) => self.obey_worker(),
+            Ok(false) => return self.worker_hung_up(),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = heard {
+            log::error(format_args!("the worker makes no sense: {error}"));
+            let status = self.kill_worker();
+            self.bury_worker(status);
         }
     }
 
-    /// The worker does not talk any more: makes sure that it is dead.
-    fn end_worker(&mut self) {
-        let Some(worker) = &self.worker else { return };
+    /// Obeys what has arrived whole.
+    fn obey_worker(&mut self) -> io::Result<()> {
+        while let Some(worker) = &mut self.worker
+            && let Some(message) = worker.inbox.next()?
+        {
+            self.obey(message);
+        }
+        Ok(())
+    }
+
+    /// The worker does not listen or does not talk any more.
+    fn worker_hung_up(&mut self) {
+        let status = self.kill_worker();
+        self.worker_died(status);
+    }
+
+    /// Makes sure that the worker is dead; its status.
+    fn kill_worker(&self) -> u32 {
+        let Some(worker) = &self.worker else {
+            return UNKNOWN_STATUS;
+        };
         // Not there any more is what is wanted.
         let _ = rustix::process::kill_process(worker.pid, Signal::KILL);
-        let status = loop {
+        loop {
             match rustix::process::waitid(WaitId::Pid(worker.pid), WaitIdOptions::EXITED) {
                 Ok(Some(status)) => break children::code(&status),
                 Err(Errno::INTR) | Ok(None) => {}
                 Err(_) => break UNKNOWN_STATUS,
             }
-        };
-        self.worker_died(status);
+        }
     }
 
+    /// The worker is dead and collected. What it has said and nobody has read yet counts: the
+    /// last of it may be its farewell, which no successor would repeat, as the request that led
+    /// to it has its answer.
     pub(super) fn worker_died(&mut self, status: u32) {
+        while let Some(worker) = &mut self.worker
+            && let Ok(true) = worker.inbox.fill(&worker.socket)
+            && self.obey_worker().is_ok()
+        {}
+        self.bury_worker(status);
+    }
+
+    fn bury_worker(&mut self, status: u32) {
         let Some(worker) = self.worker.take() else {
             return;
         };
@@ -154,16 +186,11 @@ impl Supervisor {
             Fork::Child => become_worker(supervisor, theirs, &self.identity),
             Fork::Parent(pid) => pid,
         };
-        self.worker = Some(Worker {
-            pid: Pid::from_raw(pid).ok_or_else(|| Error::Io {
-                what: what(),
-                source: ErrorKind::InvalidData.into(),
-            })?,
-            socket: ours,
-            inbox: Inbox::default(),
-            outbox: Outbox::default(),
-            since: Instant::now(),
-        });
+        let pid = Pid::from_raw(pid).ok_or_else(|| Error::Io {
+            what: what(),
+            source: ErrorKind::InvalidData.into(),
+        })?;
+        self.worker = Some(Worker::new(pid, ours));
         self.hand_over();
         Ok(())
     }
@@ -220,4 +247,67 @@ fn become_worker(supervisor: Pid, socket: UnixStream, identity: &Identity) -> ! 
         }
     };
     std::process::exit(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::message::ToSupervisor;
+    use std::os::unix::net::UnixListener;
+    use std::process::Command;
+
+    /// A supervisor whose worker has said farewell and ended before anybody listened.
+    #[expect(clippy::zombie_processes, reason = "the supervisor collects it")]
+    fn bereaved(directory: &std::path::Path) -> Supervisor {
+        let socket = directory.join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let identity = Identity {
+            namespace: "test".into(),
+            containerd: directory.join("containerd"),
+            socket,
+        };
+        let mut supervisor = Supervisor::new(identity, listener).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let worker = Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(worker.id() as i32).unwrap();
+        supervisor.worker = Some(Worker::new(pid, ours));
+        let mut outbox = Outbox::default();
+        for head in [ToSupervisor::Hold, ToSupervisor::Bye] {
+            outbox.push(&head, &[], Vec::new()).unwrap();
+        }
+        assert!(outbox.flush(&theirs).unwrap());
+        // Until it executes its program it has the other end, too.
+        let ended = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        rustix::process::waitid(WaitId::Pid(pid), ended).unwrap();
+        supervisor
+    }
+
+    fn has_heard_the_farewell(supervisor: &mut Supervisor) {
+        assert!(supervisor.leaving.is_some(), "the farewell was lost");
+        assert_eq!(supervisor.restart.due(), None);
+        assert_eq!(supervisor.holds, 0);
+        assert!(!supervisor.identity.socket.exists());
+        assert!(supervisor.is_done());
+    }
+
+    #[test]
+    fn a_farewell_counts_when_the_end_of_the_worker_is_noticed_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = bereaved(directory.path());
+        let status = supervisor.kill_worker();
+        supervisor.worker_died(status);
+        has_heard_the_farewell(&mut supervisor);
+    }
+
+    #[test]
+    fn a_farewell_counts_when_the_worker_can_be_told_nothing_any_more() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = bereaved(directory.path());
+        supervisor.tell(&ToWorker::Closed { connection: 1 }, &[], Vec::new());
+        while supervisor.worker.is_some() {
+            supervisor.hear_worker();
+        }
+        has_heard_the_farewell(&mut supervisor);
+    }
 }
