@@ -123,8 +123,6 @@ impl Container {
         io.drain(DRAIN).await;
         process.set_state(State::Deleted);
         self.execs.borrow_mut().remove(exec_id);
-        let prefix = keys::process(&self.id, exec_id);
-        shim.link.commit(vec![Change::Drop { prefix }], Vec::new());
         let pid_file = self.bundle.join(format!("{exec_id}.pid"));
         match std::fs::remove_file(&pid_file) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -132,6 +130,9 @@ impl Container {
             }
             _ => {}
         }
+        // A successor would not know of the exec any more, so nothing else may be left of it.
+        let prefix = keys::process(&self.id, exec_id);
+        shim.link.commit(vec![Change::Drop { prefix }], Vec::new());
         Ok(deleted(&process))
     }
 }
