@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::bootstrap;
 use crate::error::{Error, Result};
 
 /// What the program is asked to do.
@@ -15,6 +16,10 @@ pub enum Action {
     Info,
     /// Print the version.
     Version,
+    /// Print what a running shim knows.
+    Debug,
+    /// Print how the program is used.
+    Help,
     /// Wait, as the process that holds the namespaces of a pod.
     Pause,
 }
@@ -34,6 +39,8 @@ pub struct Args {
     pub id: String,
     /// Bundle; the current directory when absent.
     pub bundle: Option<PathBuf>,
+    /// Socket of the shim to ask; only `debug` uses it.
+    pub socket: Option<PathBuf>,
     /// Verbose log.
     pub debug: bool,
     /// containerd's ttrpc socket, where a bootstrap message names it.
@@ -51,6 +58,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Args> {
         publish_binary: String::new(),
         id: String::new(),
         bundle: None,
+        socket: None,
         debug: false,
         events: String::new(),
         socket_directory: None,
@@ -69,6 +77,7 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Args> {
         match name {
             "debug" => args.debug = truth(name, inline.as_deref())?,
             "v" | "version" => action = Some(Action::Version),
+            "h" | "help" => action = Some(Action::Help),
             "info" => action = Some(Action::Info),
             _ => {
                 let value = inline
@@ -80,7 +89,9 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Args> {
         }
     }
     args.action = action.ok_or_else(|| {
-        Error::InvalidArgument("no action: expected start, delete, -info or -v".into())
+        Error::InvalidArgument(
+            "no action: expected start, delete, debug, -info, -v or --help".into(),
+        )
     })?;
     Ok(args)
 }
@@ -89,6 +100,7 @@ fn action_named(word: &str) -> Result<Action> {
     match word {
         "start" => Ok(Action::Start),
         "delete" => Ok(Action::Delete),
+        "debug" => Ok(Action::Debug),
         "pause" => Ok(Action::Pause),
         _ => Err(Error::InvalidArgument(format!("unknown action {word:?}"))),
     }
@@ -111,8 +123,9 @@ fn set(args: &mut Args, name: &str, value: String) -> Result<()> {
         "publish-binary" => args.publish_binary = value,
         "id" => args.id = value,
         "bundle" => args.bundle = Some(PathBuf::from(value)),
-        // The daemon derives its sockets itself; the flags are accepted for callers that pass them.
-        "socket" | "debug-socket" => {}
+        // The daemon derives its socket itself; the flag is accepted for callers that pass it.
+        "socket" => args.socket = Some(PathBuf::from(bootstrap::without_scheme(&value))),
+        "debug-socket" => {}
         _ => return Err(Error::InvalidArgument(format!("unknown flag -{name}"))),
     }
     Ok(())
@@ -149,6 +162,10 @@ mod tests {
         assert_eq!(delete.action, Action::Delete);
         assert_eq!(delete.bundle.unwrap().to_str(), Some("/b"));
         assert_eq!(parse(words("-info")).unwrap().action, Action::Info);
+        let debug = parse(words("-socket unix:///s -debug debug")).unwrap();
+        assert_eq!(debug.action, Action::Debug);
+        assert_eq!(debug.socket.unwrap().to_str(), Some("/s"));
+        assert_eq!(parse(words("--help")).unwrap().action, Action::Help);
         assert_eq!(parse(words("-v")).unwrap().action, Action::Version);
     }
 

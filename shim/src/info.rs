@@ -1,4 +1,4 @@
-//! `-info` and `-v`: what this shim and its runtime can do.
+//! `-info`, `-v` and `--help`: what this shim and its runtime can do.
 
 use std::io::{Read, Write};
 
@@ -47,6 +47,47 @@ pub fn info() -> Result<()> {
     std::io::stdout()
         .write_all(&info.encode_to_vec())
         .context(|| "print the information".into())
+}
+
+/// How the program is used.
+const HELP: &str = "\
+containerd's shim that runs containers with the xebec runtime.
+
+Usage: containerd-shim-xebec-v2 [FLAGS] ACTION
+
+Actions of containerd, which runs them in the bundle:
+  start    find or make the shim of a container and print its address
+  delete   clean up after a shim that is gone
+Actions for people:
+  debug    print what a running shim knows of itself, its containers, their
+           processes and streams, and of the last calls, as JSON
+Instead of an action:
+  -info    print a RuntimeInfo for the options on standard input (protobuf)
+  -v       print the version
+  --help   print this text
+
+Flags, with one dash or two, before the action:
+  -namespace NS         containerd namespace (k8s.io, default, moby, ...)
+  -id ID                container
+  -address PATH         containerd's socket (debug: /run/containerd/containerd.sock)
+  -publish-binary PATH  containerd's program (start)
+  -bundle DIR           bundle (default: the current directory; debug: what
+                        containerd has for namespace and id)
+  -socket PATH          socket of the shim (debug)
+  -debug                verbose log (start)
+
+Examples:
+  containerd-shim-xebec-v2 -namespace k8s.io -id 3f2a... debug
+  containerd-shim-xebec-v2 -socket /run/containerd/s/1c9f... debug | jq .containers
+
+The exit code is 1 after an error, which standard error tells in one line.
+";
+
+/// Prints how the program is used.
+pub fn help() -> Result<()> {
+    std::io::stdout()
+        .write_all(HELP.as_bytes())
+        .context(|| "print the help".into())
 }
 
 /// Prints the version for people.

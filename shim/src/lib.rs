@@ -4,13 +4,14 @@
 //! what must not be lost and launches processes, and a [`worker`], which may be lost and serves
 //! the Task API ([`task`]) over [`ttrpc`] and publishes [`events`] through its [`link`] to the
 //! supervisor. [`engine`] is who runs containers; [`io`] copies streams; [`mounts`] makes the
-//! rootfs; [`delete`] cleans up after a shim that died.
+//! rootfs; [`delete`] cleans up after a shim that died; [`debug`] shows what a shim knows.
 //!
 //! The shim never executes itself, has one event loop and no thread per container, and writes
 //! nothing to the standard streams that containerd gave it but the answer.
 
 pub mod args;
 pub mod bootstrap;
+pub mod debug;
 pub mod delete;
 pub mod engine;
 pub mod error;
@@ -24,5 +25,6 @@ pub mod options;
 pub mod supervisor;
 pub mod sys;
 pub mod task;
+pub mod trace;
 pub mod ttrpc;
 pub mod worker;

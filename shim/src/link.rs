@@ -1,6 +1,6 @@
 //! The worker's end of the connection with its supervisor.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -8,9 +8,10 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::error::{Error, Result};
+use crate::supervisor::Insight;
 use crate::supervisor::message::{Change, Importance, Request, ToSupervisor, ToWorker};
 use crate::supervisor::wire::{Inbox, Message, Outbox};
 use crate::{log, sys};
@@ -23,6 +24,8 @@ pub struct Link {
     /// There may be something to send for [`Link::keep_sending`].
     unsent: Notify,
     launches: Mutex<Launches>,
+    /// Who waits for the supervisor to tell of itself, in the order of asking.
+    inquiries: Mutex<VecDeque<oneshot::Sender<Insight>>>,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +55,7 @@ impl Link {
             outbox: Mutex::default(),
             unsent: Notify::new(),
             launches: Mutex::default(),
+            inquiries: Mutex::default(),
         }
     }
 
@@ -125,6 +129,17 @@ impl Link {
             .unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
     }
 
+    /// Asks the supervisor how it is. To be called on the event loop's thread.
+    pub(crate) async fn inquire(&self) -> Result<Insight> {
+        let (sender, insight) = oneshot::channel();
+        locked(&self.inquiries).push_back(sender);
+        self.send(&ToSupervisor::Inquire, &[], Vec::new());
+        insight.await.map_err(|_| Error::Io {
+            what: "ask the supervisor".into(),
+            source: io::ErrorKind::UnexpectedEof.into(),
+        })
+    }
+
     fn launched(&self, ticket: u64, outcome: Outcome) {
         let waiting = locked(&self.launches).waiting.remove(&ticket);
         if waiting.is_none_or(|waiting| waiting.send(outcome).is_err()) {
@@ -184,6 +199,12 @@ impl Link {
                     ToWorker::Launched { ticket, pid } => self.launched(ticket, Ok(pid)),
                     ToWorker::NotLaunched { ticket, message } => {
                         self.launched(ticket, Err(message));
+                    }
+                    ToWorker::Insight(insight) => {
+                        if let Some(waiting) = locked(&self.inquiries).pop_front() {
+                            // Who asked may have hung up.
+                            drop(waiting.send(insight));
+                        }
                     }
                     _ => return Ok(message),
                 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use xebec_shim::args::{self, Action};
 use xebec_shim::error::{Context, Error, Result};
-use xebec_shim::{bootstrap, delete, info, sys};
+use xebec_shim::{bootstrap, debug, delete, info, sys};
 
 fn main() -> ExitCode {
     match run() {
@@ -32,6 +32,8 @@ fn run() -> Result<()> {
         Action::Delete => delete::delete(&args),
         Action::Info => info::info(),
         Action::Version => info::version(),
+        Action::Debug => debug::debug(&args),
+        Action::Help => info::help(),
         Action::Pause => sys::wait_for_the_end().context(|| "wait".into()),
     }
 }

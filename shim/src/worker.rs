@@ -79,7 +79,8 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
                 ToWorker::Closed { connection } => server.closed(connection),
                 ToWorker::Exited { pid, exit } => exits.exited(pid, exit),
                 // The link deals with these.
-                ToWorker::Launched { .. } | ToWorker::NotLaunched { .. } => {}
+                ToWorker::Launched { .. } | ToWorker::NotLaunched { .. } | ToWorker::Insight(_) => {
+                }
             }
         }
     };

@@ -119,6 +119,7 @@ fn become_daemon(
         rustix::process::setsid().context(|| "leave containerd's session".into())?;
         redirect(bundle)?;
         std::env::set_current_dir("/").context(|| "leave the bundle".into())?;
+        log::name_namespace(&args.namespace);
         if args.debug {
             log::enable_debug();
         }
@@ -154,7 +155,12 @@ fn containerd_ttrpc(args: &Args) -> PathBuf {
         .into_iter()
         .find(|address| !address.is_empty())
         .unwrap_or_else(|| format!("{}.ttrpc", args.address));
-    PathBuf::from(address.strip_prefix("unix://").unwrap_or(&address))
+    PathBuf::from(without_scheme(&address))
+}
+
+/// The path in the address of a socket.
+pub fn without_scheme(address: &str) -> &str {
+    address.strip_prefix("unix://").unwrap_or(address)
 }
 
 /// Lets go of containerd's pipes: it waits for their end. Errors go to the `log` fifo, opened

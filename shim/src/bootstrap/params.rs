@@ -103,6 +103,7 @@ mod tests {
             publish_binary: String::new(),
             id: id.into(),
             bundle: None,
+            socket: None,
             debug: false,
             events: String::new(),
             socket_directory: None,

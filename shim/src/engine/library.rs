@@ -100,7 +100,7 @@ impl Library {
         let resources: oci_spec::runtime::LinuxResources =
             serde_json::from_slice(resources).map_err(|error| format!("resources: {error}"))?;
         for skipped in self.with(id, |runtime, id| runtime.update(id, &resources))? {
-            log::warn(format_args!("update of {id}: {skipped}"));
+            log::with(&[("id", &id)]).warn(format_args!("update: {skipped}"));
         }
         Ok(())
     }

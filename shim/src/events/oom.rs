@@ -67,6 +67,11 @@ impl Counter {
     pub fn check(&self) {
         self.kills.check();
     }
+
+    /// How many kills are known.
+    pub fn kills(&self) -> u64 {
+        self.kills.seen.get()
+    }
 }
 
 impl Drop for Counter {

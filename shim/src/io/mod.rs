@@ -6,6 +6,7 @@ mod keep;
 mod logger;
 mod target;
 mod terminal;
+mod view;
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -33,6 +34,8 @@ use keep::Keep;
 use logger::Logger;
 use target::Target;
 use terminal::Receiver;
+use view::Ends;
+pub use view::View;
 
 /// How long readers of an output that is over may come late, and how often is looked for them.
 const LATE: Duration = Duration::from_secs(10);
@@ -98,6 +101,7 @@ pub struct Io {
     receiver: Option<Receiver>,
     master: Option<Rc<AsyncFd<OwnedFd>>>,
     logger: Option<Logger>,
+    ends: Vec<Ends>,
 }
 
 /// How standard input is closed.
@@ -110,12 +114,12 @@ struct Stdin {
 
 /// A target that bytes can be copied to.
 enum Sink {
-    Pipe(AsyncFd<OwnedFd>),
+    Pipe(Rc<AsyncFd<OwnedFd>>),
     File(File),
 }
 
 impl Sink {
-    fn pipe(&self) -> Option<&AsyncFd<OwnedFd>> {
+    fn pipe(&self) -> Option<&Rc<AsyncFd<OwnedFd>>> {
         match self {
             Sink::Pipe(pipe) => Some(pipe),
             Sink::File(_) => None,
@@ -173,12 +177,12 @@ impl Io {
             let keep = Keep::new(setting, exec_id, name);
             keep.put(
                 "",
-                &[Some(&source), sink.pipe()]
+                &[Some(&source), sink.pipe().map(Rc::as_ref)]
                     .into_iter()
                     .flatten()
                     .collect::<Vec<_>>(),
             )?;
-            io.copy_output(source, sink, keep, late);
+            io.copy_output(name, source, sink, keep, late);
             *end = Some(writer);
         }
         Ok((io, streams))
@@ -207,10 +211,12 @@ impl Io {
                     io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
                 }
                 (STDOUT, outer) => {
-                    io.copy_output(inner, sink_again(outer, &names.stdout)?, keep(STDOUT), None);
+                    let sink = sink_again(outer, &names.stdout)?;
+                    io.copy_output(STDOUT, inner, sink, keep(STDOUT), None);
                 }
                 (STDERR, outer) => {
-                    io.copy_output(inner, sink_again(outer, &names.stderr)?, keep(STDERR), None);
+                    let sink = sink_again(outer, &names.stderr)?;
+                    io.copy_output(STDERR, inner, sink, keep(STDERR), None);
                 }
                 (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
                 (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
@@ -253,7 +259,7 @@ impl Io {
             keep(TERMINAL_STDIN).put("", &[stdin])?;
         }
         let sink = terminal_sink(&names.stdout)?;
-        let kept = [Some(&master), sink.pipe()];
+        let kept = [Some(&master), sink.pipe().map(Rc::as_ref)];
         keep(TERMINAL).put("", &kept.into_iter().flatten().collect::<Vec<_>>())?;
         self.copy_terminal(master, stdin, sink, &keep);
         Ok(())
@@ -262,6 +268,11 @@ impl Io {
     /// The logger that reads the streams; 0 if none does.
     pub fn logger_pid(&self) -> i32 {
         self.logger.as_ref().map_or(0, Logger::pid)
+    }
+
+    /// The streams that are copied here as they are now.
+    pub fn view(&self) -> Vec<View> {
+        self.ends.iter().map(Ends::view).collect()
     }
 
     /// Resizes the terminal; without one there is nothing to do.
@@ -307,6 +318,8 @@ impl Io {
         keep: Keep,
         closing: bool,
     ) {
+        let (source, sink) = (Rc::new(source), Rc::new(sink));
+        self.ends.push(Ends::new(STDIN, &source, Some(&sink)));
         let close = Rc::new(Notify::new());
         if closing {
             close.notify_one();
@@ -328,11 +341,14 @@ impl Io {
     /// Copies an output to its end; `late` is a fifo whose reader had not come when it was opened.
     fn copy_output(
         &mut self,
+        name: &'static str,
         source: AsyncFd<OwnedFd>,
         sink: Sink,
         keep: Keep,
         late: Option<PathBuf>,
     ) {
+        let source = Rc::new(source);
+        self.ends.push(Ends::new(name, &source, sink.pipe()));
         self.outputs.spawn_local(async move {
             let result = match &sink {
                 Sink::Pipe(to) => and_taken(copy::splice(&source, to).await, to).await,
@@ -357,6 +373,8 @@ impl Io {
         let master = Rc::new(master);
         self.master = Some(Rc::clone(&master));
         if let Some(source) = stdin {
+            let source = Rc::new(source);
+            self.ends.push(Ends::new(TERMINAL_STDIN, &source, None));
             let (master, keep) = (Rc::clone(&master), keep(TERMINAL_STDIN));
             self.inputs.spawn_local(async move {
                 report(
@@ -367,6 +385,7 @@ impl Io {
                 keep.done();
             });
         }
+        self.ends.push(Ends::new(TERMINAL, &master, sink.pipe()));
         let keep = keep(TERMINAL);
         self.outputs.spawn_local(async move {
             let result = match &sink {
@@ -473,7 +492,7 @@ fn terminal_sink(name: &str) -> Result<Sink> {
 
 /// The sink of an earlier worker: a fifo that was kept, or else a file.
 fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
-    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(pipe)))
+    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(Rc::new(pipe))))
 }
 
 /// Opens an output. A fifo is opened for reading too: then a reader that goes away leaves the
@@ -481,7 +500,7 @@ fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
 fn open_sink(path: &Path) -> Result<Sink> {
     let is_fifo = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
     if is_fifo {
-        return Ok(Sink::Pipe(open_fifo(path, OFlags::RDWR)?));
+        return Ok(Sink::Pipe(Rc::new(open_fifo(path, OFlags::RDWR)?)));
     }
     Ok(Sink::File(open_append(path)?))
 }

@@ -108,6 +108,11 @@ impl Book {
         self.requests.remove(&(connection, stream(frame))).is_some()
     }
 
+    /// How many requests wait for their answers.
+    pub(super) fn open_requests(&self) -> usize {
+        self.requests.len()
+    }
+
     /// A connection has ended, and nobody waits for its answers.
     pub(super) fn closed(&mut self, connection: u32) {
         self.requests.retain(|(open, _), _| *open != connection);

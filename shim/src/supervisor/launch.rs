@@ -176,7 +176,7 @@ fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
             match launch(request, &message.raw, fds) {
                 Ok(launched) => {
                     for warning in &launched.warnings {
-                        log::warn(format_args!("container {id}: {warning}"));
+                        log::with(&[("id", &id)]).warn(format_args!("{warning}"));
                     }
                     Reply::Launched { pid: launched.pid }
                 }

@@ -24,6 +24,24 @@ impl Exit {
     }
 }
 
+/// What the supervisor tells of itself.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Insight {
+    /// Since its start.
+    pub(super) age_ms: u64,
+    /// How many workers there have been, the present one included.
+    pub(super) workers: u32,
+    /// Events that containerd has not taken yet.
+    pub(super) pending_events: usize,
+    pub(super) connections: usize,
+    /// Requests without an answer.
+    pub(super) open_requests: usize,
+    /// Launches under way.
+    pub(super) launches: usize,
+    /// Processes that are watched.
+    pub(super) children: usize,
+}
+
 /// From the supervisor to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
@@ -40,6 +58,8 @@ pub(crate) enum ToWorker {
     Launched { ticket: u64, pid: i32 },
     /// A launch has failed, in the runtime's own words.
     NotLaunched { ticket: u64, message: String },
+    /// The answer to an inquiry.
+    Insight(Insight),
     /// A watched child has died. It stays a zombie, and its pid its own, until it is forgotten.
     Exited { pid: i32, exit: Exit },
 }
@@ -67,6 +87,8 @@ pub(crate) enum ToSupervisor {
     Hold,
     /// Takes one hold back.
     Release,
+    /// How is the supervisor? It answers with [`ToWorker::Insight`].
+    Inquire,
     /// Nothing is left to do: end once containerd has its events and answers.
     Bye,
 }

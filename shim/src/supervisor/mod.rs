@@ -52,6 +52,7 @@ pub use children::UNKNOWN_STATUS;
 use courier::Courier;
 use launch::Launching;
 pub use message::Exit;
+pub(crate) use message::Insight;
 use message::{ToSupervisor, ToWorker};
 use stream::Stream;
 use wire::Message;
@@ -113,6 +114,9 @@ struct Supervisor {
     launches: Vec<Launching>,
     courier: Courier,
     worker: Option<Worker>,
+    /// How many there have been.
+    workers: u32,
+    since: Instant,
     restart: Restart,
     /// Since when nobody is connected and there is no container.
     idle: Option<Instant>,
@@ -169,6 +173,8 @@ impl Supervisor {
             holds: 0,
             launches: Vec::new(),
             worker: None,
+            workers: 0,
+            since: Instant::now(),
             restart: Restart::default(),
             idle: None,
             leaving: None,
@@ -477,7 +483,23 @@ impl Supervisor {
                 self.holds = self.holds.saturating_sub(1);
                 self.collect_orphans();
             }
+            ToSupervisor::Inquire => {
+                let insight = self.insight();
+                self.tell(&ToWorker::Insight(insight), &[], Vec::new());
+            }
             ToSupervisor::Bye => self.leave(),
+        }
+    }
+
+    fn insight(&self) -> Insight {
+        Insight {
+            age_ms: self.since.elapsed().as_millis() as u64,
+            workers: self.workers,
+            pending_events: self.courier.waiting(),
+            connections: self.connections.len(),
+            open_requests: self.book.open_requests(),
+            launches: self.launches.len(),
+            children: self.children.pids().len(),
         }
     }
 

@@ -190,6 +190,7 @@ impl Supervisor {
             what: what(),
             source: ErrorKind::InvalidData.into(),
         })?;
+        self.workers += 1;
         self.worker = Some(Worker::new(pid, ours));
         self.hand_over();
         Ok(())

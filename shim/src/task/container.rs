@@ -24,6 +24,7 @@ use super::record::Record;
 use super::service::Shim;
 use super::state::{Operation, State};
 use super::stats::unreadable;
+use super::timings::{Stopwatch, Timings};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Result};
 use crate::events::oom::Counter;
@@ -58,6 +59,8 @@ pub(super) struct Container {
     /// The first process.
     pub(super) init: Rc<Process>,
     execs: RefCell<BTreeMap<String, Rc<Process>>>,
+    /// How long its start took, if this worker has made it.
+    pub(super) timings: Cell<Option<Timings>>,
     setting: Setting,
     /// Path of its cgroup of version 2, if it has one of its own.
     cgroup: OnceCell<String>,
@@ -90,6 +93,7 @@ impl Container {
         options: Options,
         told: Told,
     ) -> Result<Rc<Container>> {
+        let mut watch = Stopwatch::start();
         let options = options.with_environment();
         let names = Names {
             stdin: request.stdin.clone(),
@@ -111,10 +115,16 @@ impl Container {
             container.init.keep_launching(&container.id),
         ];
         shim.link.commit(kept, Vec::new());
-        if let Err(error) = container.make(shim, request).await {
-            container.undo(shim).await;
-            return Err(error);
-        }
+        let timings = match container.make(shim, request).await {
+            Ok(timings) => timings,
+            Err(error) => {
+                container.undo(shim).await;
+                return Err(error);
+            }
+        };
+        let create = watch.lap();
+        let timings = Timings { create, ..timings };
+        container.timings.set(Some(timings));
         container.announce(shim, request);
         let container = Rc::new(container);
         container.watch(shim, &container.init);
@@ -146,6 +156,7 @@ impl Container {
             engine,
             init: Rc::new(init),
             execs: RefCell::default(),
+            timings: Cell::default(),
             setting,
             cgroup: OnceCell::new(),
             oom: OnceCell::new(),
@@ -171,28 +182,41 @@ impl Container {
     }
 
     /// Opens the streams, mounts the rootfs and lets the runtime create init.
-    async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<()> {
+    async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<Timings> {
+        let mut watch = Stopwatch::start();
         let (mut io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let rootfs = request.rootfs.clone();
         let hold = self.hold(shim);
-        let pid = shim
+        let opened = watch.lap();
+        let (pid, mount, launch) = shim
             .blocking(move || {
+                let mut watch = Stopwatch::start();
                 mounts::mount_rootfs(&bundle.join("rootfs"), &rootfs)?;
-                engine.create(&id, &bundle, &streams)
+                let mount = watch.lap();
+                let pid = engine.create(&id, &bundle, &streams)?;
+                Ok((pid, mount, watch.lap()))
             })
             .await?;
+        watch.lap();
         self.init.launched(pid);
         shim.link.commit(vec![Change::Watch { pid }], Vec::new());
         drop(hold);
         io.attach_terminal(&self.init.names, &self.setting, "")
             .await?;
+        let console = watch.lap();
         self.init.io.replace(io);
         self.shares_pids.set(!leads_pid_namespace(pid));
         if let Some(path) = cgroup_of(pid)? {
             self.watch_cgroup(shim, path, 0)?;
         }
-        Ok(())
+        Ok(Timings {
+            streams: opened,
+            mount,
+            launch,
+            console,
+            ..Timings::default()
+        })
     }
 
     /// To be held until a new process is watched.
@@ -206,10 +230,8 @@ impl Container {
             Ok(cgroup) => cgroup.full_path().to_owned(),
             Err(error) => {
                 // Signals, pause and delete go through the runtime; metrics and OOM events do not.
-                log::warn(format_args!(
-                    "no metrics of {}: cgroup {path}: {error}",
-                    self.id
-                ));
+                log::with(&[("id", &self.id)])
+                    .warn(format_args!("no metrics: cgroup {path}: {error}"));
                 return Ok(());
             }
         };
@@ -226,7 +248,7 @@ impl Container {
     /// Takes back a creation that failed half-way.
     async fn undo(&self, shim: &Shim) {
         if let Err(error) = self.remove(shim, true).await {
-            log::error(format_args!("clean up container {}: {error}", self.id));
+            log::with(&[("id", &self.id)]).error(format_args!("clean up: {error}"));
         }
         let mut changes = vec![Change::Drop {
             prefix: keys::container(&self.id),
@@ -294,6 +316,16 @@ impl Container {
         running.map(|process| process.pid()).collect()
     }
 
+    /// Path of its cgroup, if it has one of its own of version 2.
+    pub(super) fn cgroup_path(&self) -> Option<&str> {
+        self.cgroup.get().map(String::as_str)
+    }
+
+    /// How many of its processes were killed for lack of memory, if anybody counts.
+    pub(super) fn oom_kills(&self) -> Option<u64> {
+        self.oom.get().map(Counter::kills)
+    }
+
     /// The container's cgroup, if it has one of version 2. It is opened for each use, which costs
     /// less than a descriptor for each container.
     pub(super) fn cgroup(&self) -> Result<Cgroup> {
@@ -319,9 +351,16 @@ impl Container {
     }
 
     async fn start_init(&self, shim: &Shim) -> Result<()> {
+        let mut watch = Stopwatch::start();
         let (engine, id) = (self.engine.clone(), self.id.clone());
         shim.blocking(move || engine.start(&id)).await?;
+        let start = watch.lap();
         self.announce_start(shim);
+        if let Some(timings) = self.timings.get() {
+            let timings = Timings { start, ..timings };
+            self.timings.set(Some(timings));
+            timings.log(&self.id);
+        }
         Ok(())
     }
 
@@ -358,7 +397,7 @@ impl Container {
                 .cgroup()
                 .and_then(|cgroup| cgroup.kill().map_err(unreadable))
         {
-            log::error(format_args!("kill what is left of {}: {error}", self.id));
+            log::with(&[("id", &self.id)]).error(format_args!("kill what is left: {error}"));
         }
         for exec in self.execs() {
             let starting = exec.turn.lock().await;

@@ -1,7 +1,9 @@
 //! Tasks: containers, their processes, and the service that containerd calls.
 
+mod calls;
 mod container;
 mod document;
+pub(crate) mod dump;
 pub mod exits;
 mod inherit;
 pub(crate) mod keys;
@@ -11,6 +13,7 @@ pub(crate) mod sandbox;
 mod service;
 mod state;
 mod stats;
+mod timings;
 
 pub use inherit::Inheritance;
 pub use record::Record;

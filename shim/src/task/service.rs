@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use prost::Message;
 use tokio::sync::Notify;
@@ -19,8 +20,10 @@ use xebec_proto::task::{
 };
 use xebec_proto::task_types::ProcessInfo;
 
+use super::calls::Calls;
 use super::container::Container;
 use super::document;
+use super::dump::{self, Dump};
 use super::exits::Exits;
 use super::inherit::Inheritance;
 use super::process::timestamp;
@@ -77,10 +80,50 @@ pub struct TaskService {
     /// Ids that are being created.
     creating: RefCell<BTreeSet<String>>,
     sandboxes: Sandboxes,
+    calls: Calls,
+    since: Instant,
 }
 
 impl Service for TaskService {
     async fn call(self: Rc<Self>, service: &str, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
+        if service == dump::SERVICE {
+            return self.dump(method).await;
+        }
+        let asked = Instant::now();
+        let result = self.dispatch(service, method, payload).await;
+        self.calls.note(method, payload, asked.elapsed(), &result);
+        result
+    }
+
+    fn only_waits(&self, method: &str) -> bool {
+        matches!(method, "Wait" | "WaitSandbox" | dump::DUMP)
+    }
+
+    /// A creation that was under way has been taken back, a start or deletion goes on where it was,
+    /// and the others change nothing or the same again.
+    fn is_repeatable(&self, method: &str) -> bool {
+        !matches!(
+            method,
+            "Exec" | "Kill" | "Pause" | "Resume" | "Checkpoint" | "CreateSandbox" | "StartSandbox"
+        )
+    }
+}
+
+impl TaskService {
+    /// A service without containers.
+    pub fn new(shim: Rc<Shim>) -> TaskService {
+        TaskService {
+            sandboxes: Sandboxes::new(Rc::clone(&shim)),
+            shim,
+            containers: RefCell::default(),
+            creating: RefCell::default(),
+            calls: Calls::default(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Has the method that is meant answer a call.
+    async fn dispatch(&self, service: &str, method: &str, payload: &[u8]) -> Result<Vec<u8>> {
         if service == sandbox::SERVICE {
             return self
                 .sandboxes
@@ -127,29 +170,35 @@ impl Service for TaskService {
         }
     }
 
-    fn only_waits(&self, method: &str) -> bool {
-        matches!(method, "Wait" | "WaitSandbox")
-    }
-
-    /// A creation that was under way has been taken back, a start or deletion goes on where it was,
-    /// and the others change nothing or the same again.
-    fn is_repeatable(&self, method: &str) -> bool {
-        !matches!(
-            method,
-            "Exec" | "Kill" | "Pause" | "Resume" | "Checkpoint" | "CreateSandbox" | "StartSandbox"
-        )
-    }
-}
-
-impl TaskService {
-    /// A service without containers.
-    pub fn new(shim: Rc<Shim>) -> TaskService {
-        TaskService {
-            sandboxes: Sandboxes::new(Rc::clone(&shim)),
-            shim,
-            containers: RefCell::default(),
-            creating: RefCell::default(),
+    /// The debug service.
+    async fn dump(&self, method: &str) -> Result<Vec<u8>> {
+        dump::check(method)?;
+        let insight = self.shim.link.inquire().await?;
+        let answer = Dump {
+            version: env!("CARGO_PKG_VERSION"),
+            namespace: &self.shim.namespace,
+            socket: &self.shim.socket,
+            supervisor: dump::Supervisor {
+                pid: self.shim.supervisor,
+                insight,
+            },
+            worker: dump::Worker {
+                pid: std::process::id(),
+                age_ms: self.since.elapsed().as_millis(),
+            },
+            creating: self.creating.borrow().iter().cloned().collect(),
+            sandbox: self.sandboxes.holder().map(|holder| holder.view()),
+            containers: self
+                .containers
+                .borrow()
+                .values()
+                .map(|container| container.view())
+                .collect(),
+            calls: &self.calls.all(),
         }
+        .encode();
+        crate::sys::trim_heap();
+        answer
     }
 
     fn has_no_tasks(&self) -> bool {
@@ -175,7 +224,9 @@ impl TaskService {
                     self.containers.borrow_mut().insert(id, container);
                 }
                 Ok(None) => {}
-                Err(error) => log::error(format_args!("take over container {id}: {error}")),
+                Err(error) => {
+                    log::with(&[("id", &id)]).error(format_args!("take over: {error}"));
+                }
             }
         }
         for pid in children.iter().filter(|pid| !known.contains(pid)) {

@@ -13,6 +13,7 @@ use xebec_proto::ttrpc::{Request, Response};
 use super::frame::{self, Frame};
 use crate::error::{Code, Result};
 use crate::log;
+use crate::trace::{self, Trace};
 
 /// How often a request is tried: one that ends its server every time must not do so for ever.
 const MOST_ATTEMPTS: u32 = 3;
@@ -190,18 +191,15 @@ fn admit(frame: Frame, last_stream: u32) -> std::result::Result<(u32, Request), 
 
 /// One call from request to answer.
 async fn handle<S: Service>(service: Rc<S>, request: Request, send: impl Fn(&Response)) {
-    let result = service
-        .call(&request.service, &request.method, &request.payload)
-        .await;
+    let trace = Trace::of(&request.metadata);
+    let call = service.call(&request.service, &request.method, &request.payload);
+    let result = trace::within(trace, call).await;
     send(&match result {
         Ok(payload) => Response {
             status: None,
             payload,
         },
-        Err(error) => {
-            log::debug(format_args!("{} failed: {error}", request.method));
-            frame::refusal(error.code(), error.to_string())
-        }
+        Err(error) => frame::refusal(error.code(), error.to_string()),
     });
 }
 

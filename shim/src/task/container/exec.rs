@@ -85,10 +85,8 @@ impl Container {
         let terminal = io.attach_terminal(&process.names, &self.setting, &process.exec_id);
         if let Err(error) = terminal.await {
             process.kill(libc::SIGKILL)?;
-            log::error(format_args!(
-                "exec {} of {}: {error}",
-                process.exec_id, self.id
-            ));
+            log::with(&[("id", &self.id), ("exec_id", &process.exec_id)])
+                .error(format_args!("terminal: {error}"));
         }
         process.io.replace(io);
         self.announce_exec(shim, process);

@@ -29,7 +29,7 @@ impl Container {
         let init_record = init.record.ok_or_else(lost)?;
         let is_made = !init_record.launching;
         let written = Record::read(&record.bundle)
-            .inspect_err(|error| log::error(format_args!("container {id}: {error}")));
+            .inspect_err(|error| log::with(&[("id", &id)]).error(format_args!("{error}")));
         let options = written.ok().flatten().unwrap_or_default().options;
         let process = Process::inherited(String::new(), init_record);
         let container = Container::plan(shim, id, record.bundle, process, &options, record.told);
@@ -41,7 +41,7 @@ impl Container {
         if let Some(path) = record.cgroup
             && let Err(error) = container.watch_cgroup(shim, path, inherited.oom_kills)
         {
-            log::error(format_args!("container {id}: {error}"));
+            log::with(&[("id", &id)]).error(format_args!("{error}"));
         }
         container.inherit_streams(&container.init, init.streams);
         let container = Rc::new(container);
@@ -108,7 +108,8 @@ impl Container {
     fn inherit_streams(&self, process: &Process, streams: BTreeMap<String, Stream>) {
         match Io::inherit(&process.names, &self.setting, &process.exec_id, streams) {
             Ok(io) => drop(process.io.replace(io)),
-            Err(error) => log::error(format_args!("streams of {}: {error}", self.id)),
+            Err(error) => log::with(&[("id", &self.id), ("exec_id", &process.exec_id)])
+                .error(format_args!("streams: {error}")),
         }
     }
 

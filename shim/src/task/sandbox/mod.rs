@@ -166,6 +166,11 @@ impl Sandboxes {
         }
     }
 
+    /// The container that holds the sandbox, once there is one.
+    pub(super) fn holder(&self) -> Option<Rc<Container>> {
+        self.current.borrow().as_ref()?.holder.get().cloned()
+    }
+
     /// Takes over the process that holds the sandbox of an earlier worker.
     pub(super) fn hold(&self, container: Rc<Container>) {
         let current = self.current.borrow();
