@@ -94,9 +94,18 @@ pub struct Shim {
 impl Shim {
     /// Starts the shim of a bundle, with `stdin` as containerd writes it.
     pub fn start(host: &NativeHost, bundle: &str, id: &str, stdin: &[u8]) -> Result<Self> {
+        Self::started_by(host, id, command(host, bundle, id, &["start"]), stdin)
+    }
+
+    /// Starts the shim of `id` by a command of a test's own making.
+    pub fn started_by(
+        host: &NativeHost,
+        id: &str,
+        mut start: Command,
+        stdin: &[u8],
+    ) -> Result<Self> {
         let place = events_socket(id);
         let events = Events::listen(&host.path(&place))?;
-        let mut start = command(host, bundle, id, &["start"]);
         start.env("TTRPC_ADDRESS", &place);
         let (_, answer) = run(start, stdin)?;
         let unexpected = || Error::invalid("the shim's start", format!("{answer:?}"));

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod crowds;
+mod insight;
 mod sandbox;
 mod tasks;
 mod ways_in;
