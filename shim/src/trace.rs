@@ -47,9 +47,13 @@ impl Trace {
     }
 }
 
-/// Runs `work` as part of `trace`.
-pub(crate) async fn within<T>(trace: Option<Rc<Trace>>, work: impl Future<Output = T>) -> T {
-    CURRENT.scope(trace, work).await
+/// Runs `work` as part of `trace`. An `async fn` would hold `work` twice, for as long as a call
+/// waits.
+pub(crate) fn within<T>(
+    trace: Option<Rc<Trace>>,
+    work: impl Future<Output = T>,
+) -> impl Future<Output = T> {
+    CURRENT.scope(trace, work)
 }
 
 /// The trace that the running call is part of.

@@ -191,9 +191,11 @@ fn admit(frame: Frame, last_stream: u32) -> std::result::Result<(u32, Request), 
 
 /// One call from request to answer.
 async fn handle<S: Service>(service: Rc<S>, request: Request, send: impl Fn(&Response)) {
-    let trace = Trace::of(&request.metadata);
-    let call = service.call(&request.service, &request.method, &request.payload);
-    let result = trace::within(trace, call).await;
+    let result = trace::within(
+        Trace::of(&request.metadata),
+        service.call(&request.service, &request.method, &request.payload),
+    )
+    .await;
     send(&match result {
         Ok(payload) => Response {
             status: None,
