@@ -1,6 +1,7 @@
-//! The last calls, for who wants to know what was asked of a shim.
+//! The last calls, for who wants to know what was asked of a shim: those that change something, and
+//! those that were refused.
 
-use std::cell::{Ref, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -19,17 +20,26 @@ const REMEMBERED: usize = 16;
 /// Longest name that is remembered as it was sent, in bytes.
 const NAME: usize = 128;
 
-/// What was asked last, the newest at the end.
-#[derive(Debug, Default)]
+/// What was asked last, the newest at the end. The memory is taken at once and used again: small
+/// pieces that stay would keep the heap from shrinking after each call.
+#[derive(Debug)]
 pub(super) struct Calls(RefCell<VecDeque<Call>>);
+
+impl Default for Calls {
+    fn default() -> Calls {
+        let unused = std::iter::repeat_with(Call::unused);
+        Calls(RefCell::new(unused.take(REMEMBERED).collect()))
+    }
+}
 
 /// A call that has its answer.
 #[derive(Debug, Serialize)]
 pub(super) struct Call {
-    method: Box<str>,
-    id: Box<str>,
+    /// Empty in one that is not used yet.
+    method: String,
+    id: String,
     #[serde(skip_serializing_if = "str::is_empty")]
-    exec_id: Box<str>,
+    exec_id: String,
     /// When the answer was made, RFC 3339.
     #[serde(serialize_with = "super::dump::time")]
     answered: SystemTime,
@@ -65,26 +75,50 @@ impl Calls {
             Ok(_) => log::with(fields).debug(format_args!("{name}")),
             Err(error) => log::with(fields).debug(format_args!("{name} failed: {error}")),
         }
-        let mut calls = self.0.borrow_mut();
-        if calls.len() == REMEMBERED {
-            calls.pop_front();
+        if result.is_ok() && is_question(method) {
+            return;
         }
-        calls.push_back(Call {
-            method: name.into(),
-            id: clipped(&id).into(),
-            exec_id: clipped(&exec_id).into(),
-            answered: SystemTime::now(),
-            took_us,
-            code: result
-                .as_ref()
-                .map_or_else(|error| error.code() as i32, |_| 0),
-            trace: Traced(trace::current()),
-        });
+        let mut calls = self.0.borrow_mut();
+        let Some(mut call) = calls.pop_front() else {
+            return;
+        };
+        for (text, new) in [
+            (&mut call.method, name),
+            (&mut call.id, clipped(&id)),
+            (&mut call.exec_id, clipped(&exec_id)),
+        ] {
+            text.clear();
+            text.push_str(new);
+        }
+        call.answered = SystemTime::now();
+        call.took_us = took_us;
+        call.code = result
+            .as_ref()
+            .map_or_else(|error| error.code() as i32, |_| 0);
+        call.trace = Traced(trace::current());
+        calls.push_back(call);
     }
+}
 
-    /// All of them, the newest at the end.
-    pub(super) fn all(&self) -> Ref<'_, VecDeque<Call>> {
-        self.0.borrow()
+impl Serialize for Calls {
+    fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
+        let calls = self.0.borrow();
+        to.collect_seq(calls.iter().filter(|call| !call.method.is_empty()))
+    }
+}
+
+impl Call {
+    /// With room for what names usually have.
+    fn unused() -> Call {
+        Call {
+            method: String::with_capacity(16),
+            id: String::with_capacity(64),
+            exec_id: String::with_capacity(64),
+            answered: SystemTime::UNIX_EPOCH,
+            took_us: 0,
+            code: 0,
+            trace: Traced(None),
+        }
     }
 }
 
@@ -92,6 +126,14 @@ impl Serialize for Traced {
     fn serialize<S: Serializer>(&self, to: S) -> std::result::Result<S::Ok, S::Error> {
         self.0.as_deref().serialize(to)
     }
+}
+
+/// True for calls that clients make all the time, and that change nothing.
+fn is_question(method: &str) -> bool {
+    matches!(
+        method,
+        "State" | "Pids" | "Stats" | "Connect" | "SandboxStatus" | "PingSandbox" | "SandboxMetrics"
+    )
 }
 
 /// Whom a request concerns: container and exec. The container, or sandbox, is the first field of
@@ -124,6 +166,7 @@ mod tests {
     #[test]
     fn the_newest_calls_are_remembered_with_whom_they_concern_and_bounded() {
         let calls = Calls::default();
+        assert_eq!(serde_json::to_string(&calls).unwrap(), "[]");
         let took = Duration::from_micros(5);
         let create = CreateTaskRequest {
             id: "c".into(),
@@ -140,11 +183,12 @@ mod tests {
         };
         let refused = Err(Error::NotFound("process does not exist x".into()));
         calls.note("Kill", &kill.encode_to_vec(), took, &refused);
+        calls.note("State", &kill.encode_to_vec(), took, &Ok(Vec::new()));
         calls.note(&"é".repeat(9999), b"\xff\xff", took, &refused);
-        let all = calls.all();
-        assert_eq!(all.len(), REMEMBERED);
-        let json =
-            serde_json::to_value(all.iter().skip(REMEMBERED - 3).collect::<Vec<_>>()).unwrap();
+        let json = serde_json::to_value(&calls).unwrap();
+        let json = json.as_array().unwrap();
+        assert_eq!(json.len(), REMEMBERED);
+        let json = &json[REMEMBERED - 3..];
         assert_eq!((&json[0]["id"], &json[0]["code"]), (&"c".into(), &0.into()));
         assert_eq!(json[0].get("exec_id"), None);
         assert_eq!(json[1]["exec_id"], "x");

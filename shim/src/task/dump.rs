@@ -1,13 +1,12 @@
 //! The debug service: what a shim knows of itself and its tasks, as JSON for people and programs.
 //! Asking changes nothing.
 
-use std::collections::VecDeque;
 use std::time::SystemTime;
 
 use prost::Message;
 use serde::{Serialize, Serializer};
 
-use super::calls::Call;
+use super::calls::Calls;
 use super::container::Container;
 use super::process::{Process, timestamp};
 use super::state::State;
@@ -36,7 +35,7 @@ pub(super) struct Dump<'s> {
     pub(super) sandbox: Option<Task>,
     pub(super) containers: Vec<Task>,
     /// The last calls, the newest at the end.
-    pub(super) calls: &'s VecDeque<Call>,
+    pub(super) calls: &'s Calls,
 }
 
 #[derive(Debug, Serialize)]

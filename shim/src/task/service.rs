@@ -194,7 +194,7 @@ impl TaskService {
                 .values()
                 .map(|container| container.view())
                 .collect(),
-            calls: &self.calls.all(),
+            calls: &self.calls,
         }
         .encode();
         crate::sys::trim_heap();
