@@ -11,7 +11,7 @@ use super::container::Container;
 use super::process::{Process, timestamp};
 use super::state::State;
 use super::timings::Timings;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Result};
 use crate::io::View;
 use crate::supervisor::{Exit, Insight};
 
@@ -142,14 +142,6 @@ impl Process {
             logger_pid: Some(io.logger_pid()).filter(|pid| *pid != 0),
         }
     }
-}
-
-/// Refuses what the service does not have.
-pub(super) fn check(method: &str) -> Result<()> {
-    if method == DUMP {
-        return Ok(());
-    }
-    Err(Error::Unimplemented(format!("method {method}")))
 }
 
 /// A time in the form of RFC 3339.

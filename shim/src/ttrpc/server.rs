@@ -28,7 +28,8 @@ pub trait Service: 'static {
         payload: &[u8],
     ) -> impl Future<Output = Result<Vec<u8>>>;
 
-    /// True for calls that only wait and may be dropped when the caller hangs up.
+    /// True for calls that change nothing, only wait or look, and may be dropped when the caller
+    /// hangs up or the shim ends.
     fn only_waits(&self, method: &str) -> bool;
 
     /// True for calls that may be made again when nobody knows how far an earlier server came.
