@@ -95,6 +95,7 @@ fn a_shim_tells_the_state_of_its_containers_processes_and_streams_and_the_last_c
 
     let state = dump_when(&mut client, |state| {
         state["containers"][0]["init"]["streams"][0]["untaken"] == "hello\n".len()
+            && state["supervisor"]["launches"] == 0
     });
     the_dump_has_it_all(&state, &running, created.pid);
     the_shim_is_told_from_its_worker(&host, &mut shim, &state);

@@ -175,6 +175,8 @@ impl TaskService {
         if method != dump::DUMP {
             return Err(Error::Unimplemented(format!("method {method}")));
         }
+        // Before the supervisor's, which is older and says so.
+        let age_ms = self.since.elapsed().as_millis();
         let insight = self.shim.link.inquire().await?;
         let answer = Dump {
             version: env!("CARGO_PKG_VERSION"),
@@ -186,7 +188,7 @@ impl TaskService {
             },
             worker: dump::Worker {
                 pid: std::process::id(),
-                age_ms: self.since.elapsed().as_millis(),
+                age_ms,
             },
             creating: self.creating.borrow().iter().cloned().collect(),
             sandbox: self.sandboxes.holder().map(|holder| holder.view()),
