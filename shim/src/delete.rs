@@ -12,6 +12,7 @@ use crate::args::Args;
 use crate::bootstrap;
 use crate::engine::Engine;
 use crate::error::{Context, Result};
+use crate::io;
 use crate::link;
 use crate::mounts;
 use crate::task::{Record, sandbox};
@@ -30,6 +31,9 @@ pub fn delete(args: &Args) -> Result<()> {
             engine.delete(&args.id, true)?;
         }
         bootstrap::remove_stale(&record.socket);
+        if record.options.overflow().is_some() {
+            io::remove_spilled(&bundle)?;
+        }
     }
     mounts::unmount_rootfs(&bundle.join("rootfs"))?;
     sandbox::unmount(&bundle)?;

@@ -1,15 +1,20 @@
 //! Options of a runtime handler, in any of the forms containerd sends them.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use prost_types::Any;
 use serde::{Deserialize, Serialize};
 use xebec_proto::{runc_options, runtimeoptions, unpack};
 
 use crate::error::{Context, Error, Result};
+use crate::io::overflow::{self, Overflow, Policy};
 
 /// Environment variable that has the effect of `IgnoreMissingControllers = true`.
 pub const IGNORE_MISSING_CONTROLLERS: &str = "XEBEC_IGNORE_MISSING_CONTROLLERS";
+
+/// How the annotations begin that set the same as the keys `LogOverflow`, `LogBuffer`, `LogSpill`.
+const LOG_ANNOTATIONS: &str = "io.xebec.log.";
 
 /// What an operator may set per runtime handler. The TOML keys are those of containerd's CRI
 /// configuration for runc.
@@ -34,6 +39,15 @@ pub struct Options {
     pub io_gid: u32,
     /// Warn instead of failing when a cgroup controller that a limit needs is absent.
     pub ignore_missing_controllers: bool,
+    /// What happens to output of init's that nobody reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_overflow: Option<Policy>,
+    /// Bytes of it that are kept in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_buffer: Option<u64>,
+    /// Bytes of it that are kept in a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_spill: Option<u64>,
     /// Accepted for configurations shared with runc.
     #[serde(skip_serializing)]
     criu_path: String,
@@ -106,9 +120,82 @@ impl Options {
     }
 
     fn from_toml(origin: &str, text: &str) -> Result<Options> {
-        toml::from_str(text)
-            .map_err(|error| Error::InvalidArgument(format!("{origin}: {}", error.message())))
+        let options: Options = toml::from_str(text)
+            .map_err(|error| Error::InvalidArgument(format!("{origin}: {}", error.message())))?;
+        options.check(origin)?;
+        Ok(options)
     }
+
+    /// Applies what the annotations of the container in `bundle` say of its output.
+    pub fn with_annotations(mut self, bundle: &Path) -> Result<Options> {
+        let path = bundle.join("config.json");
+        // The runtime, which reads it next, tells what is wrong with the file.
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        if text.contains(LOG_ANNOTATIONS) {
+            let origin = path.display().to_string();
+            let annotations = annotations(text.as_bytes())
+                .map_err(|error| Error::InvalidArgument(format!("{origin}: {error}")))?;
+            for (key, value) in &annotations {
+                self.annotate(key, value).map_err(|error| {
+                    Error::InvalidArgument(format!("{origin}: annotation {key}: {error}"))
+                })?;
+            }
+            self.check(&origin)?;
+        }
+        Ok(self)
+    }
+
+    fn annotate(&mut self, key: &str, value: &str) -> std::result::Result<(), String> {
+        let bytes = || value.parse().map_err(|error| format!("{value:?}: {error}"));
+        match key.strip_prefix(LOG_ANNOTATIONS) {
+            Some("overflow") => {
+                let policy = serde_json::from_value(value.into());
+                self.log_overflow = Some(policy.map_err(|error| error.to_string())?);
+            }
+            Some("buffer") => self.log_buffer = Some(bytes()?),
+            Some("spill") => self.log_spill = Some(bytes()?),
+            Some(_) => return Err("unknown".to_owned()),
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Refuses sizes that make no sense.
+    fn check(&self, origin: &str) -> Result<()> {
+        let sizes = [
+            ("LogBuffer", self.log_buffer, overflow::BUFFER),
+            ("LogSpill", self.log_spill, overflow::SPILL),
+        ];
+        for (name, size, range) in sizes {
+            if let Some(size) = size.filter(|size| !range.contains(size)) {
+                let (least, most) = range.into_inner();
+                let text = format!("{origin}: {name}: {size} is not within {least} and {most}");
+                return Err(Error::InvalidArgument(text));
+            }
+        }
+        Ok(())
+    }
+
+    /// What happens to unread output, if anything is set.
+    pub fn overflow(&self) -> Option<Overflow> {
+        let policy = self.log_overflow.unwrap_or_default();
+        let is_set = policy != Policy::Block || self.log_buffer.is_some();
+        is_set.then(|| Overflow {
+            policy,
+            buffer: self.log_buffer.unwrap_or(overflow::DEFAULT_BUFFER) as usize,
+            spill: self.log_spill.unwrap_or(overflow::DEFAULT_SPILL),
+        })
+    }
+}
+
+/// The annotations of a config.json.
+pub(crate) fn annotations(config: &[u8]) -> serde_json::Result<BTreeMap<String, String>> {
+    #[derive(Deserialize)]
+    struct Config {
+        annotations: Option<BTreeMap<String, String>>,
+    }
+    let config: Config = serde_json::from_slice(config)?;
+    Ok(config.annotations.unwrap_or_default())
 }
 
 impl From<runc_options::Options> for Options {
@@ -209,9 +296,59 @@ mod tests {
             (broken, "containerd.runc.v1.Options"),
             (generic("BinaryNam = \"x\""), "BinaryNam"),
             (generic("SystemdCgroup = \"yes\""), "invalid type"),
+            (generic("LogOverflow = \"lose\""), "lose"),
+            (generic("LogBuffer = 1"), "LogBuffer: 1 is not"),
             (no_file, "/nonexistent/o.toml"),
         ] {
             let error = Options::decode(Some(&any)).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_happens_to_unread_output_is_set_by_keys_and_by_annotations() {
+        let body = "LogOverflow = \"spill\"\nLogBuffer = 65536\n";
+        let options = Options::decode(Some(&generic(body))).unwrap();
+        let bundle = tempfile::tempdir().unwrap();
+        let annotated = |annotations: &str| {
+            let config = format!(r#"{{"ociVersion":"1.2.0","annotations":{{{annotations}}}}}"#);
+            std::fs::write(bundle.path().join("config.json"), config).unwrap();
+            options.clone().with_annotations(bundle.path())
+        };
+        assert_eq!(Options::default().overflow(), None);
+        let set = |policy, buffer, spill| {
+            Some(Overflow {
+                policy,
+                buffer,
+                spill,
+            })
+        };
+        let expected = set(Policy::Spill, 65536, overflow::DEFAULT_SPILL);
+        assert_eq!(options.overflow(), expected);
+        assert_eq!(annotated(r#""acme":"x""#).unwrap().overflow(), expected);
+        let both = r#""io.xebec.log.overflow":"drop","io.xebec.log.spill":"70000""#;
+        let both = annotated(both).unwrap();
+        assert_eq!(both.overflow(), set(Policy::Drop, 65536, 70000));
+        let record = serde_json::to_string(&both).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&record).unwrap(), both);
+        for (annotation, part) in [
+            (
+                r#""io.xebec.log.overflow":"lose""#,
+                "unknown variant `lose`",
+            ),
+            (
+                r#""io.xebec.log.buffer":"1M""#,
+                "io.xebec.log.buffer: \"1M\"",
+            ),
+            (r#""io.xebec.log.buffer":"10""#, "LogBuffer: 10"),
+            (
+                r#""io.xebec.log.spill":"99999999999""#,
+                "LogSpill: 99999999999",
+            ),
+            (r#""io.xebec.log.size":"1""#, "io.xebec.log.size: unknown"),
+            (r#""io.xebec.log.size":1"#, "config.json: invalid type"),
+        ] {
+            let error = annotated(annotation).unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
     }

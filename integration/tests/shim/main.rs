@@ -3,6 +3,7 @@
 mod bad_input;
 mod crowds;
 mod insight;
+mod logs;
 mod sandbox;
 mod tasks;
 mod ways_in;

@@ -1,15 +1,14 @@
 //! What `start` learns from its standard input and the bundle's `config.json`.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use prost::Message;
 use prost_types::Any;
-use serde::Deserialize;
 use xebec_proto::bootstrap::BootstrapParams;
 
 use crate::args::Args;
 use crate::error::{Context, Error, Result};
+use crate::options;
 
 /// Annotations that put several containers into one shim, the stronger one first.
 const GROUP_ANNOTATIONS: [&str; 2] = [
@@ -76,12 +75,7 @@ pub(super) fn group(bundle: &Path, id: &str) -> Result<String> {
 }
 
 fn group_in(config: &[u8], id: &str) -> serde_json::Result<String> {
-    #[derive(Deserialize)]
-    struct Config {
-        annotations: Option<BTreeMap<String, String>>,
-    }
-    let config: Config = serde_json::from_slice(config)?;
-    let annotations = config.annotations.unwrap_or_default();
+    let annotations = options::annotations(config)?;
     let named = GROUP_ANNOTATIONS
         .iter()
         .find_map(|key| annotations.get(*key));

@@ -1,9 +1,14 @@
 //! Streams of containers. The container holds pipes or a terminal; the shim copies between them
 //! and the fifos and files that containerd names, so that containerd may come and go.
 
+mod backlog;
 mod copy;
 mod keep;
+mod late;
 mod logger;
+pub mod overflow;
+mod relay;
+mod spill;
 mod target;
 mod terminal;
 mod view;
@@ -19,7 +24,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, OFlags, Uid};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
@@ -32,15 +36,14 @@ use crate::task::exits::Exits;
 use crate::{log, sys};
 use keep::Keep;
 use logger::Logger;
+use overflow::Overflow;
+use relay::Store;
 use target::Target;
 use terminal::Receiver;
 use view::Ends;
 pub use view::View;
 
-/// How long readers of an output that is over may come late, and how often is looked for them.
-const LATE: Duration = Duration::from_secs(10);
-const PAUSE: Duration = Duration::from_millis(50);
-/// How long the last of an output waits for its reader.
+/// How long the last of an output waits for its reader, if no option says what is to happen.
 const UNREAD: Duration = Duration::from_secs(3);
 
 /// Names under which streams are kept; none begins another.
@@ -73,8 +76,12 @@ pub struct Setting {
     pub namespace: String,
     /// Container id, for loggers and keys.
     pub id: String,
+    /// Where output is spilled to.
+    pub bundle: PathBuf,
     /// Owner of the container's pipes.
     pub owner: (u32, u32),
+    /// What happens to unread output of init's; without it init waits.
+    pub overflow: Option<Overflow>,
     /// Where console sockets go, if the runtime wants one as a path.
     pub console_directory: Option<PathBuf>,
     /// Keeps the descriptors of streams.
@@ -116,6 +123,16 @@ struct Stdin {
 enum Sink {
     Pipe(Rc<AsyncFd<OwnedFd>>),
     File(File),
+}
+
+/// What else there is to an output than its two ends.
+struct Output {
+    name: &'static str,
+    keep: Keep,
+    /// Where unread bytes are stored, if the options say so.
+    store: Option<Store>,
+    /// A fifo whose reader had not come when it was opened.
+    late: Option<PathBuf>,
 }
 
 impl Sink {
@@ -167,7 +184,7 @@ impl Io {
             (stdout, STDOUT, &mut streams.stdout),
             (stderr, STDERR, &mut streams.stderr),
         ] {
-            let (reader_there, late) = look_for_reader(&target);
+            let (reader_there, late) = late::look_for_reader(&target);
             let Some(sink) = open_target(&target)? else {
                 continue;
             };
@@ -182,7 +199,13 @@ impl Io {
                     .flatten()
                     .collect::<Vec<_>>(),
             )?;
-            io.copy_output(name, source, sink, keep, late);
+            let output = Output {
+                name,
+                keep,
+                store: Store::new(setting, exec_id, name, None),
+                late,
+            };
+            io.copy_output(source, sink, output);
             *end = Some(writer);
         }
         Ok((io, streams))
@@ -196,6 +219,11 @@ impl Io {
         streams: BTreeMap<String, Stream>,
     ) -> Result<Io> {
         let mut io = Io::default();
+        let (mut spilled, streams): (BTreeMap<_, _>, BTreeMap<_, _>) = streams
+            .into_iter()
+            .partition(|(name, _)| name.starts_with(spill::PREFIX));
+        let mut store =
+            |name| Store::new(setting, exec_id, name, spilled.remove(&spill::key(name)));
         let mut terminal = None;
         let mut terminal_stdin = None;
         for (name, Stream { record, fds }) in streams {
@@ -206,17 +234,23 @@ impl Io {
                 continue;
             };
             let keep = |name| Keep::new(setting, exec_id, name);
+            let mut again = |name| Output {
+                name,
+                keep: keep(name),
+                store: store(name),
+                late: None,
+            };
             match (&*name, outer) {
                 (STDIN, Some(source)) => {
                     io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
                 }
                 (STDOUT, outer) => {
                     let sink = sink_again(outer, &names.stdout)?;
-                    io.copy_output(STDOUT, inner, sink, keep(STDOUT), None);
+                    io.copy_output(inner, sink, again(STDOUT));
                 }
                 (STDERR, outer) => {
                     let sink = sink_again(outer, &names.stderr)?;
-                    io.copy_output(STDERR, inner, sink, keep(STDERR), None);
+                    io.copy_output(inner, sink, again(STDERR));
                 }
                 (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
                 (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
@@ -234,7 +268,7 @@ impl Io {
         }
         if let Some((master, sink)) = terminal {
             let keep = |name| Keep::new(setting, exec_id, name);
-            io.copy_terminal(master, terminal_stdin, sink, &keep);
+            io.copy_terminal(master, terminal_stdin, sink, store(TERMINAL), &keep);
         }
         Ok(io)
     }
@@ -261,7 +295,8 @@ impl Io {
         let sink = terminal_sink(&names.stdout)?;
         let kept = [Some(&master), sink.pipe().map(Rc::as_ref)];
         keep(TERMINAL).put("", &kept.into_iter().flatten().collect::<Vec<_>>())?;
-        self.copy_terminal(master, stdin, sink, &keep);
+        let store = Store::new(setting, exec_id, TERMINAL, None);
+        self.copy_terminal(master, stdin, sink, store, &keep);
         Ok(())
     }
 
@@ -338,27 +373,27 @@ impl Io {
         self.stdin = Some(Stdin { close, copy, keep });
     }
 
-    /// Copies an output to its end; `late` is a fifo whose reader had not come when it was opened.
-    fn copy_output(
-        &mut self,
-        name: &'static str,
-        source: AsyncFd<OwnedFd>,
-        sink: Sink,
-        keep: Keep,
-        late: Option<PathBuf>,
-    ) {
+    /// Copies an output to its end.
+    fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, output: Output) {
+        let Output {
+            name,
+            keep,
+            store,
+            late,
+        } = output;
         let source = Rc::new(source);
         self.ends.push(Ends::new(name, &source, sink.pipe()));
         self.outputs.spawn_local(async move {
-            let result = match &sink {
-                Sink::Pipe(to) => and_taken(copy::splice(&source, to).await, to).await,
-                Sink::File(to) => copy::to_file(&source, to).await,
+            let result = match (&sink, store) {
+                (Sink::Pipe(to), Some(store)) => relay::relay(&source, to, store).await,
+                (Sink::Pipe(to), None) => and_taken(copy::splice(&source, to).await, to).await,
+                (Sink::File(to), _) => copy::to_file(&source, to).await,
             };
             report("copy an output", result);
             drop((source, sink));
             keep.done();
             if let Some(fifo) = late {
-                drop(spawn_local(release_readers(fifo)));
+                drop(spawn_local(late::release_readers(fifo)));
             }
         });
     }
@@ -368,6 +403,7 @@ impl Io {
         master: AsyncFd<OwnedFd>,
         stdin: Option<AsyncFd<OwnedFd>>,
         sink: Sink,
+        store: Option<Store>,
         keep: &dyn Fn(&'static str) -> Keep,
     ) {
         let master = Rc::new(master);
@@ -388,15 +424,21 @@ impl Io {
         self.ends.push(Ends::new(TERMINAL, &master, sink.pipe()));
         let keep = keep(TERMINAL);
         self.outputs.spawn_local(async move {
-            let result = match &sink {
-                Sink::Pipe(to) => and_taken(copy::buffered(&master, to).await, to).await,
-                Sink::File(to) => copy::to_file(&master, to).await,
+            let result = match (&sink, store) {
+                (Sink::Pipe(to), Some(store)) => relay::relay(&master, to, store).await,
+                (Sink::Pipe(to), None) => and_taken(copy::buffered(&master, to).await, to).await,
+                (Sink::File(to), _) => copy::to_file(&master, to).await,
             };
             report("copy from the terminal", result);
             drop(sink);
             keep.done();
         });
     }
+}
+
+/// Removes what the streams of init have spilled into `bundle` and nobody has read.
+pub fn remove_spilled(bundle: &Path) -> Result<()> {
+    spill::remove(bundle, &[STDOUT, STDERR, TERMINAL])
 }
 
 /// The end of a copy to a fifo.
@@ -440,35 +482,6 @@ fn open_fifo(path: &Path, access: OFlags) -> Result<AsyncFd<OwnedFd>> {
         sys::watch(fd)
     };
     open().context(|| format!("open stream {}", path.display()))
-}
-
-/// Looks whether somebody reads the fifo of an output already, and gives a descriptor that keeps
-/// such a reader from seeing an end; else the path at which one has to be waited for.
-fn look_for_reader(target: &Target) -> (Option<OwnedFd>, Option<PathBuf>) {
-    let Target::Fifo(path) = target else {
-        return (None, None);
-    };
-    match open_writer(path) {
-        Err(Errno::NXIO) => (None, Some(path.clone())),
-        writer => (writer.ok(), None),
-    }
-}
-
-fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(fifo, flags, rustix::fs::Mode::empty())
-}
-
-/// Shows the end of an output to readers that open its fifo when it is over: without a writer such
-/// a reader would wait in its open for ever. Ends when the fifo is gone.
-async fn release_readers(fifo: PathBuf) {
-    let looks = LATE.as_millis() / PAUSE.as_millis();
-    for _ in 0..looks {
-        if open_writer(&fifo).is_err_and(|error| error != Errno::NXIO) {
-            return;
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
 }
 
 /// Opens where an output goes; `None` if that is nowhere.
@@ -516,36 +529,4 @@ fn open_append(path: &Path) -> Result<File> {
         .mode(0o644)
         .open(path)
         .context(what)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_reader_that_comes_after_the_end_of_a_silent_output_sees_its_end() {
-        let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("out");
-        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
-        assert!(made.unwrap().success());
-        let target = Target::Fifo(fifo.clone());
-        let (reader_there, late) = look_for_reader(&target);
-        assert!(reader_there.is_none());
-        let reading = fifo.clone();
-        let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            tokio::select! {
-                () = release_readers(late.unwrap()) => panic!("the fifo is there"),
-                () = async { while !reader.is_finished() { tokio::time::sleep(PAUSE).await } } => {}
-            }
-        });
-        assert!(reader.join().unwrap().is_empty());
-        let _reader = File::options().read(true).write(true).open(&fifo).unwrap();
-        let (reader_there, late) = look_for_reader(&target);
-        assert!(reader_there.is_some() && late.is_none());
-    }
 }

@@ -28,7 +28,7 @@ use super::timings::{Stopwatch, Timings};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Result};
 use crate::events::oom::Counter;
-use crate::io::{Io, Names, Setting};
+use crate::io::{self, Io, Names, Setting};
 use crate::link::Hold;
 use crate::options::Options;
 use crate::supervisor::Exit;
@@ -94,7 +94,8 @@ impl Container {
         told: Told,
     ) -> Result<Rc<Container>> {
         let mut watch = Stopwatch::start();
-        let options = options.with_environment();
+        let bundle = PathBuf::from(&request.bundle);
+        let options = options.with_environment().with_annotations(&bundle)?;
         let names = Names {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -102,7 +103,6 @@ impl Container {
             terminal: request.terminal,
         };
         let init = Process::new(String::new(), names, Vec::new());
-        let bundle = PathBuf::from(&request.bundle);
         let container = Container::plan(shim, &request.id, bundle, init, &options, told);
         let record = Record {
             options,
@@ -143,6 +143,8 @@ impl Container {
         let setting = Setting {
             namespace: shim.namespace.clone(),
             id: id.to_owned(),
+            bundle: bundle.clone(),
+            overflow: options.overflow(),
             owner: (options.io_uid, options.io_gid),
             console_directory: engine
                 .wants_console_path()
@@ -493,6 +495,7 @@ impl Container {
         self.init.check(Operation::Delete)?;
         let mut io = self.init.io.take();
         io.drain(DRAIN).await;
+        drop(io);
         self.remove(shim, false).await?;
         self.init.set_state(State::Deleted);
         let response = deleted(&self.init);
@@ -525,8 +528,12 @@ impl Container {
     /// Removes what the runtime holds and unmounts the rootfs.
     async fn remove(&self, shim: &Shim, force: bool) -> Result<()> {
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
+        let may_spill = self.setting.overflow.is_some();
         shim.blocking(move || {
             engine.delete(&id, force)?;
+            if may_spill {
+                io::remove_spilled(&bundle)?;
+            }
             mounts::unmount_rootfs(&bundle.join("rootfs"))
         })
         .await
