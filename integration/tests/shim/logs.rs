@@ -20,9 +20,8 @@ const COUNT: &[&str] = &["busybox", "seq", "100000", "299999"];
 const COUNT_AND_STAY: &[&str] = &["sh", "-c", "busybox seq 100000 299999; exec sleep 1000"];
 
 fn counted(newline: &str) -> String {
-    (100_000..300_000)
-        .map(|number| format!("{number}{newline}"))
-        .collect()
+    let numbers: Vec<String> = (100_000..300_000).map(|it| it.to_string()).collect();
+    numbers.join(newline) + newline
 }
 
 #[test]
