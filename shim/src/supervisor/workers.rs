@@ -20,7 +20,9 @@ use crate::{log, worker};
 pub(super) const LAUNCHES: Duration = Duration::from_secs(10);
 /// A worker that dies younger than this has its successor wait.
 const YOUNG: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// containerd gives a State call two seconds (`io.containerd.timeout.task.state`), and takes a task
+/// that does not answer for one of unknown state.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The worker process.
 pub(super) struct Worker {
