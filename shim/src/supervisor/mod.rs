@@ -194,13 +194,24 @@ impl Supervisor {
                 let _ = sys::signal(*logger, signal);
             }
         }
+        if !loggers.is_empty() {
+            return false;
+        }
         let delivered = self.courier.is_done() && !self.connections.values().any(Stream::is_full);
         if !delivered && now >= leaving.since + FAREWELL {
             let waiting = self.courier.waiting();
             log::error(format_args!("{waiting} events could not be delivered"));
-            return loggers.is_empty();
+            return true;
         }
-        delivered && loggers.is_empty()
+        delivered
+    }
+
+    /// When events that containerd does not take are given up. Loggers that live are waited for in
+    /// any case, and their ends are told by a signal.
+    fn farewell_due(&self) -> Option<Instant> {
+        let leaving = self.leaving.as_ref()?;
+        let is_alone = self.children.living().is_empty();
+        (is_alone && !self.courier.is_done()).then(|| leaving.since + FAREWELL)
     }
 
     /// Waits for something to happen and deals with it.
@@ -302,10 +313,9 @@ impl Supervisor {
             .map(|due| due + LAUNCHES)
             .filter(|_| self.has_open_launch());
         let restart = restart.filter(|_| !self.has_open_launch());
-        let leaving = self.leaving.as_ref();
-        let farewell = leaving.map(|leaving| leaving.since + FAREWELL);
-        let farewell = farewell.filter(|_| !self.courier.is_done());
-        let logger = leaving.and_then(Leaving::next).map(|(due, _)| due);
+        let farewell = self.farewell_due();
+        let logger = self.leaving.as_ref().and_then(Leaving::next);
+        let logger = logger.map(|(due, _)| due);
         let forgotten = self.idle.map(|since| since + FORGOTTEN);
         let next = [
             restart,
@@ -526,5 +536,47 @@ impl Supervisor {
             // The caller hung up; whoever calls next finds the state as it is.
             log::debug(format_args!("answer: {error}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use message::Importance;
+    use std::path::Path;
+    use std::process::Command;
+
+    /// A supervisor without a worker, which listens in `directory`.
+    pub(super) fn supervisor(directory: &Path) -> Supervisor {
+        let socket = directory.join("socket");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let identity = Identity {
+            namespace: "test".into(),
+            containerd: directory.join("containerd"),
+            socket,
+        };
+        Supervisor::new(identity, listener).unwrap()
+    }
+
+    #[test]
+    fn events_are_given_up_when_the_last_logger_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut supervisor = supervisor(directory.path());
+        let mut logger = Command::new("sleep").arg("1000").spawn().unwrap();
+        supervisor.children.watch(logger.id() as i32);
+        supervisor.courier.push(b"event".into(), Importance::Vital);
+        supervisor.leave();
+        let since = Instant::now().checked_sub(FAREWELL).unwrap();
+        supervisor.leaving.as_mut().unwrap().since = since;
+        assert!(!supervisor.is_done());
+        // Nothing can come of waking up for them.
+        assert_eq!(supervisor.farewell_due(), None);
+        logger.kill().unwrap();
+        while supervisor.children.died().is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(supervisor.farewell_due(), Some(since + FAREWELL));
+        assert!(supervisor.is_done());
+        logger.wait().unwrap();
     }
 }

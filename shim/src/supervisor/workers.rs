@@ -256,20 +256,13 @@ fn become_worker(supervisor: Pid, socket: UnixStream, identity: &Identity) -> ! 
 mod tests {
     use super::*;
     use crate::supervisor::message::ToSupervisor;
-    use std::os::unix::net::UnixListener;
+    use crate::supervisor::tests::supervisor;
     use std::process::Command;
 
     /// A supervisor whose worker has said farewell and ended before anybody listened.
     #[expect(clippy::zombie_processes, reason = "the supervisor collects it")]
     fn bereaved(directory: &std::path::Path) -> Supervisor {
-        let socket = directory.join("socket");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let identity = Identity {
-            namespace: "test".into(),
-            containerd: directory.join("containerd"),
-            socket,
-        };
-        let mut supervisor = Supervisor::new(identity, listener).unwrap();
+        let mut supervisor = supervisor(directory);
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let worker = Command::new("true").spawn().unwrap();
