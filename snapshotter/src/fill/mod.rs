@@ -22,6 +22,7 @@ mod timed;
 mod touch;
 pub(crate) mod unpack;
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
@@ -37,10 +38,11 @@ use self::pool::{Class, Pool};
 use self::quiet::Quiet;
 use self::timed::Timed;
 use self::touch::Watchers;
+use self::unpack::Unpacker;
 use crate::digest::Digest;
 use crate::error::Error;
 use crate::fetch::{BlobSource, by_other_hosts, is_spoilt};
-use crate::index::{Codec, Inode, LayerIndex, Span, Unit};
+use crate::index::{Codec, Inode, LayerIndex, Span};
 use crate::profile::Recording;
 use crate::store::Blob;
 use crate::timeline::{Timeline, What};
@@ -282,6 +284,7 @@ impl Filler {
         let begun = Instant::now();
         let disturbance = (class != Class::Background).then(|| self.pool.disturb());
         let mut packed = Vec::with_capacity(len as usize);
+        let mut unpacker = Unpacker::default();
         let mut spoilt = Vec::new();
         let mut run = run.into_iter().peekable();
         let mut take = |part: &[u8]| {
@@ -290,7 +293,7 @@ impl Filler {
                 self.index().unit(claim.unit()).end() - start <= packed.len() as u64
             };
             while let Some(claim) = run.next_if(has_arrived) {
-                spoilt.extend(self.arrive(claim, start, &packed));
+                spoilt.extend(self.arrive(claim, start, &packed, &mut unpacker));
             }
         };
         let source = self.sources.get(usize::from(first.blob));
@@ -336,7 +339,8 @@ impl Filler {
         let outcome = match source {
             Some(source) => by_other_hosts(source, (offset, len), || {
                 first.take().map_or(Ok(()), Err)?;
-                self.store(claim.unit(), &source.read_range(offset, len)?)
+                let packed = source.read_range(offset, len)?;
+                self.store(claim.unit(), &packed, &mut Unpacker::default())
             }),
             None => first.take().map_or(Ok(()), Err),
         };
@@ -351,10 +355,17 @@ impl Filler {
 
     /// Makes a unit local whose bytes are in `packed`, which begins at `start` of the blob. Gives
     /// the claim back if they are wrong, as others may have the right ones.
-    fn arrive(&self, claim: Claim, start: u64, packed: &[u8]) -> Option<(Claim, Error)> {
+    fn arrive(
+        &self,
+        claim: Claim,
+        start: u64,
+        packed: &[u8],
+        unpacker: &mut Unpacker,
+    ) -> Option<(Claim, Error)> {
         let unit = self.index().unit(claim.unit());
         let from = (unit.offset - start) as usize;
-        match self.store(claim.unit(), &packed[from..from + unit.len as usize]) {
+        let packed = &packed[from..from + unit.len as usize];
+        match self.store(claim.unit(), packed, unpacker) {
             Ok(()) => claim.land(Ok(())),
             Err(error) if is_spoilt(&error) => {
                 self.counters.spoilt();
@@ -373,7 +384,7 @@ impl Filler {
 
     /// Unpacks a unit, and writes each chunk in it that is absent. Either the unit is verified
     /// before it is unpacked, or each of its chunks afterwards.
-    fn store(&self, id: u32, packed: &[u8]) -> Result<(), Error> {
+    fn store(&self, id: u32, packed: &[u8], unpacker: &mut Unpacker) -> Result<(), Error> {
         let unit = &self.index().unit(id);
         let span = self.index().span(id);
         let digest = span.as_ref().and_then(Span::digest);
@@ -386,12 +397,17 @@ impl Filler {
             chunk.inner as usize + chunk.len as usize
         };
         let needed = self.index().unit_chunks(unit).map(end).max().unwrap_or(0);
-        let unpacked = self
-            .unpack(unit, span.as_ref(), packed, needed)
-            .map_err(|reason| Error::Malformed {
-                what: format!("layer {} at {}", self.layer(), unit.offset),
-                reason,
-            })?;
+        let unpacked = match (unit.codec(), &span) {
+            (Codec::Deflate, Some(span)) => {
+                inflate::inflate(span.bits, self.index().window(span), packed, needed)
+                    .map(Cow::Owned)
+            }
+            (codec, _) => unpacker.unpack(codec, packed, needed),
+        }
+        .map_err(|reason| Error::Malformed {
+            what: format!("layer {} at {}", self.layer(), unit.offset),
+            reason,
+        })?;
         let mut stored = Ok(());
         for id in self.index().unit_chunks(unit) {
             if self.blob.has(id) {
@@ -408,21 +424,6 @@ impl Filler {
             stored = stored.and(verified.and_then(|()| self.blob.write_chunk(id, bytes)));
         }
         stored
-    }
-
-    fn unpack(
-        &self,
-        unit: &Unit,
-        span: Option<&Span>,
-        packed: &[u8],
-        needed: usize,
-    ) -> Result<Vec<u8>, String> {
-        match (unit.codec(), span) {
-            (Codec::Deflate, Some(span)) => {
-                inflate::inflate(span.bits, self.index().window(span), packed, needed)
-            }
-            (codec, _) => unpack::unpack(codec, packed, needed),
-        }
     }
 
     fn index(&self) -> &LayerIndex {
