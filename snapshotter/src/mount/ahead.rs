@@ -68,15 +68,17 @@ impl Layers {
                 // It was asked for in the meantime.
                 return;
             }
-            let added = if self.store.contains(&source.layer) {
-                Ok(true)
-            } else {
-                let added = self.add_new(id, source, config);
-                added.map(|filler| filler.is_some())
-            };
-            match added {
-                Ok(true) => self.streams.end(id, Ahead::Done(Instant::now())),
-                Ok(false) => self.streams.end(id, Ahead::Refused(Instant::now())),
+            if self.store.contains(&source.layer) {
+                return self.streams.end(id, Ahead::Done(Instant::now()));
+            }
+            match self.add_new(id, source, config) {
+                Ok(Some(filler)) => {
+                    self.streams.end(id, Ahead::Done(Instant::now()));
+                    if let Some(tell) = self.opened_ahead.get() {
+                        tell(source, &filler);
+                    }
+                }
+                Ok(None) => self.streams.end(id, Ahead::Refused(Instant::now())),
                 Err(error) => {
                     tracing::debug!(layer = %id, %error, "not opened ahead; tried again when needed");
                     self.streams.forget(id);

@@ -105,12 +105,7 @@ impl Lazy {
         );
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));
-        let guide = Guide::new(
-            Arc::clone(&layers),
-            Arc::clone(&pool),
-            Arc::clone(&recorder),
-            &config,
-        );
+        let guide = Guide::new(&layers, Arc::clone(&pool), Arc::clone(&recorder), &config);
         let background = Background::start(
             root,
             Arc::clone(layers.store.space()),

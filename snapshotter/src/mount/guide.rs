@@ -64,14 +64,14 @@ enum Scout {
 
 impl Guide {
     pub(super) fn new(
-        layers: Arc<Layers>,
+        layers: &Arc<Layers>,
         pool: Arc<Pool>,
         recorder: Arc<Recorder>,
         config: &LazyConfig,
     ) -> Arc<Self> {
         let follows = config.profile_seconds > 0;
-        Arc::new(Self {
-            layers,
+        let guide = Arc::new(Self {
+            layers: Arc::clone(layers),
             pool,
             recorder,
             limit: config.prefetch_limit,
@@ -79,7 +79,23 @@ impl Guide {
             pushes: follows && config.profile_push,
             plans: Mutex::default(),
             scouts: Mutex::default(),
-        })
+        });
+        let weak = Arc::downgrade(&guide);
+        // The layers are the only ones to ask, and are told once.
+        let _ = layers.opened_ahead.set(Box::new(move |source, filler| {
+            if let Some(guide) = weak.upgrade() {
+                guide.fetch_early(&source.chain, filler);
+            }
+        }));
+        guide
+    }
+
+    /// Begins to fetch what a profile names of a layer that nobody has asked for yet. All else waits
+    /// until it is.
+    fn fetch_early(&self, chain: &[Digest], filler: &Arc<Filler>) {
+        if let Some(plan) = self.plan(chain) {
+            plan.begin(filler, self.limit);
+        }
     }
 
     /// Begins to look for a profile in the registry, unless there is one here or that was done.

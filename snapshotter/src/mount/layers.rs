@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 use std::time::Instant;
 
 use super::stream::Streams;
@@ -22,12 +22,17 @@ use crate::store::{Blob, Origin, Store};
 use crate::sys;
 use crate::timeline::What;
 
+/// See [`Layers::opened_ahead`].
+pub(super) type OpenedAhead = Box<dyn Fn(&LayerSource, &Arc<Filler>) + Send + Sync>;
+
 /// Opens layers, once each, and keeps them as long as they are of use.
 pub(super) struct Layers {
     pub(super) store: Store,
     blobs: Arc<dyn Blobs>,
     images: Images,
     pub(super) streams: Streams,
+    /// Told of each layer that was opened before it was asked for.
+    pub(super) opened_ahead: OnceLock<OpenedAhead>,
     pool: Arc<Pool>,
     /// Streamed layers are described for other nodes, too.
     pub(super) describes: bool,
@@ -62,6 +67,7 @@ impl Layers {
             images: Images::new(Arc::clone(&blobs)),
             blobs,
             streams: Streams::default(),
+            opened_ahead: OnceLock::new(),
             pool,
             describes,
             open: Mutex::default(),

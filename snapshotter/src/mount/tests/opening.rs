@@ -1,6 +1,8 @@
 //! Layers that are opened before they are asked for.
 
 use super::*;
+use crate::fill::pool::Class;
+use crate::profile::{Profile, Profiles};
 
 /// Three layers, bottom first, of which the manifest says that they are lazy.
 fn image(bench: &Bench) -> Vec<LayerSource> {
@@ -57,4 +59,23 @@ fn what_was_opened_ahead_is_kept_for_the_pull_and_what_cannot_be_is_left_to_cont
     assert!(bench.lazy().add_layer(&sources[1]).unwrap().is_some());
     assert!(bench.lazy().layers().unwrap().contains(&second));
     assert_eq!(bench.lazy().add_layer(&sources[2]).unwrap(), None);
+}
+
+#[test]
+fn what_a_profile_names_of_a_layer_is_fetched_before_the_layer_is_asked_for() {
+    let bench = Bench::new(LazyConfig::default());
+    let mut sources = image(&bench);
+    let chain: Vec<_> = sources.iter().map(|source| source.layer).collect();
+    for source in &mut sources {
+        source.chain.clone_from(&chain);
+    }
+    let of_the_top = vec![(2, 0, sources[2].size, 0).into()];
+    let profile = Profile::new(chain, of_the_top);
+    Profiles::below(bench.root.path()).merge(profile).unwrap();
+    bench.lazy().add_layer(&sources[0]).unwrap().unwrap();
+    wait_until("the profile is followed", || {
+        let layers = bench.lazy().insight();
+        let mut counts = layers.iter().map(|layer| &layer.counts);
+        counts.any(|counts| counts.fetched_for(Class::Profile) > 0)
+    });
 }
