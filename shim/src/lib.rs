@@ -4,7 +4,8 @@
 //! what must not be lost and launches processes, and a [`worker`], which may be lost and serves
 //! the Task API ([`task`]) over [`ttrpc`] and publishes [`events`] through its [`link`] to the
 //! supervisor. [`engine`] is who runs containers; [`io`] copies streams; [`mounts`] makes the
-//! rootfs; [`delete`] cleans up after a shim that died; [`debug`] shows what a shim knows.
+//! rootfs; [`delete`] cleans up after a shim that died; [`debug`] shows what a shim knows, and
+//! [`spans`] tells a collector of calls.
 //!
 //! The shim never executes itself, has one event loop and no thread per container, and writes
 //! nothing to the standard streams that containerd gave it but the answer.
@@ -22,6 +23,7 @@ pub mod link;
 pub mod log;
 pub mod mounts;
 pub mod options;
+pub mod spans;
 pub mod supervisor;
 pub mod sys;
 pub mod task;

@@ -48,6 +48,9 @@ pub struct Options {
     /// Bytes of it that are kept in a file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_spill: Option<u64>,
+    /// Where spans of traced calls go, such as `http://127.0.0.1:4318`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub traces_endpoint: String,
     /// Accepted for configurations shared with runc.
     #[serde(skip_serializing)]
     criu_path: String,

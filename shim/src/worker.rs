@@ -15,6 +15,7 @@ use tokio::task::LocalSet;
 use crate::error::{Context, Result};
 use crate::events::Publisher;
 use crate::link::Link;
+use crate::spans::Spans;
 use crate::supervisor::Identity;
 use crate::supervisor::message::ToWorker;
 use crate::supervisor::wire::Inbox;
@@ -50,6 +51,7 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
         supervisor: supervisor.as_raw_pid() as u32,
         exits: Rc::clone(&exits),
         link: Arc::clone(&link),
+        spans: Spans::of_environment(),
         shutdown: Notify::new(),
     });
     let service = Rc::new(TaskService::new(Rc::clone(&shim)));
@@ -90,5 +92,6 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
         () = shim.shutdown.notified() => {}
     }
     server.drain(FAREWELL).await;
+    shim.spans.finish().await;
     link.bye(&ready).await.context(|| "say farewell".into())
 }

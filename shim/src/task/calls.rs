@@ -4,14 +4,14 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use prost::Message;
 use serde::{Serialize, Serializer};
 use xebec_proto::task::{ConnectRequest, StartRequest};
 
 use super::timings::micros;
-use crate::error::Result;
+use crate::error::Error;
 use crate::log;
 use crate::trace::{self, Trace};
 
@@ -54,28 +54,42 @@ pub(super) struct Call {
 #[derive(Debug)]
 struct Traced(Option<Rc<Trace>>);
 
+/// A call that has just got its answer. All names are clipped.
+#[derive(Debug)]
+pub(crate) struct Answered<'c> {
+    pub(crate) service: &'c str,
+    pub(crate) method: &'c str,
+    /// The container, or sandbox, that it concerned.
+    pub(crate) id: &'c str,
+    /// The further process that it concerned, if any.
+    pub(crate) exec_id: &'c str,
+    pub(crate) asked: Instant,
+    pub(crate) took: Duration,
+    pub(crate) error: Option<&'c Error>,
+}
+
 impl Calls {
-    /// A call has got its answer.
-    pub(super) fn note(
-        &self,
-        method: &str,
-        payload: &[u8],
-        took: Duration,
-        result: &Result<Vec<u8>>,
-    ) {
-        let (id, exec_id) = subject(method, payload);
+    /// Remembers a call.
+    pub(super) fn note(&self, answered: &Answered<'_>) {
+        let Answered {
+            method,
+            id,
+            exec_id,
+            took,
+            error,
+            ..
+        } = *answered;
         let took_us = micros(took);
         let fields: &[log::Field<'_>] = &[
             ("id", &id),
             ("exec_id", &exec_id),
             ("duration_us", &took_us),
         ];
-        let name = clipped(method);
-        match result {
-            Ok(_) => log::with(fields).debug(format_args!("{name}")),
-            Err(error) => log::with(fields).debug(format_args!("{name} failed: {error}")),
+        match error {
+            None => log::with(fields).debug(format_args!("{method}")),
+            Some(error) => log::with(fields).debug(format_args!("{method} failed: {error}")),
         }
-        if result.is_ok() && is_question(method) {
+        if error.is_none() && is_question(method) {
             return;
         }
         let mut calls = self.0.borrow_mut();
@@ -83,18 +97,16 @@ impl Calls {
             return;
         };
         for (text, new) in [
-            (&mut call.method, name),
-            (&mut call.id, clipped(&id)),
-            (&mut call.exec_id, clipped(&exec_id)),
+            (&mut call.method, method),
+            (&mut call.id, id),
+            (&mut call.exec_id, exec_id),
         ] {
             text.clear();
             text.push_str(new);
         }
         call.answered = SystemTime::now();
         call.took_us = took_us;
-        call.code = result
-            .as_ref()
-            .map_or_else(|error| error.code() as i32, |_| 0);
+        call.code = error.map_or(0, |error| error.code() as i32);
         call.trace = Traced(trace::current());
         calls.push_back(call);
     }
@@ -138,7 +150,7 @@ fn is_question(method: &str) -> bool {
 
 /// Whom a request concerns: container and exec. The container, or sandbox, is the first field of
 /// every request; the exec, where there may be one, the second.
-fn subject(method: &str, payload: &[u8]) -> (String, String) {
+pub(super) fn subject(method: &str, payload: &[u8]) -> (String, String) {
     let has_exec = matches!(
         method,
         "Start" | "Delete" | "State" | "Wait" | "Kill" | "Exec" | "ResizePty" | "CloseIO"
@@ -153,38 +165,49 @@ fn subject(method: &str, payload: &[u8]) -> (String, String) {
     }
 }
 
-fn clipped(name: &str) -> &str {
+/// A name as far as it is remembered and told.
+pub(super) fn clipped(name: &str) -> &str {
     &name[..name.floor_char_boundary(NAME)]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
     use xebec_proto::task::{CreateTaskRequest, KillRequest};
 
     #[test]
     fn the_newest_calls_are_remembered_with_whom_they_concern_and_bounded() {
         let calls = Calls::default();
         assert_eq!(serde_json::to_string(&calls).unwrap(), "[]");
-        let took = Duration::from_micros(5);
         let create = CreateTaskRequest {
             id: "c".into(),
             bundle: "/b".into(),
             ..Default::default()
         };
+        let note = |method: &str, payload: &[u8], error| {
+            let (id, exec_id) = subject(method, payload);
+            calls.note(&Answered {
+                service: "s",
+                method: clipped(method),
+                id: &id,
+                exec_id: &exec_id,
+                asked: Instant::now(),
+                took: Duration::from_micros(5),
+                error,
+            });
+        };
         for _ in 0..2 * REMEMBERED {
-            calls.note("Create", &create.encode_to_vec(), took, &Ok(Vec::new()));
+            note("Create", &create.encode_to_vec(), None);
         }
         let kill = KillRequest {
             id: "c".into(),
             exec_id: "x".into(),
             ..Default::default()
         };
-        let refused = Err(Error::NotFound("process does not exist x".into()));
-        calls.note("Kill", &kill.encode_to_vec(), took, &refused);
-        calls.note("State", &kill.encode_to_vec(), took, &Ok(Vec::new()));
-        calls.note(&"é".repeat(9999), b"\xff\xff", took, &refused);
+        let refused = Error::NotFound("process does not exist x".into());
+        note("Kill", &kill.encode_to_vec(), Some(&refused));
+        note("State", &kill.encode_to_vec(), None);
+        note(&"é".repeat(9999), b"\xff\xff", Some(&refused));
         let json = serde_json::to_value(&calls).unwrap();
         let json = json.as_array().unwrap();
         assert_eq!(json.len(), REMEMBERED);

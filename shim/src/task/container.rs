@@ -33,7 +33,7 @@ use crate::link::Hold;
 use crate::options::Options;
 use crate::supervisor::Exit;
 use crate::supervisor::message::Change;
-use crate::{log, mounts};
+use crate::{log, mounts, trace};
 
 /// How long a delete waits for output that is still on its way.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -96,6 +96,8 @@ impl Container {
         let mut watch = Stopwatch::start();
         let bundle = PathBuf::from(&request.bundle);
         let options = options.with_environment().with_annotations(&bundle)?;
+        shim.spans
+            .use_option("TracesEndpoint", &options.traces_endpoint)?;
         let names = Names {
             stdin: request.stdin.clone(),
             stdout: request.stdout.clone(),
@@ -122,7 +124,7 @@ impl Container {
                 return Err(error);
             }
         };
-        let create = watch.lap();
+        let create = watch.lap("create").micros();
         let timings = Timings { create, ..timings };
         container.timings.set(Some(timings));
         container.announce(shim, request);
@@ -190,33 +192,34 @@ impl Container {
         let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
         let rootfs = request.rootfs.clone();
         let hold = self.hold(shim);
-        let opened = watch.lap();
+        let opened = watch.lap("streams");
         let (pid, mount, launch) = shim
             .blocking(move || {
                 let mut watch = Stopwatch::start();
                 mounts::mount_rootfs(&bundle.join("rootfs"), &rootfs)?;
-                let mount = watch.lap();
+                let mount = watch.lap("mount");
                 let pid = engine.create(&id, &bundle, &streams)?;
-                Ok((pid, mount, watch.lap()))
+                Ok((pid, mount, watch.lap("launch")))
             })
             .await?;
-        watch.lap();
+        watch = Stopwatch::start();
         self.init.launched(pid);
         shim.link.commit(vec![Change::Watch { pid }], Vec::new());
         drop(hold);
         io.attach_terminal(&self.init.names, &self.setting, "")
             .await?;
-        let console = watch.lap();
+        let console = watch.lap("console");
+        trace::note(&[opened, mount, launch, console]);
         self.init.io.replace(io);
         self.shares_pids.set(!leads_pid_namespace(pid));
         if let Some(path) = cgroup_of(pid)? {
             self.watch_cgroup(shim, path, 0)?;
         }
         Ok(Timings {
-            streams: opened,
-            mount,
-            launch,
-            console,
+            streams: opened.micros(),
+            mount: mount.micros(),
+            launch: launch.micros(),
+            console: console.micros(),
             ..Timings::default()
         })
     }
@@ -356,9 +359,11 @@ impl Container {
         let mut watch = Stopwatch::start();
         let (engine, id) = (self.engine.clone(), self.id.clone());
         shim.blocking(move || engine.start(&id)).await?;
-        let start = watch.lap();
+        let start = watch.lap("start");
+        trace::note(&[start]);
         self.announce_start(shim);
         if let Some(timings) = self.timings.get() {
+            let start = start.micros();
             let timings = Timings { start, ..timings };
             self.timings.set(Some(timings));
             timings.log(&self.id);

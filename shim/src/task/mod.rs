@@ -15,6 +15,7 @@ mod state;
 mod stats;
 mod timings;
 
+pub(crate) use calls::Answered;
 pub use inherit::Inheritance;
 pub use record::Record;
 pub use service::{Shim, TaskService};

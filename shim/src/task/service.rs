@@ -20,7 +20,7 @@ use xebec_proto::task::{
 };
 use xebec_proto::task_types::ProcessInfo;
 
-use super::calls::Calls;
+use super::calls::{self, Answered, Calls};
 use super::container::Container;
 use super::document;
 use super::dump::{self, Dump};
@@ -34,6 +34,7 @@ use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::link::Link;
 use crate::log;
+use crate::spans::Spans;
 use crate::supervisor::message::Change;
 use crate::ttrpc::Service;
 
@@ -52,6 +53,8 @@ pub struct Shim {
     pub exits: Rc<Exits>,
     /// Keeps records and starts processes.
     pub link: Arc<Link>,
+    /// Takes the spans of calls.
+    pub spans: Rc<Spans>,
     /// Told when the shim is to end.
     pub shutdown: Notify,
 }
@@ -91,7 +94,18 @@ impl Service for TaskService {
         }
         let asked = Instant::now();
         let result = self.dispatch(service, method, payload).await;
-        self.calls.note(method, payload, asked.elapsed(), &result);
+        let (id, exec_id) = calls::subject(method, payload);
+        let answered = Answered {
+            service,
+            method: calls::clipped(method),
+            id: calls::clipped(&id),
+            exec_id: calls::clipped(&exec_id),
+            asked,
+            took: asked.elapsed(),
+            error: result.as_ref().err(),
+        };
+        self.calls.note(&answered);
+        self.shim.spans.record(&answered);
         result
     }
 

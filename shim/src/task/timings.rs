@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::log;
+use crate::trace::Phase;
 
 /// Times in microseconds. The phases up to the terminal lie within `create`.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -54,10 +55,22 @@ impl Stopwatch {
         Stopwatch(Instant::now())
     }
 
-    /// Microseconds since the start or the last lap.
-    pub(super) fn lap(&mut self) -> u32 {
+    /// The phase since the start or the last lap.
+    pub(super) fn lap(&mut self, name: &'static str) -> Phase {
         let now = Instant::now();
-        micros(now - std::mem::replace(&mut self.0, now))
+        let began = std::mem::replace(&mut self.0, now);
+        Phase {
+            name,
+            began,
+            took: now - began,
+        }
+    }
+}
+
+impl Phase {
+    /// How long it took, in microseconds.
+    pub(super) fn micros(self) -> u32 {
+        micros(self.took)
     }
 }
 

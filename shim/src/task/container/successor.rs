@@ -31,6 +31,12 @@ impl Container {
         let written = Record::read(&record.bundle)
             .inspect_err(|error| log::with(&[("id", &id)]).error(format_args!("{error}")));
         let options = written.ok().flatten().unwrap_or_default().options;
+        if let Err(error) = shim
+            .spans
+            .use_option("TracesEndpoint", &options.traces_endpoint)
+        {
+            log::with(&[("id", &id)]).error(format_args!("{error}"));
+        }
         let process = Process::inherited(String::new(), init_record);
         let container = Container::plan(shim, id, record.bundle, process, &options, record.told);
         if !is_made {
