@@ -15,6 +15,7 @@
 pub mod bench;
 pub mod bundle;
 pub mod cli;
+pub mod collector;
 pub mod command;
 pub mod corpus;
 pub mod cri;

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use xebec_proto::prost::Message;
-use xebec_proto::ttrpc::{Request, Response, Status};
+use xebec_proto::ttrpc::{KeyValue, Request, Response, Status};
 
 use crate::error::{Error, Result};
 
@@ -26,6 +26,7 @@ pub struct Client {
     service: String,
     last_stream: u32,
     early: HashMap<u32, Response>,
+    metadata: Vec<KeyValue>,
 }
 
 impl Client {
@@ -40,7 +41,17 @@ impl Client {
             service: service.to_owned(),
             last_stream: 0,
             early: HashMap::new(),
+            metadata: Vec::new(),
         })
+    }
+
+    /// Has later calls carry metadata.
+    pub fn set_metadata(&mut self, pairs: &[(&str, &str)]) {
+        let pair = |(key, value): &(&str, &str)| KeyValue {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+        };
+        self.metadata = pairs.iter().map(pair).collect();
     }
 
     /// Calls a method: its answer, or the status that it was refused with.
@@ -75,6 +86,7 @@ impl Client {
             service: self.service.clone(),
             method: method.to_owned(),
             payload: request.encode_to_vec(),
+            metadata: self.metadata.clone(),
             ..Request::default()
         };
         self.send_bytes(&frame(REQUEST, stream, &request.encode_to_vec()))?;

@@ -9,12 +9,10 @@ use integration::bundle::Bundle;
 use integration::command::Output;
 use integration::hosts::NativeHost;
 use integration::leftovers::Inventory;
-use integration::shim::rpc::{Client, REQUEST, frame};
+use integration::shim::rpc::Client;
 use integration::shim::{PROGRAM, Shim, TASK, command, create_request, exec_request, kill_request};
 use serde_json::{Value, json};
-use xebec_proto::prost::Message;
 use xebec_proto::task::CreateTaskResponse;
-use xebec_proto::ttrpc::{KeyValue, Request};
 
 use crate::{
     NOT_FOUND, UNIMPLEMENTED, assert_restored, bundle, descriptors, host, refused, wait_for_program,
@@ -301,22 +299,9 @@ fn the_log_has_a_line_of_fields_for_each_step_and_never_holds_the_shim_up() {
 /// A call with a trace context that is refused.
 fn a_trace_goes_into_log_and_dump(shim: &Shim) {
     let mut client = shim.connect(TASK).unwrap();
-    let pair = |key: &str, value: &str| KeyValue {
-        key: key.into(),
-        value: value.into(),
-    };
-    let request = Request {
-        service: TASK.into(),
-        method: "Exec".into(),
-        payload: exec_request("nobody", "x", &["true"]).encode_to_vec(),
-        metadata: vec![pair("traceparent", PARENT), pair("tracestate", "a=1")],
-        ..Request::default()
-    };
-    client
-        .send_bytes(&frame(REQUEST, 1, &request.encode_to_vec()))
-        .unwrap();
-    let (_, answer) = client.receive().unwrap();
-    assert_eq!(answer.status.unwrap().code, NOT_FOUND);
+    client.set_metadata(&[("traceparent", PARENT), ("tracestate", "a=1")]);
+    let answer = client.call::<()>("Exec", &exec_request("nobody", "x", &["true"]));
+    assert_eq!(refused(answer).0, NOT_FOUND);
     let state = dump(&mut shim.connect(DEBUG).unwrap());
     let last = state["calls"].as_array().unwrap().last().unwrap();
     assert_eq!(

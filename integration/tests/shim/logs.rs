@@ -117,7 +117,7 @@ fn with_spill_its_reader_gets_everything_though_the_worker_was_killed(
     assert_eq!(shim.wait("c", "").unwrap(), 0);
     let file = if terminal { "tty.spill" } else { "out.spill" };
     assert_eq!(spilled(host, &bundle), [file]);
-    kill_worker(host, shim.pid().unwrap());
+    crate::kill_worker(host, shim.pid().unwrap());
     let reader = read_everything(host);
     assert_eq!(shim.delete("c", "").unwrap(), 0);
     let newline = if terminal { "\r\n" } else { "\n" };
@@ -126,16 +126,6 @@ fn with_spill_its_reader_gets_everything_though_the_worker_was_killed(
     assert!(spilled(host, &bundle).is_empty());
     shim.shutdown().unwrap();
     assert_restored(host, &before);
-}
-
-/// Kills the worker of a shim; its supervisor is `pid`.
-fn kill_worker(host: &NativeHost, pid: u32) {
-    let script = format!(
-        "for p in $(cat /proc/{pid}/task/{pid}/children); do
-           grep -qx xebec-worker /proc/$p/comm && kill -9 $p && echo killed
-         done; true"
-    );
-    assert_eq!(host.check_sh(&script).unwrap(), "killed\n");
 }
 
 fn what_was_spilled_goes_with_the_container_and_with_its_shim(host: &NativeHost) {

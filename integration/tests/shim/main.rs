@@ -5,6 +5,7 @@ mod crowds;
 mod insight;
 mod logs;
 mod sandbox;
+mod spans;
 mod tasks;
 mod ways_in;
 
@@ -49,6 +50,16 @@ fn wait_for_program(host: &NativeHost, pid: u32, program: &str) {
         assert!(Instant::now() < end, "{pid} never became {program}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Kills the worker of a shim; its supervisor is `pid`.
+fn kill_worker(host: &NativeHost, pid: u32) {
+    let script = format!(
+        "for p in $(cat /proc/{pid}/task/{pid}/children); do
+           grep -qx xebec-worker /proc/$p/comm && kill -9 $p && echo killed
+         done; true"
+    );
+    assert_eq!(host.check_sh(&script).unwrap(), "killed\n");
 }
 
 /// Open descriptors of a process of the host.
