@@ -3,7 +3,8 @@
 use std::net::TcpListener;
 
 use integration::collector::{Collector, Span};
-use integration::hosts::NativeHost;
+use integration::ctr::Ctr;
+use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
 use integration::shim::{Shim, command, create_request, kill_request};
 use xebec_proto::task::CreateTaskResponse;
@@ -190,4 +191,43 @@ fn a_collector_may_be_an_option_and_comes_before_that_of_the_environment() {
     shim.end("c").unwrap();
     shim.shutdown().unwrap();
     assert_restored(&host, &before);
+}
+
+#[test]
+fn a_traced_containerd_and_its_shim_tell_one_trace() {
+    let services = [Service::Registry, Service::Containerd];
+    let host = NativeHost::start(HostOptions::with(&services)).unwrap();
+    let collector = Collector::start(&host).unwrap();
+    let image = host.push("busybox").unwrap();
+    host.stop(Service::Containerd).unwrap();
+    let endpoint = collector.endpoint();
+    let traced =
+        format!("OTEL_EXPORTER_OTLP_ENDPOINT={endpoint} exec containerd >/srv/traced.log 2>&1");
+    let mut containerd = host.spawn(&["sh", "-c", &traced]).unwrap();
+    let is_up = "until ctr version; do sleep 0.1; done";
+    host.check_sh(is_up).unwrap();
+    let ctr = Ctr::new(&host);
+    ctr.pull(&image, "overlayfs").unwrap();
+    let run = [
+        "ctr",
+        "run",
+        "--rm",
+        "--runtime",
+        "io.containerd.xebec.v2",
+        &image,
+        "c",
+        "true",
+    ];
+    host.check(&run).unwrap();
+    // Both have a span for the call: containerd's is the parent of the shim's.
+    let spans = collector.spans_when(|spans| {
+        let served = spans
+            .iter()
+            .filter(|span| span.kind == 2 && method(span) == "Create");
+        let mut served = served.filter(|span| span.name.starts_with("containerd.task."));
+        served.any(|span| spans.iter().any(|it| it.span_id == span.parent_span_id))
+    });
+    spans.unwrap();
+    containerd.kill().unwrap();
+    containerd.wait().unwrap();
 }
