@@ -11,32 +11,44 @@ const DESCRIBE: &str = "cd / && find . -mindepth 1 -xdev ! -path './proc*' ! -pa
                         find . -xdev -type f ! -path './etc/hosts' ! -path './etc/resolv.conf' \
                         -exec sha256sum {} + | sort -k2";
 
-/// Converts a corpus image in the registry; the references of both.
-fn convert(host: &NativeHost, name: &str) -> (String, String) {
+/// Converts a corpus image in the registry to one in the repository `to`, with further `flags`; the
+/// references of both.
+fn convert(host: &NativeHost, name: &str, to: &str, flags: &str) -> (String, String) {
     let image = host.push(name).expect("the image is pushed");
-    let converted = format!("{}/{name}:nydus", Service::REGISTRY);
-    let script =
-        format!("xebec-snapshotter image convert --plain-http {image} {converted} --to nydus");
+    let converted = format!("{}/{to}:nydus", Service::REGISTRY);
+    let script = format!(
+        "xebec-snapshotter image convert --plain-http {image} {converted} --to nydus {flags}"
+    );
     host.check_sh(&script).expect("the image is converted");
     (image, converted)
 }
 
 #[test]
 fn a_converted_image_runs_lazily_by_the_kernel_and_every_file_is_right() {
-    every_file_is_right("kernel");
+    every_file_is_right("kernel", "redis", "");
 }
 
 #[test]
 fn a_converted_image_runs_lazily_by_fuse_and_every_file_is_right() {
-    every_file_is_right("fuse");
+    every_file_is_right("fuse", "redis", "");
 }
 
-fn every_file_is_right(mount: &str) {
+#[test]
+fn an_image_whose_gzip_layers_stay_as_they_are_runs_lazily_by_the_kernel_and_every_file_is_right() {
+    every_file_is_right("kernel", "redis-apart", "--oci-ref");
+}
+
+#[test]
+fn an_image_whose_gzip_layers_stay_as_they_are_runs_lazily_by_fuse_and_every_file_is_right() {
+    every_file_is_right("fuse", "redis-apart", "--oci-ref");
+}
+
+fn every_file_is_right(mount: &str, to: &str, flags: &str) {
     let config = format!("mount = \"{mount}\"\n");
     let options = HostOptions::default().file("/etc/xebec/snapshotter.toml", &config);
     let host = NativeHost::start(options).expect("a native host starts");
     let ctr = Ctr::new(&host);
-    let (image, converted) = convert(&host, "redis");
+    let (image, converted) = convert(&host, "redis", to, flags);
     ctr.pull(&converted, "xebec").unwrap();
     let describe = ["sh", "-c", DESCRIBE];
     let ours = ctr
@@ -71,10 +83,53 @@ fn the_bootstrap_is_an_erofs_image_without_fault() {
 }
 
 #[test]
+fn layers_that_stay_as_they_are_keep_their_digests_and_get_a_bootstrap_without_fault() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let script = r#"cd /tmp
+        blob() { echo $1/blobs/sha256/${2#sha256:}; }
+        for out in out again; do
+            xebec-snapshotter image convert oci:/srv/corpus/redis oci:/tmp/$out --to nydus --oci-ref
+        done
+        diff -r out again && echo the same again
+        source=$(jq -r .manifests[0].digest /srv/corpus/redis/index.json)
+        manifest=$(blob out $(jq -r .manifests[0].digest out/index.json))
+        test $(jq -r .subject.digest $manifest) = $source
+        cmp $(blob out $source) $(blob /srv/corpus/redis $source)
+        jq -r .layers[].digest $(blob out $source) > layers
+        jq -r '.layers[].annotations["containerd.io/snapshot/nydus-ref"] // empty' $manifest | diff - layers
+        for layer in $(cat layers); do cmp $(blob out $layer) $(blob /srv/corpus/redis $layer); done && echo unchanged
+        tar -xzf $(blob out $(jq -r .layers[-1].digest $manifest))
+        for device in one two; do truncate -s 1G $device; done
+        fsck.erofs --device=one --device=two image/image.boot
+        dump.erofs --device=one --device=two --path=/usr/bin/redis-server image/image.boot"#;
+    let output = host
+        .check_sh(&format!("set -e; {script}"))
+        .expect("all is as it must be");
+    let lines: Vec<&str> = output.lines().collect();
+    assert!(
+        lines.contains(&"the same again") && lines.contains(&"unchanged"),
+        "{output}"
+    );
+    assert!(output.contains("Path : /usr/bin/redis-server"), "{output}");
+}
+
+#[test]
+fn a_layer_that_is_not_packed_by_gzip_cannot_stay_as_it_is_and_nothing_is_left() {
+    let host = NativeHost::start(HostOptions::bare()).expect("a native host starts");
+    let script = "cd /tmp && xebec-snapshotter image convert oci:/srv/corpus/busybox oci:/tmp/zstd --to zstd-chunked > log 2>&1
+        layer=$(jq -r .manifests[0].digest zstd/index.json)
+        layer=$(jq -r .layers[0].digest zstd/blobs/sha256/${layer#sha256:})
+        xebec-snapshotter image convert oci:/tmp/zstd oci:/tmp/out --to nydus --oci-ref 2>&1 | grep -c \"layer $layer.*gzip\"
+        test ! -e out && echo nothing";
+    let output = host.check_sh(script).expect("the script runs");
+    assert_eq!(output, "1\nnothing\n");
+}
+
+#[test]
 fn an_image_whose_chunks_lie_in_the_blobs_of_another_is_read_right() {
     let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
     let ctr = Ctr::new(&host);
-    let (_, known) = convert(&host, "redis");
+    let (_, known) = convert(&host, "redis", "redis", "");
     let image = host.push("nginx").expect("the image is pushed");
     let converted = format!("{}/nginx:nydus", Service::REGISTRY);
     let script = format!(

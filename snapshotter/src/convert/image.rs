@@ -63,6 +63,8 @@ pub struct Options {
     pub rewrite: bool,
     /// A Nydus image whose chunks need not be stored again; for Nydus only.
     pub chunk_dict: Option<Place>,
+    /// Leave gzip layers as they are and refer to them ("OCI-ref"); for Nydus only.
+    pub oci_ref: bool,
     /// Directory for temporary files, which have no name in it.
     pub temp_dir: PathBuf,
 }
@@ -130,6 +132,10 @@ fn convert_between(
     }
     if known.is_some() && options.format != Format::Nydus {
         let what = "a chunk dictionary, in any format but nydus".to_owned();
+        return Err(Error::InvalidArgument(what));
+    }
+    if options.oci_ref && options.format != Format::Nydus {
+        let what = "a reference to layers as they are, in any format but nydus".to_owned();
         return Err(Error::InvalidArgument(what));
     }
     let target = match options.format {

@@ -41,11 +41,25 @@ pub(super) fn spool(mut blob: impl Read, dir: &Path, what: &str) -> Result<Spool
         io::copy(&mut blob, &mut io::sink())?;
         Ok(done)
     });
-    let (sink, entries) = outcome.map_err(|error| root_cause(error, blob, what))?;
-    let file = sink
-        .into_inner()
-        .map_err(|error| Error::io("write temporary file in", dir)(error.into_error()))?;
-    Ok(Spool { file, entries })
+    let indexed = outcome.map_err(|error| root_cause(error, blob, what))?;
+    Spool::of(indexed, dir)
+}
+
+/// The same of a layer that is unpacked already, by whoever sends `archive`.
+pub(super) fn spool_unpacked(archive: impl Read, dir: &Path, what: &str) -> Result<Spool> {
+    let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
+    let sink = BufWriter::with_capacity(BUFFER, file);
+    let indexed = index(archive, sink).map_err(|error| stream_error(error, what))?;
+    Spool::of(indexed, dir)
+}
+
+impl Spool {
+    fn of((sink, entries): Indexed, dir: &Path) -> Result<Self> {
+        let file = sink
+            .into_inner()
+            .map_err(|error| Error::io("write temporary file in", dir)(error.into_error()))?;
+        Ok(Self { file, entries })
+    }
 }
 
 type Indexed = (BufWriter<File>, Vec<TarEntry>);

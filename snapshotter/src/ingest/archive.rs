@@ -17,7 +17,7 @@ const PIECE: u64 = 128 << 10;
 
 /// Why an archive cannot be read.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     Flaw(Flaw),
     /// Its contents cannot be kept.
     Contents(Error),

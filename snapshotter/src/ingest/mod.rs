@@ -12,6 +12,7 @@ pub mod download;
 mod pipe;
 pub mod portable;
 mod spans;
+mod trace;
 mod unpack;
 
 #[cfg(test)]
@@ -19,8 +20,10 @@ mod tests;
 
 use std::fmt;
 
-pub(crate) use self::archive::Listed;
+pub(crate) use self::archive::{Listed, Refusal};
+pub(crate) use self::pipe::Inlet;
 pub(crate) use self::spans::{Found, Spans};
+pub(crate) use self::trace::Trace;
 use self::unpack::{Fault, Unpacker};
 use crate::convert::tar::{Reader, Tap};
 use crate::digest::{Digest, Hasher};
@@ -107,24 +110,39 @@ fn read(
     contents: &mut dyn Contents,
     tap: Option<Tap>,
 ) -> Result<(Listed, Digest, Spans)> {
-    let (mut outlet, inlet) = pipe::pipe();
     let builder = LayerBuilder::new(layer, layer, size);
-    let reader = match tap {
-        Some(tap) => Reader::tapped(inlet, tap),
-        None => Reader::new(inlet),
+    let list = |inlet| {
+        let reader = match tap {
+            Some(tap) => Reader::tapped(inlet, tap),
+            None => Reader::new(inlet),
+        };
+        archive::list(reader, builder, contents)
     };
-    let (unpacked, listed) = std::thread::scope(|scope| -> Result<_> {
-        let lister = std::thread::Builder::new()
+    let ((listed, diff_id), spans) = unpack(layer, feed, Spans::default(), list)?;
+    Ok((listed, diff_id, spans))
+}
+
+/// Unpacks the layer `layer`, which `feed` delivers in order, for `consume`, which has a thread of
+/// its own; notes `spans` on the way. The digest is right when this has returned.
+pub(crate) fn unpack<T: Send>(
+    layer: Digest,
+    feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    spans: Spans,
+    consume: impl FnOnce(Inlet) -> Result<T, Refusal> + Send,
+) -> Result<(T, Spans)> {
+    let (mut outlet, inlet) = pipe::pipe();
+    let (unpacked, consumed) = std::thread::scope(|scope| -> Result<_> {
+        let consumer = std::thread::Builder::new()
             .name("xebec-ingest".to_owned())
-            .spawn_scoped(scope, || archive::list(reader, builder, contents))
+            .spawn_scoped(scope, || consume(inlet))
             .map_err(|error| Error::Internal(format!("start a thread: {error}")))?;
-        let unpacked = unpack_all(feed, &mut outlet);
+        let unpacked = unpack_all(feed, spans, &mut outlet);
         // Ends the other thread's stream.
         drop(outlet);
-        let listed = lister.join();
+        let consumed = consumer.join();
         Ok((
             unpacked,
-            listed.map_err(|_| Error::Internal("reading an archive panicked".to_owned()))?,
+            consumed.map_err(|_| Error::Internal("reading an archive panicked".to_owned()))?,
         ))
     })?;
     let malformed = |reason: &dyn fmt::Display| Error::Malformed {
@@ -135,15 +153,15 @@ fn read(
         Ok(done) => done,
         // The other thread has given up, and says why.
         Err(Failure::Closed) => {
-            let refused = listed.err().map(|error| error.of(layer));
+            let refused = consumed.err().map(|error| error.of(layer));
             return Err(refused.unwrap_or_else(|| malformed(&"data behind its end")));
         }
         Err(Failure::Flaw(reason)) => return Err(malformed(&reason)),
         Err(Failure::Feed(error)) => return Err(error),
     };
     layer.expect(digest, &format!("layer {layer}"))?;
-    let (listed, diff_id) = listed.map_err(|error| error.of(layer))?;
-    Ok((listed, diff_id, spans))
+    let consumed = consumed.map_err(|error| error.of(layer))?;
+    Ok((consumed, spans))
 }
 
 /// Why the first thread stopped.
@@ -164,10 +182,10 @@ impl From<Fault> for Failure {
 
 fn unpack_all(
     feed: impl FnOnce(Sink<'_>) -> Result<()>,
+    mut spans: Spans,
     outlet: &mut pipe::Outlet,
 ) -> Result<(Digest, Spans), Failure> {
     let mut hasher = Hasher::new();
-    let mut spans = Spans::default();
     let mut unpacker = Unpacker::new();
     let mut fault = None;
     let fed = feed(&mut |bytes| {

@@ -27,7 +27,7 @@ pub(super) struct Outlet {
 }
 
 /// The end that is read from.
-pub(super) struct Inlet {
+pub(crate) struct Inlet {
     buffer: Vec<u8>,
     filled: usize,
     at: usize,

@@ -1,5 +1,6 @@
 //! Where unpacking may begin again, with what it needs, found on the way through a blob.
 
+use super::trace::Trace;
 use super::unpack::Fault;
 use crate::digest::Hasher;
 use crate::index::{Codec, MAX_UNIT, SpanSpec};
@@ -35,9 +36,20 @@ pub(crate) struct Spans {
     /// Bytes of the blob, and of what it unpacks to, so far.
     at: u64,
     out: u64,
+    /// The way through the blob, if it is wanted; then each gzip member begins a span.
+    pub(crate) trace: Option<Trace>,
+    member_ended: bool,
 }
 
 impl Spans {
+    /// No spans yet of a blob whose way through is wanted too.
+    pub(crate) fn traced() -> Self {
+        Self {
+            trace: Some(Trace::default()),
+            ..Self::default()
+        }
+    }
+
     /// No spans of a blob of this packing.
     pub(crate) fn of(codec: Codec) -> Self {
         Self {
@@ -50,6 +62,9 @@ impl Spans {
     pub(super) fn advance(&mut self, packed: &[u8], unpacked: usize) -> Result<(), Fault> {
         self.at += packed.len() as u64;
         self.out += unpacked as u64;
+        if let Some(trace) = &mut self.trace {
+            trace.note(self.at, self.out);
+        }
         let Some(open) = &mut self.open else {
             return Ok(());
         };
@@ -66,15 +81,26 @@ impl Spans {
 
     /// Whether a place to begin is wanted here.
     pub(super) fn is_due(&self) -> bool {
-        self.open
-            .as_ref()
-            .is_none_or(|open| self.out - open.out >= SPAN)
+        let is_long = |open: &Open| self.out - open.out >= SPAN;
+        self.member_ended || self.open.as_ref().is_none_or(is_long)
+    }
+
+    /// Says that a gzip member has ended here.
+    pub(super) fn end_member(&mut self) {
+        if let Some(trace) = &mut self.trace {
+            trace.end(self.at, self.out);
+            self.member_ended = true;
+        }
     }
 
     /// Begins a span here, with the last `bits` bits of the byte `last` before; `window` is what
     /// was unpacked last, as far as it may be referred to.
     pub(super) fn begin(&mut self, bits: u8, last: u8, window: &[u8]) -> Result<(), Fault> {
         self.end();
+        self.member_ended = false;
+        if let Some(trace) = &mut self.trace {
+            trace.begin(last);
+        }
         let window = match window {
             [] => Vec::new(),
             bytes => zstd::bulk::compress(bytes, WINDOW_LEVEL)

@@ -144,6 +144,7 @@ impl Gzip {
                     self.inflater.restart(Wrap::Gzip)?;
                     self.between = true;
                     self.begun = spans.out();
+                    spans.end_member();
                 }
                 _ => {}
             }

@@ -81,6 +81,10 @@ pub(super) struct ConvertArgs {
     /// not stored again
     #[arg(long, value_name = "REF")]
     chunk_dict: Option<Place>,
+    /// For nydus: leave the image's gzip layers as they are; only a bootstrap and what unpacks the
+    /// layers in pieces are added
+    #[arg(long)]
+    oci_ref: bool,
     /// Convert layers again that are in the format already
     #[arg(long)]
     rewrite: bool,
@@ -116,6 +120,7 @@ impl ConvertArgs {
             prioritized,
             rewrite: self.rewrite,
             chunk_dict: self.chunk_dict,
+            oci_ref: self.oci_ref,
             temp_dir: self.temp_dir.unwrap_or_else(convert::default_temp_dir),
         };
         Ok((registry, options))

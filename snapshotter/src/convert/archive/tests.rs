@@ -103,6 +103,7 @@ fn run(from: &str, to: &str, target: Target, dir: &Path) -> Result<Report> {
         prioritized: Vec::new(),
         rewrite: false,
         chunk_dict: None,
+        oci_ref: false,
         temp_dir: dir.to_owned(),
     };
     let registry = Registry::new(RegistryConfig::default())?;

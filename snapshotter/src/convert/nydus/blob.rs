@@ -11,6 +11,7 @@ use std::io::{BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use super::contexts::Contexts;
 use super::dictionary::Dictionary;
 use crate::convert::order::order;
 use crate::convert::spool::Spool;
@@ -18,25 +19,53 @@ use crate::convert::tar::{BLOCK, TarEntry, encode_regular};
 use crate::digest::{Algorithm, Digest, HashingWriter};
 use crate::error::{Error, Result};
 use crate::formats::estargz::toc::EntryType;
+use crate::formats::nydus::layout::{FLAG_GZIP, FLAG_ZSTD};
 
-/// How chunks are digested: the default of Nydus' own tools.
-pub(super) const ALGORITHM: Algorithm = Algorithm::Blake3;
 /// Alignment of chunks in the unpacked blob: the EROFS block.
 const ALIGN: u64 = 4096;
 /// Bytes that one thread packs before its batch is written.
 const BATCH: u64 = 4 << 20;
-/// Magic number at both ends of the header of the compression contexts.
-const CONTEXT_MAGIC: u32 = 0xb10b_b10b;
-/// Length of that header.
-const CONTEXT_HEADER: usize = 4096;
-/// Features: chunks are aligned, tar headers separate the parts, the blob is from Nydus 2.2 or later.
-pub(super) const FEATURES: u32 = 0x5000_0001;
 /// Number of zstd among the compression algorithms.
 pub(super) const ZSTD: u32 = 3;
-/// Most bytes of the chunks of a blob.
-const MAX_BLOB: u64 = 8 << 30;
+/// Number of gzip among them.
+const GZIP: u32 = 2;
+/// Features: chunks are aligned, tar headers separate the parts, the blob is from Nydus 2.2 or later.
+const FEATURES: u32 = 0x5000_0001;
+/// Features: entries of 24 bytes, inflate contexts, and all of that in a blob of its own.
+const REFERENCE_FEATURES: u32 = 0x4 | 0x8 | 0x10;
+/// Most bytes of the chunks of a blob: a tar header's size field ends there.
+pub(super) const MAX_BLOB: u64 = 8 << 30;
 /// Most chunks of a blob: files refer to them by 24 bits.
 const MAX_CHUNKS: usize = 1 << 24;
+
+/// What blobs are, in the words of the format.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// How chunks are digested: the defaults of Nydus' own tools.
+    pub(super) algorithm: Algorithm,
+    /// Number of the compression algorithm.
+    pub(super) codec: u32,
+    pub(super) features: u32,
+    /// The bootstrap's flag for that algorithm.
+    pub(super) flag: u64,
+}
+
+impl Form {
+    /// Chunks that are packed one by one.
+    pub(super) const PACKED: Self = Self {
+        algorithm: Algorithm::Blake3,
+        codec: ZSTD,
+        features: FEATURES,
+        flag: FLAG_ZSTD,
+    };
+    /// Chunks of unchanged gzip layers.
+    pub(super) const REFERENCE: Self = Self {
+        algorithm: Algorithm::Sha256,
+        codec: GZIP,
+        features: FEATURES | REFERENCE_FEATURES,
+        flag: FLAG_GZIP,
+    };
+}
 
 /// A chunk of the blob.
 #[derive(Debug, Clone, Copy)]
@@ -46,20 +75,8 @@ pub(super) struct Chunk {
     pub(super) packed: (u64, u32),
     /// Offset and length when the blob is unpacked.
     pub(super) plain: (u64, u32),
-}
-
-impl Chunk {
-    pub(super) fn is_packed(&self) -> bool {
-        self.packed.1 != self.plain.1
-    }
-}
-
-/// Where the compression contexts lie.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Contexts {
-    pub(super) offset: u64,
-    pub(super) packed_len: u64,
-    pub(super) len: u64,
+    /// Whether it is compressed at all.
+    pub(super) is_packed: bool,
 }
 
 /// Which chunk a piece of a file is.
@@ -86,6 +103,8 @@ pub(super) struct Layer {
 pub(super) struct Blob {
     /// A nameless file, until it is stored.
     pub(super) file: Option<File>,
+    /// What that file is, if it is not the blob itself: its compression contexts.
+    pub(super) beside: Option<(Digest, u64)>,
     pub(super) digest: Digest,
     pub(super) size: u64,
     /// Bytes when it is unpacked, every chunk at a multiple of 4096.
@@ -93,9 +112,17 @@ pub(super) struct Blob {
     pub(super) contexts: Contexts,
 }
 
+impl Blob {
+    /// Digest and length of what is stored for it.
+    pub(super) fn stored(&self) -> (Digest, u64) {
+        self.beside.unwrap_or((self.digest, self.size))
+    }
+}
+
 /// How chunks are made.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Style<'a> {
+    pub(super) form: Form,
     /// Paths of files whose contents go first, without leading slash.
     pub(super) wanted: &'a [String],
     /// Chunks that are stored already.
@@ -109,10 +136,10 @@ pub(super) struct Style<'a> {
 
 /// A piece of the archive that becomes a chunk, and the entry that it belongs to.
 #[derive(Debug, Clone, Copy)]
-struct Piece {
-    entry: usize,
-    at: u64,
-    len: u64,
+pub(super) struct Piece {
+    pub(super) entry: usize,
+    pub(super) at: u64,
+    pub(super) len: u64,
 }
 
 /// A chunk that is ready to be written.
@@ -160,12 +187,7 @@ pub(super) fn write(spool: Spool, style: Style<'_>, dir: &Path) -> Result<Layer>
             entries[piece.entry].1.push(chunk);
         }
     }
-    if writer.chunks.len() >= MAX_CHUNKS {
-        return Err(Error::InvalidArgument(format!(
-            "the layer has {} chunks, more than a blob can hold; larger chunks help",
-            writer.chunks.len()
-        )));
-    }
+    check_count(writer.chunks.len())?;
     let (chunks, blob) = writer.finish().map_err(Error::io("write", dir))?;
     Ok(Layer {
         entries,
@@ -174,8 +196,18 @@ pub(super) fn write(spool: Spool, style: Style<'_>, dir: &Path) -> Result<Layer>
     })
 }
 
+/// Refuses more chunks than a blob can have.
+pub(super) fn check_count(chunks: usize) -> Result<()> {
+    if chunks < MAX_CHUNKS {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "the layer has {chunks} chunks, more than a blob can hold; larger chunks help"
+    )))
+}
+
 /// The contents of all regular files, in pieces of at most a chunk.
-fn pieces(entries: &[TarEntry], wanted: &[String], chunk_size: u64) -> Vec<Piece> {
+pub(super) fn pieces(entries: &[TarEntry], wanted: &[String], chunk_size: u64) -> Vec<Piece> {
     let files = order(entries, wanted).0.into_iter();
     let files = files.map(|entry| (entry, &entries[entry]));
     let files = files.filter(|(_, file)| file.kind == EntryType::Reg);
@@ -250,7 +282,7 @@ fn pack_share(
             .map(|piece| {
                 let plain = &mut room[..piece.len as usize];
                 archive.read_exact_at(plain, piece.at)?;
-                let digest = ALGORITHM.of(plain);
+                let digest = Form::PACKED.algorithm.of(plain);
                 let plain_len = piece.len as u32;
                 let bytes = if known.find(&digest, plain_len).is_some() {
                     None
@@ -290,6 +322,7 @@ impl Writer<'_> {
             digest: packed.digest,
             packed: (self.out.count(), bytes.len() as u32),
             plain: (self.plain_len, packed.plain_len),
+            is_packed: bytes.len() != packed.plain_len as usize,
         });
         self.known.own.insert(packed.digest, number);
         self.plain_len += u64::from(packed.plain_len).next_multiple_of(ALIGN);
@@ -301,35 +334,23 @@ impl Writer<'_> {
         if self.chunks.is_empty() {
             return Ok((self.chunks, None));
         }
-        // The tar header's size field ends there.
         if self.out.count() >= MAX_BLOB {
             return Err(std::io::Error::other("the layer's blob exceeds 8 GiB"));
         }
         self.out
             .write_all(&encode_regular("image.blob", self.out.count()))?;
         let table: Vec<u8> = self.chunks.iter().flat_map(context).collect();
-        let packed = zstd::bulk::compress(&table, 3)?;
-        let (codec, packed) = if packed.len() < table.len() {
-            (ZSTD, packed)
-        } else {
-            (0, table.clone())
-        };
-        let contexts = Contexts {
-            offset: self.out.count(),
-            packed_len: packed.len() as u64,
-            len: table.len() as u64,
-        };
-        self.out.write_all(&packed)?;
-        let header = context_header(&contexts, codec, self.chunks.len() as u32);
-        self.out.write_all(&header)?;
-        let meta_len = contexts.packed_len + header.len() as u64;
-        self.out.write_all(&encode_regular("blob.meta", meta_len))?;
+        let offset = self.out.count();
+        let (count, features) = (self.chunks.len(), Form::PACKED.features);
+        let (contexts, rest) = Contexts::pack(&table, count, offset, features, None)?;
+        self.out.write_all(&rest)?;
         let (out, digest, size) = self.out.finish();
         let blob = Blob {
             file: Some(
                 out.into_inner()
                     .map_err(std::io::IntoInnerError::into_error)?,
             ),
+            beside: None,
             digest,
             size,
             plain_len: self.plain_len,
@@ -348,19 +369,6 @@ fn context(chunk: &Chunk) -> [u8; 16] {
     entry[..8].copy_from_slice(&plain.to_le_bytes());
     entry[8..].copy_from_slice(&packed.to_le_bytes());
     entry
-}
-
-fn context_header(contexts: &Contexts, codec: u32, chunks: u32) -> Vec<u8> {
-    let mut header = Vec::with_capacity(CONTEXT_HEADER);
-    for word in [CONTEXT_MAGIC, FEATURES, codec, chunks] {
-        header.extend_from_slice(&word.to_le_bytes());
-    }
-    for long in [contexts.offset, contexts.packed_len, contexts.len] {
-        header.extend_from_slice(&long.to_le_bytes());
-    }
-    header.resize(CONTEXT_HEADER - 4, 0);
-    header.extend_from_slice(&CONTEXT_MAGIC.to_le_bytes());
-    header
 }
 
 const _: () = assert!(

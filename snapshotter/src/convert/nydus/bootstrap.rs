@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use super::blob::{ALGORITHM, Chunk, Stored};
+use super::blob::{Chunk, Stored};
 use super::devices::{BLOCK, Devices};
 use super::tree::{Directory, Inode, Tree};
 use crate::convert::tar::TarEntry;
@@ -22,8 +22,8 @@ use crate::formats::Flaw;
 use crate::formats::estargz::toc::EntryType;
 use crate::formats::nydus::layout::{
     BLOB_LEN, COMPAT_RAFS_V6, DEVICE_LEN, DEVICES_OFFSET, DIRENT_LEN, FLAG_BLAKE3,
-    FLAG_EXPLICIT_OWNER, FLAG_SHA256, FLAG_XATTRS, FLAG_ZSTD, INCOMPAT, MAGIC, SLOT, SUPER_LEN,
-    SUPER_OFFSET, XATTR_HEAD, XATTR_PREFIXES,
+    FLAG_EXPLICIT_OWNER, FLAG_SHA256, FLAG_XATTRS, INCOMPAT, MAGIC, SLOT, SUPER_LEN, SUPER_OFFSET,
+    XATTR_HEAD, XATTR_PREFIXES,
 };
 
 const BLOCK_BITS: u8 = 12;
@@ -344,11 +344,12 @@ impl Image<'_> {
     }
 
     fn extension(&self, records_len: u64) -> Vec<u8> {
-        let digest = match ALGORITHM {
+        let form = self.devices.form();
+        let digest = match form.algorithm {
             Algorithm::Blake3 => FLAG_BLAKE3,
             Algorithm::Sha256 => FLAG_SHA256,
         };
-        let mut flags = FLAG_ZSTD | FLAG_EXPLICIT_OWNER | digest;
+        let mut flags = form.flag | FLAG_EXPLICIT_OWNER | digest;
         if self.places.iter().any(|place| place.xattr_len > 0) {
             flags |= FLAG_XATTRS;
         }
@@ -374,7 +375,7 @@ impl Image<'_> {
 }
 
 fn record(out: &mut Vec<u8>, (blob, number): (usize, u32), chunk: &Chunk, file_offset: u64) {
-    let flags = if chunk.is_packed() { CHUNK_PACKED } else { 0 };
+    let flags = if chunk.is_packed { CHUNK_PACKED } else { 0 };
     out.extend_from_slice(&chunk.digest);
     for word in [blob as u32, flags, chunk.packed.1, chunk.plain.1] {
         out.extend_from_slice(&word.to_le_bytes());

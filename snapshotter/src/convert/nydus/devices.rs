@@ -1,7 +1,7 @@
 //! The blobs that a bootstrap refers to, each a device of the EROFS image: those of the layers, then
 //! those of the dictionary that some file needs.
 
-use super::blob::{ALGORITHM, Chunk, FEATURES, Layer, Stored, ZSTD};
+use super::blob::{Chunk, Form, Layer, Stored, Style, ZSTD};
 use super::dictionary::Dictionary;
 use super::tree::Tree;
 use crate::digest::Algorithm;
@@ -16,6 +16,9 @@ const DEVICE_ALIGN: u64 = 0x8_0000;
 /// Most blobs: files name them by 8 bits, of which 0 is the bootstrap itself.
 const MAX_BLOBS: usize = 254;
 
+/// Bytes between the place of the contexts and the digest of the blob that holds them.
+const BESIDE_GAP: usize = 32;
+
 /// The blobs of an image.
 pub(super) struct Devices<'a> {
     layers: Vec<&'a Layer>,
@@ -24,6 +27,7 @@ pub(super) struct Devices<'a> {
     dictionary: Option<&'a Dictionary>,
     /// The blobs of the dictionary that are used, by their numbers there.
     used: Vec<usize>,
+    form: Form,
     chunk_size: u64,
 }
 
@@ -39,12 +43,8 @@ pub(super) struct Tables {
 
 impl<'a> Devices<'a> {
     /// The blobs of `layers` and what `tree` needs of the dictionary.
-    pub(super) fn new(
-        layers: &[&'a Layer],
-        dictionary: Option<&'a Dictionary>,
-        tree: &Tree,
-        chunk_size: u64,
-    ) -> Result<Self, Flaw> {
+    pub(super) fn new(layers: &[&'a Layer], tree: &Tree, style: Style<'a>) -> Result<Self, Flaw> {
+        let dictionary = style.dictionary;
         let digest = |layer: &Layer| layer.blob.as_ref().map(|blob| blob.digest);
         let mut own: Vec<&Layer> = Vec::new();
         // Two layers with the same contents share a blob.
@@ -75,7 +75,8 @@ impl<'a> Devices<'a> {
             blob_of,
             dictionary,
             used,
-            chunk_size,
+            form: style.form,
+            chunk_size: style.chunk_size,
         };
         match devices.len() {
             ..=MAX_BLOBS => Ok(devices),
@@ -85,6 +86,11 @@ impl<'a> Devices<'a> {
 
     pub(super) fn len(&self) -> usize {
         self.layers.len() + self.used.len()
+    }
+
+    /// What the blobs are.
+    pub(super) fn form(&self) -> Form {
+        self.form
     }
 
     /// The blobs of the dictionary that the image needs.
@@ -151,9 +157,20 @@ impl<'a> Devices<'a> {
     fn own(&self, table: &mut Vec<u8>, number: usize, layer: &Layer) {
         let Some(blob) = &layer.blob else { return };
         table.extend_from_slice(blob.digest.hex().as_bytes());
-        let (count, digest) = (layer.chunks.len() as u32, digest_number());
-        let chunk_size = self.chunk_size as u32;
-        for word in [number as u32, chunk_size, count, ZSTD, digest, FEATURES] {
+        let count = layer.chunks.len() as u32;
+        let (form, chunk_size) = (self.form, self.chunk_size as u32);
+        let digest = match form.algorithm {
+            Algorithm::Blake3 => 0,
+            Algorithm::Sha256 => 1,
+        };
+        for word in [
+            number as u32,
+            chunk_size,
+            count,
+            form.codec,
+            digest,
+            form.features,
+        ] {
             table.extend_from_slice(&word.to_le_bytes());
         }
         // All of the blob: what follows the chunks counts too.
@@ -168,13 +185,11 @@ impl<'a> Devices<'a> {
         for long in [contexts.offset, contexts.packed_len, contexts.len] {
             table.extend_from_slice(&long.to_le_bytes());
         }
+        if let Some((digest, size)) = blob.beside {
+            table.resize(table.len() + BESIDE_GAP, 0);
+            table.extend_from_slice(digest.as_bytes());
+            table.extend_from_slice(&size.to_le_bytes());
+        }
         table.resize(table.len().next_multiple_of(BLOB_LEN as usize), 0);
-    }
-}
-
-const fn digest_number() -> u32 {
-    match ALGORITHM {
-        Algorithm::Blake3 => 0,
-        Algorithm::Sha256 => 1,
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use super::blob::{ALGORITHM, Chunk};
+use super::blob::{Chunk, Form};
 use super::{CHUNK_SIZE, blob_descriptor};
 use crate::convert::image::Options;
 use crate::convert::store::Store;
@@ -57,9 +57,10 @@ impl Dictionary {
         let bytes = unpack_bootstrap(&packed).map_err(|flaw| flaw.of(&what))?;
         let known = nydus::known_chunks(&bytes).map_err(|flaw| flaw.of(&what))?;
         let chunk_size = options.chunk_size.unwrap_or(CHUNK_SIZE);
-        if known.algorithm != ALGORITHM || known.chunk_size != chunk_size {
+        let algorithm = Form::PACKED.algorithm;
+        if known.algorithm != algorithm || known.chunk_size != chunk_size {
             let reason = format!(
-                "has chunks of {} bytes by {:?}; {chunk_size} by {ALGORITHM:?} are wanted",
+                "has chunks of {} bytes by {:?}; {chunk_size} by {algorithm:?} are wanted",
                 known.chunk_size, known.algorithm
             );
             return Err(Error::Malformed { what, reason });
@@ -85,6 +86,7 @@ impl Dictionary {
                 digest: known.digest,
                 packed: known.packed,
                 plain: known.plain,
+                is_packed: known.packed.1 != known.plain.1,
             },
         });
         // A blob that the image does not list may be anywhere, or gone.

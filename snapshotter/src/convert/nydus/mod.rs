@@ -1,14 +1,17 @@
 //! Nydus images out of ordinary ones: a data blob a layer, and a bootstrap of the whole tree.
 //!
 //! `blob` packs the contents of a layer, `tree` merges the entries of all layers as an unpacker
-//! does, `bootstrap` writes the result as RAFS v6. Media types, annotations and layout are those of
+//! does, `bootstrap` writes the result as RAFS v6. Or the layers stay what they are, and `zran` only
+//! describes how to unpack pieces of them. Media types, annotations and layout are those of
 //! Nydus' own tools, so that its daemon reads what is written here.
 
 mod blob;
 mod bootstrap;
+mod contexts;
 mod devices;
 mod dictionary;
 mod tree;
+mod zran;
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -19,7 +22,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use serde_json::{Value, json};
 
-use self::blob::{Layer, Style};
+use self::blob::{Form, Layer, Style};
 use self::devices::Devices;
 use self::dictionary::Dictionary;
 use self::tree::Tree;
@@ -36,7 +39,7 @@ use crate::fetch::manifest::{Descriptor, OCI_MANIFEST};
 use crate::formats::Flaw;
 use crate::formats::nydus::{
     BLOB_ANNOTATION, BLOB_MEDIA_TYPE, BOOTSTRAP_ANNOTATION, BOOTSTRAP_NAME, OS_FEATURE,
-    VERSION_ANNOTATION,
+    REFERENCE_ANNOTATION, VERSION_ANNOTATION,
 };
 
 /// Media type of an OCI configuration.
@@ -49,6 +52,9 @@ const UNCOMPRESSED: &str = "containerd.io/uncompressed";
 const CHUNK_SIZE: u64 = 1 << 20;
 /// Longest chunk that the format allows.
 const MAX_CHUNK_SIZE: u64 = 16 << 20;
+/// Longest chunk of a layer that stays as it is: its packed length, of which more is told than there
+/// is, has 24 bits.
+const MAX_REFERENCE_CHUNK: u64 = 4 << 20;
 /// Default level of zstd.
 const LEVEL: u32 = 3;
 
@@ -60,6 +66,9 @@ pub(super) fn convert(
     options: &Options,
     observer: &dyn Observer,
 ) -> Result<Report> {
+    if options.oci_ref {
+        check_reference(destination, options)?;
+    }
     let dictionary = known.map(|store| Dictionary::read(store, options));
     let dictionary = dictionary.transpose()?;
     let style = Style {
@@ -96,12 +105,31 @@ pub(super) fn convert(
     publish(destination, options, plan.index, manifests, images)
 }
 
+/// Refuses what an image that refers to layers as they are cannot have.
+fn check_reference(destination: &Store<'_>, options: &Options) -> Result<()> {
+    let refused = if options.chunk_dict.is_some() {
+        "a chunk dictionary for layers that stay as they are"
+    } else if options.level.is_some() {
+        "a level for layers that stay as they are"
+    } else if destination.is_partial() {
+        "a reference in containerd, which would drop the layers: convert it in a registry"
+    } else {
+        return Ok(());
+    };
+    Err(Error::InvalidArgument(refused.to_owned()))
+}
+
 /// How chunks are made, as the options say.
 fn style(options: &Options) -> Result<Style<'_>> {
     let chunk_size = options.chunk_size.unwrap_or(CHUNK_SIZE);
-    if !chunk_size.is_power_of_two() || !(4096..=MAX_CHUNK_SIZE).contains(&chunk_size) {
+    let (form, most) = if options.oci_ref {
+        (Form::REFERENCE, MAX_REFERENCE_CHUNK)
+    } else {
+        (Form::PACKED, MAX_CHUNK_SIZE)
+    };
+    if !chunk_size.is_power_of_two() || !(4096..=most).contains(&chunk_size) {
         return Err(Error::InvalidArgument(format!(
-            "chunk size {chunk_size} (a power of two from 4096 to {MAX_CHUNK_SIZE} expected)"
+            "chunk size {chunk_size} (a power of two from 4096 to {most} expected)"
         )));
     }
     let level = options.level.unwrap_or(LEVEL);
@@ -111,6 +139,7 @@ fn style(options: &Options) -> Result<Style<'_>> {
         )));
     }
     Ok(Style {
+        form,
         wanted: &options.prioritized,
         dictionary: None,
         chunk_size,
@@ -177,12 +206,17 @@ impl Work<'_> {
             layer,
             observer: self.observer,
         };
-        let mut converted = blob::write(spool(source, dir, &what)?, self.style, dir)?;
+        let mut converted = if self.options.oci_ref {
+            zran::write(layer, source, self.style, dir)?
+        } else {
+            blob::write(spool(source, dir, &what)?, self.style, dir)?
+        };
         if let Some(blob) = &mut converted.blob
             && let Some(file) = blob.file.take()
         {
-            let descriptor = blob_descriptor(blob.digest, blob.size);
-            self.destination.put_file(&descriptor, file)?;
+            let (digest, size) = blob.stored();
+            self.destination
+                .put_file(&blob_descriptor(digest, size), file)?;
         }
         self.observer
             .finished(&layer.digest, &report(layer, &converted));
@@ -225,6 +259,9 @@ impl Work<'_> {
             .collect();
         let (parts, diff_ids) = parts(&converted, borrowed, &packed, diff_id);
         let platform = image.descriptor.platform.as_ref().map(ToString::to_string);
+        if self.options.oci_ref {
+            self.keep(&image)?;
+        }
         let (descriptor, bytes) = self.manifest(image, parts, &diff_ids)?;
         let report = ImageReport {
             platform,
@@ -232,6 +269,19 @@ impl Work<'_> {
             layers: reports,
         };
         Ok((report, descriptor, bytes))
+    }
+
+    /// Puts the image that is referred to beside the one that refers to it, as it is.
+    fn keep(&self, image: &Image) -> Result<()> {
+        let manifest = &image.manifest;
+        for blob in manifest.layers.iter().chain([&manifest.config]) {
+            self.destination
+                .copy_from(self.source, blob, &self.options.temp_dir)?;
+        }
+        let original = self.source.manifest_of(&image.descriptor)?;
+        self.destination
+            .put_part(&original.media_type, &original.bytes)?;
+        Ok(())
     }
 
     /// The bootstrap, and the blobs of the dictionary that it refers to.
@@ -242,12 +292,9 @@ impl Work<'_> {
     ) -> std::result::Result<(Vec<u8>, Vec<Descriptor>), Flaw> {
         let directories = tree.directories();
         let Style {
-            wanted,
-            dictionary,
-            chunk_size,
-            ..
+            wanted, chunk_size, ..
         } = self.style;
-        let devices = Devices::new(layers, dictionary, tree, chunk_size)?;
+        let devices = Devices::new(layers, tree, self.style)?;
         let boot = bootstrap::write(tree, &directories, &devices, wanted, chunk_size)?;
         Ok((boot, devices.borrowed()))
     }
@@ -274,6 +321,11 @@ impl Work<'_> {
         manifest.layers = parts;
         // Blobs have a media type that docker's manifests do not know.
         manifest.media_type = Some(OCI_MANIFEST.to_owned());
+        if self.options.oci_ref {
+            let of = &image.descriptor;
+            let subject = json!({"mediaType": of.media_type, "digest": of.digest, "size": of.size});
+            manifest.other.insert("subject".to_owned(), subject);
+        }
         let bytes = to_json(&manifest)?;
         let descriptor = describe(OCI_MANIFEST.to_owned(), &bytes, image.descriptor);
         Ok((descriptor, bytes))
@@ -290,8 +342,14 @@ fn parts(
 ) -> (Vec<Descriptor>, Vec<Digest>) {
     let mut parts: Vec<Descriptor> = Vec::new();
     for blob in layers.iter().filter_map(|layer| layer.blob.as_ref()) {
-        if parts.iter().all(|part| part.digest != blob.digest) {
-            parts.push(blob_descriptor(blob.digest, blob.size));
+        let (digest, size) = blob.stored();
+        let mut part = blob_descriptor(digest, size);
+        if blob.beside.is_some() {
+            let layer = (REFERENCE_ANNOTATION.to_owned(), blob.digest.to_string());
+            part.annotations.extend([layer]);
+        }
+        if parts.iter().all(|known| known.digest != digest) {
+            parts.push(part);
         }
     }
     for blob in borrowed {
@@ -380,7 +438,7 @@ fn pack(archive: &[u8]) -> std::io::Result<(Vec<u8>, Digest)> {
 /// What became of a layer. Its files are described by the image's bootstrap, not by the blob.
 fn report(source: &Descriptor, layer: &Layer) -> LayerReport {
     let (digest, size) = match &layer.blob {
-        Some(blob) => (blob.digest, blob.size),
+        Some(blob) => blob.stored(),
         None => (Digest::of(b""), 0),
     };
     LayerReport {

@@ -9,7 +9,10 @@ use crate::fetch::manifest::{Document, Manifest};
 use crate::fetch::{Registry, RegistryConfig};
 use crate::fill::unpack::unpack;
 use crate::formats::nydus::{Bootstrap, unpack_bootstrap};
-use crate::index::{Kind, LayerIndex, Prefetch, Tree as Merged};
+use crate::index::{Kind, LayerIndex, Prefetch, Span, Tree as Merged};
+use crate::sys::{Blocks, Inflater};
+
+mod reference;
 
 struct Silent;
 
@@ -139,6 +142,7 @@ fn convert_in(
         prioritized: Vec::new(),
         rewrite: false,
         chunk_dict: None,
+        oci_ref: false,
         temp_dir: root.to_owned(),
     };
     change(&mut options);
@@ -158,11 +162,19 @@ fn convert_in(
             .collect::<Vec<_>>()
     };
     let parsed = Bootstrap::read(&bootstrap).unwrap();
-    let index = parsed.index(top.digest, &sizes(&parsed), &[]).unwrap();
-    let blobs = blobs
-        .iter()
-        .map(|blob| (blob.digest, read(&blob.digest)))
-        .collect();
+    let contexts = parsed.blobs().iter().map(|blob| {
+        let range = blob.contexts().unwrap()?;
+        let bytes = read(&range.blob);
+        let bytes = &bytes[range.offset as usize..][..range.len as usize];
+        Some(blob.read_contexts(bytes).unwrap())
+    });
+    let contexts: Vec<_> = contexts.collect();
+    let index = parsed
+        .index(top.digest, &sizes(&parsed), &contexts)
+        .unwrap();
+    let referred = parsed.blobs().iter().map(|blob| blob.digest);
+    let blobs = blobs.iter().map(|blob| blob.digest).chain(referred);
+    let blobs = blobs.map(|digest| (digest, read(&digest))).collect();
     Ok(Converted {
         report,
         manifest,
@@ -193,10 +205,15 @@ impl Converted {
                     let unit = index.unit(chunk.unit);
                     let blob = &self.blobs[&blobs[usize::from(unit.blob)]];
                     let packed = &blob[unit.offset as usize..unit.end() as usize];
-                    let plain = unpack(unit.codec(), packed, chunk.len as usize).unwrap();
+                    let needed = (chunk.inner + chunk.len) as usize;
+                    let plain = match index.span(chunk.unit) {
+                        Some(span) => inflate(index, &span, packed, needed),
+                        None => unpack(unit.codec(), packed, needed).unwrap(),
+                    };
+                    let plain = &plain[chunk.inner as usize..];
                     index
                         .algorithm()
-                        .verify(&plain, &chunk.digest, &path)
+                        .verify(plain, &chunk.digest, &path)
                         .unwrap();
                     content.extend(plain);
                 }
@@ -229,6 +246,20 @@ impl Converted {
         lines.sort();
         lines
     }
+}
+
+/// The first `needed` bytes that a span unpacks to.
+fn inflate(index: &LayerIndex, span: &Span, packed: &[u8], needed: usize) -> Vec<u8> {
+    let window = match index.window(span) {
+        [] => Vec::new(),
+        frame => zstd::bulk::decompress(frame, 32 << 10).unwrap(),
+    };
+    let shared = usize::from(span.bits > 0);
+    let mut inflater = Inflater::resume(span.bits, packed[0], &window).unwrap();
+    let mut out = vec![0; needed];
+    let step = inflater.step(&packed[shared..], &mut out, Blocks::Pass);
+    assert_eq!(step.unwrap().written, needed);
+    out
 }
 
 fn noise(seed: u64, len: usize) -> Vec<u8> {

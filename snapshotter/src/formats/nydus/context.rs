@@ -19,7 +19,7 @@ use crate::formats::Flaw;
 use crate::index::{Codec, SpanSpec};
 
 /// Longest table, unpacked.
-const MAX_LEN: u64 = 256 << 20;
+pub(crate) const MAX_LEN: u64 = 256 << 20;
 /// Feature: entries of 24 bytes instead of 16.
 const FEATURE_V2: u32 = 0x4;
 /// Bytes of an entry.

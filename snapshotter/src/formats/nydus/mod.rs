@@ -16,6 +16,7 @@ mod v6;
 mod view;
 
 pub use self::blobs::BlobInfo;
+pub(crate) use self::context::MAX_LEN as MAX_CONTEXTS;
 pub use self::context::{ContextRange, Contexts};
 pub use self::layer::{MAX_PACKED_LAYER, unpack_bootstrap};
 
@@ -31,6 +32,9 @@ use crate::index::LayerIndex;
 
 /// Layer annotation of a data blob, with the value `true`.
 pub const BLOB_ANNOTATION: &str = "containerd.io/snapshot/nydus-blob";
+/// Layer annotation of a data blob that holds only what unpacks another one in pieces: the digest of
+/// that other one, an ordinary gzip layer.
+pub const REFERENCE_ANNOTATION: &str = "containerd.io/snapshot/nydus-ref";
 /// Layer annotation of the bootstrap's layer, with the value `true`.
 pub const BOOTSTRAP_ANNOTATION: &str = "containerd.io/snapshot/nydus-bootstrap";
 /// Layer annotation that holds the version of RAFS.

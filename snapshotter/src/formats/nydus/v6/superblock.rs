@@ -32,6 +32,8 @@ pub(crate) const FLAG_SHA256: u64 = 0x8;
 pub(crate) const FLAG_EXPLICIT_OWNER: u64 = 0x10;
 /// Extension flag: some inode has extended attributes.
 pub(crate) const FLAG_XATTRS: u64 = 0x20;
+/// Extension flag: chunks are packed by gzip.
+pub(crate) const FLAG_GZIP: u64 = 0x40;
 /// Extension flag: chunks are packed by zstd.
 pub(crate) const FLAG_ZSTD: u64 = 0x80;
 /// Extension flag: the blobs are plain tar archives.
