@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// Four layers, packed by gzip, zstd, not at all, and gzip.
 pub const ODD: &str = "odd";
-/// Names and link targets that are no UTF-8, which no format with a JSON table can hold.
+/// Two layers of names and link targets that are no UTF-8: no format with a JSON table can hold them.
 pub const BYTES: &str = "bytes";
 /// A layer with a file in GNU's sparse form of PAX, which OCI advises against and containerd unpacks.
 pub const SPARSE: &str = "sparse";
@@ -38,7 +38,10 @@ pub fn build(image: &str, directory: &Path) -> Result<()> {
             layout.add_archive(Packing::None, |out| archive(out, third()))?,
             layout.add_archive(Packing::Gzip, |out| archive(out, fourth()))?,
         ],
-        BYTES => vec![layout.add_archive(Packing::Gzip, |out| archive(out, bytes()))?],
+        BYTES => vec![
+            layout.add_archive(Packing::Gzip, |out| archive(out, bytes()))?,
+            layout.add_archive(Packing::Gzip, |out| archive(out, hidden_bytes()))?,
+        ],
         TWICE => vec![layout.add_archive(Packing::Gzip, |out| archive(out, twice()))?],
         TIMES => vec![layout.add_archive(Packing::Gzip, |out| archive(out, times()))?],
         SPARSE => vec![layout.add_archive(Packing::Gzip, sparse)?],
@@ -292,6 +295,14 @@ fn bytes() -> Vec<Item> {
         Item::symlink("bytes", b"caf\xe9/\xff\xfe\x80"),
         Item::hard_link(b"\x80", b"caf\xe9/\xff\xfe\x80"),
         Item::file("attribute", "").attribute("user.bytes", b"\xff\xfe"),
+    ]
+}
+
+fn hidden_bytes() -> Vec<Item> {
+    vec![
+        Item::directory(b"caf\xe9"),
+        Item::file([b"caf\xe9/.wh.".as_slice(), &[0xe9; 200]].concat(), ""),
+        Item::file(b"caf\xe9/new\xff", "new"),
     ]
 }
 

@@ -1,12 +1,28 @@
 //! Tar entries as TOC entries.
 
+use bstr::ByteSlice;
+
 use crate::digest::Digest;
 use crate::formats::estargz::toc::{EntryType, TocEntry, XattrValue};
-use crate::formats::timestamp;
+use crate::formats::{Flaw, timestamp};
 
 use super::tar::TarEntry;
 
-/// What a TOC says of `entry`, without the place of its content.
+/// Refuses names and targets of links that no TOC holds, because JSON is UTF-8. Other writers put
+/// U+FFFD into them, and the file is there under another name.
+pub(super) fn check_names(entries: &[TarEntry]) -> Result<(), Flaw> {
+    for entry in entries {
+        for (what, text) in [("name", &entry.raw.name), ("link", &entry.raw.link)] {
+            if text.to_str().is_err() {
+                let reason = format!("its {what} {text:?} is not UTF-8, as the format's table is");
+                return Err(Flaw::entry(&entry.name, reason));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What a TOC says of `entry`, without the place of its content; [`check_names`] has passed it.
 pub(super) fn toc_entry(entry: &TarEntry) -> TocEntry {
     let is_dir = entry.kind == EntryType::Dir;
     let is_device = matches!(entry.kind, EntryType::Char | EntryType::Block);
@@ -20,13 +36,13 @@ pub(super) fn toc_entry(entry: &TarEntry) -> TocEntry {
         name: if is_dir {
             format!("{}/", entry.name)
         } else {
-            entry.name.clone()
+            entry.name.to_string()
         },
         kind: entry.kind,
         size: entry.size,
         mod_time: timestamp::format(entry.mtime.seconds, entry.mtime.nanos),
         link_name: if is_link {
-            entry.link.clone()
+            entry.link.to_string()
         } else {
             String::new()
         },

@@ -160,7 +160,7 @@ impl<'a> Planner<'a> {
             self.close(give)?;
             let length = self.style.chunk_size.min(entry.size - done);
             let mut chunk = described.next().unwrap_or_else(|| TocEntry {
-                name: entry.name.clone(),
+                name: entry.name.to_string(),
                 kind: EntryType::Chunk,
                 ..TocEntry::default()
             });
@@ -525,7 +525,7 @@ mod tests {
         let mut reader = Reader::new(&archive[..]);
         let mut expected = vec![NO_PREFETCH_LANDMARK.to_owned()];
         while let Some(entry) = reader.next_entry().unwrap() {
-            expected.push(entry.name);
+            expected.push(entry.name.to_string());
         }
         assert_eq!(listed, expected);
     }

@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::fetch::manifest::Descriptor;
 use crate::formats::estargz::toc::TOC_DIGEST_ANNOTATION;
 
+use super::entry::check_names;
 use super::member::Pool;
 use super::progress::Observer;
 use super::spool::spool;
@@ -127,6 +128,7 @@ impl Workshop<'_> {
             observer: self.observer,
         };
         let spool = spool(blob, self.dir, &layer.digest.to_string())?;
+        check_names(&spool.entries).map_err(|flaw| flaw.of(layer.digest))?;
         let written = self.style.write(spool, self.pool, self.dir)?;
         if self.style.target == Target::ZstdChunked {
             // The archive is what it was, unless the image is not what it says.

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use bstr::{BStr, ByteSlice};
+
 use crate::formats::estargz::toc::EntryType;
 
 use super::tar::TarEntry;
@@ -10,10 +12,10 @@ use super::tar::TarEntry;
 /// order of their use) with the directories they lie in and the files they are links to, then the
 /// rest as it was. The second value is how many come before the landmark.
 pub(super) fn order(entries: &[TarEntry], wanted: &[String]) -> (Vec<usize>, usize) {
-    let by_name: HashMap<&str, usize> = entries
+    let by_name: HashMap<&BStr, usize> = entries
         .iter()
         .enumerate()
-        .map(|(at, entry)| (entry.name.as_str(), at))
+        .map(|(at, entry)| (entry.name.as_ref(), at))
         .collect();
     let mut plan = Plan {
         entries,
@@ -22,7 +24,7 @@ pub(super) fn order(entries: &[TarEntry], wanted: &[String]) -> (Vec<usize>, usi
         placed: HashSet::new(),
     };
     for name in wanted {
-        plan.place(name);
+        plan.place(name.as_bytes().as_bstr());
     }
     let first = plan.order.len();
     let rest: Vec<_> = (0..entries.len())
@@ -34,33 +36,33 @@ pub(super) fn order(entries: &[TarEntry], wanted: &[String]) -> (Vec<usize>, usi
 
 struct Plan<'a> {
     entries: &'a [TarEntry],
-    by_name: HashMap<&'a str, usize>,
+    by_name: HashMap<&'a BStr, usize>,
     order: Vec<usize>,
     placed: HashSet<usize>,
 }
 
 impl Plan<'_> {
     /// Directories of a name that this layer does not have are another layer's affair.
-    fn place(&mut self, name: &str) {
+    fn place(&mut self, name: &BStr) {
         let Some(&at) = self.by_name.get(name) else {
             return;
         };
-        for (slash, _) in name.match_indices('/') {
+        for slash in name.find_iter("/") {
             self.push_by_name(&name[..slash]);
         }
         let entry = &self.entries[at];
         // A link's target must be there before the link; a link to a link does not exist in tar.
         if entry.kind == EntryType::Hardlink && !self.placed.contains(&at) {
-            let target = entry.link.clone();
-            for (slash, _) in target.match_indices('/') {
+            let target: &BStr = entry.link.as_ref();
+            for slash in target.find_iter("/") {
                 self.push_by_name(&target[..slash]);
             }
-            self.push_by_name(&target);
+            self.push_by_name(target);
         }
         self.push(at);
     }
 
-    fn push_by_name(&mut self, name: &str) {
+    fn push_by_name(&mut self, name: &BStr) {
         if let Some(&at) = self.by_name.get(name) {
             self.push(at);
         }

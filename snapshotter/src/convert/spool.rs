@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
+use bstr::BString;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::error::{Error, Result};
@@ -141,11 +142,11 @@ fn stream_error(error: ReadError, what: &str) -> Error {
 /// the last one win, and an index must not hold two. The last stands where the first stood, so that
 /// directories still come before what is in them.
 pub(super) fn keep(entries: Vec<TarEntry>) -> Vec<TarEntry> {
-    let mut places: HashMap<String, usize> = HashMap::with_capacity(entries.len());
+    let mut places: HashMap<BString, usize> = HashMap::with_capacity(entries.len());
     let mut kept: Vec<TarEntry> = Vec::with_capacity(entries.len());
     for entry in entries {
         let added = [TOC_NAME, PREFETCH_LANDMARK, NO_PREFETCH_LANDMARK];
-        if entry.kind == EntryType::Reg && added.contains(&entry.name.as_str()) {
+        if entry.kind == EntryType::Reg && added.iter().any(|name| entry.name == *name) {
             continue;
         }
         if let Some(place) = places.get(&entry.name) {
@@ -196,7 +197,7 @@ mod tests {
             let names: Vec<_> = spool
                 .entries
                 .iter()
-                .map(|entry| entry.name.as_str())
+                .map(|entry| entry.name.to_string())
                 .collect();
             assert_eq!(names, ["a", "b/c", "d"]);
             let mut content = Vec::new();
@@ -212,8 +213,11 @@ mod tests {
         let names = ["a", "b", NO_PREFETCH_LANDMARK, "./a", "c", TOC_NAME];
         let spool = spooled(&archive(&names)).unwrap();
         let kept = keep(spool.entries);
-        let kept: Vec<_> = kept.iter().map(|e| (e.name.as_str(), e.size)).collect();
-        assert_eq!(kept, [("a", 3), ("b", 1), ("c", 4)]);
+        let kept: Vec<_> = kept.iter().map(|e| (e.name.to_string(), e.size)).collect();
+        assert_eq!(
+            kept,
+            [("a", 3), ("b", 1), ("c", 4)].map(|(name, size)| (name.to_owned(), size))
+        );
     }
 
     #[test]

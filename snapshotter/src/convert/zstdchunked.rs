@@ -206,7 +206,7 @@ impl<'a> Assembly<'a> {
             self.toc.entries.push(describe(entry));
         } else {
             self.toc.entries.push(TocEntry {
-                name: entry.raw.name.clone(),
+                name: entry.raw.name.to_string(),
                 kind: EntryType::Chunk,
                 ..TocEntry::default()
             });
@@ -252,7 +252,7 @@ impl<'a> Assembly<'a> {
         self.split_at += entry.size;
         if let Some(split) = &mut self.split {
             split
-                .file(&entry.raw.name, entry.size, crc)
+                .file(&entry.raw.name.to_string(), entry.size, crc)
                 .map_err(|error| split_error(&error))?;
         }
         Ok(())
@@ -351,8 +351,8 @@ fn describe(entry: &TarEntry) -> TocEntry {
         time.as_ref().map(text).unwrap_or_default()
     };
     TocEntry {
-        name: entry.raw.name.clone(),
-        link_name: entry.raw.link.clone(),
+        name: entry.raw.name.to_string(),
+        link_name: entry.raw.link.to_string(),
         mode: entry.raw.mode,
         user_name: String::new(),
         group_name: String::new(),

@@ -249,7 +249,7 @@ fn directories_of_many_blocks_are_listed_and_searched_whatever_their_names() {
     }
     let name = |n: usize| format!("many/{n:05}-{}", "n".repeat(n % 240));
     for n in 0..3000 {
-        layer.builder.symlink(&name(n), &meta((0, 0)), "t").unwrap();
+        layer.builder.symlink(name(n), &meta((0, 0)), "t").unwrap();
     }
     // A directory that fills a block to the last byte: 12 bytes an entry, 3 of the dots.
     for n in 0..17 {
@@ -329,7 +329,7 @@ fn the_same_tree_is_the_same_image_and_most_inodes_are_short() {
             let time = (1_700_000_000, 0);
             layer
                 .builder
-                .symlink(&format!("{n}"), &meta(time), "t")
+                .symlink(format!("{n}"), &meta(time), "t")
                 .unwrap();
         }
         image(&Tree::merge(vec![layer.finish().0]).unwrap()).unwrap()

@@ -238,7 +238,7 @@ fn chunks_of_two_blobs_are_each_read_from_their_own() {
         LayerBuilder::of_blobs(Digest::of(b"image"), Digest::of(b"toc"), &table).unwrap();
     builder.algorithm(Algorithm::Blake3);
     for (i, content) in contents.iter().enumerate() {
-        let file = builder.file(&format!("f{i}"), &Meta::default(), 9000);
+        let file = builder.file(format!("f{i}"), &Meta::default(), 9000);
         let file = file.unwrap().unwrap();
         let (blob, unit_offset, codec) = [
             (0, 100, Codec::Lz4Block),

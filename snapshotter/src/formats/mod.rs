@@ -3,6 +3,8 @@
 //! Parsers are pure: they get bytes and give an index or a [`Flaw`]; they never read a file, a
 //! registry or the clock, and their memory and time are bounded by limits stated beside them.
 
+use bstr::ByteSlice;
+
 use crate::error::Error;
 
 pub mod estargz;
@@ -23,11 +25,13 @@ impl Flaw {
     }
 
     /// States a broken rule about the entry `name`, which may be hostile and is quoted.
-    pub fn entry(name: &str, reason: impl std::fmt::Display) -> Self {
+    pub fn entry(name: impl AsRef<[u8]>, reason: impl std::fmt::Display) -> Self {
         const SHOWN: usize = 120;
-        let cut: String = name.chars().take(SHOWN).collect();
-        let dots = if cut.len() < name.len() { "…" } else { "" };
-        Self(format!("entry {cut:?}{dots}: {reason}"))
+        let name = name.as_ref();
+        let end = name.char_indices().nth(SHOWN);
+        let shown = name[..end.map_or(name.len(), |(start, ..)| start)].as_bstr();
+        let dots = if shown.len() < name.len() { "…" } else { "" };
+        Self(format!("entry {shown:?}{dots}: {reason}"))
     }
 
     /// The same as the crate's error about `layer`.

@@ -93,7 +93,7 @@ mod tests {
         let mut builder = LayerBuilder::new(Digest::of(b"l"), Digest::of(b"t"), 1 << 40);
         let mut at = 0;
         for (n, &size) in sizes.iter().enumerate() {
-            let file = builder.file(&format!("{n:03}"), &Meta::default(), size);
+            let file = builder.file(format!("{n:03}"), &Meta::default(), size);
             if size > 0 {
                 let spec = ChunkSpec {
                     file_offset: 0,

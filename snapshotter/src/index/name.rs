@@ -1,5 +1,7 @@
 //! Paths and names as layers hold them, checked before they become directory entries.
 
+use bstr::ByteSlice;
+
 use crate::formats::Flaw;
 
 /// Longest file name on Linux.
@@ -7,19 +9,19 @@ const MAX_NAME: usize = 255;
 /// Longest path, and longest target of a symbolic link.
 pub(super) const MAX_PATH: usize = 4095;
 /// Prefix of a whiteout.
-const WHITEOUT: &str = ".wh.";
+const WHITEOUT: &[u8] = b".wh.";
 /// Makes its directory opaque.
-const OPAQUE: &str = ".wh..wh..opq";
+const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of what AUFS kept for itself; never part of a file system.
-const AUFS: &str = ".wh..wh.";
+const AUFS: &[u8] = b".wh..wh.";
 
 /// What the last component of an entry's path says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role<'a> {
     /// An ordinary name.
-    Name(&'a str),
+    Name(&'a [u8]),
     /// A whiteout of this name.
-    Whiteout(&'a str),
+    Whiteout(&'a [u8]),
     /// The directory is opaque.
     Opaque,
     /// Something to leave out.
@@ -27,7 +29,7 @@ pub(super) enum Role<'a> {
 }
 
 /// Splits the last component off and says what it is.
-pub(super) fn role(name: &str) -> Role<'_> {
+pub(super) fn role(name: &[u8]) -> Role<'_> {
     if name == OPAQUE {
         Role::Opaque
     } else if name.starts_with(AUFS) {
@@ -43,42 +45,42 @@ pub(super) fn role(name: &str) -> Role<'_> {
 ///
 /// Tar archives made by `tar -C dir .` begin names with `./`; everything else that is not plain
 /// (absolute, empty component, `.`, `..`, NUL) is refused rather than interpreted.
-pub(super) fn clean(path: &str) -> Result<&str, Flaw> {
+pub(super) fn clean(path: &[u8]) -> Result<&[u8], Flaw> {
     if path.len() > MAX_PATH {
         return Err(Flaw::entry(path, "the path is longer than 4095 bytes"));
     }
     let mut rest = path;
-    while let Some(stripped) = rest.strip_prefix("./") {
+    while let Some(stripped) = rest.strip_prefix(b"./") {
         rest = stripped;
     }
-    let rest = rest.strip_suffix('/').unwrap_or(rest);
-    if rest == "." || (rest.is_empty() && matches!(path, "./" | ".")) {
-        return Ok("");
+    let rest = rest.strip_suffix(b"/").unwrap_or(rest);
+    if rest == b"." || (rest.is_empty() && matches!(path, b"./" | b".")) {
+        return Ok(b"");
     }
-    for component in rest.split('/') {
+    for component in rest.split_str("/") {
         check(component).map_err(|reason| Flaw::entry(path, reason))?;
     }
     Ok(rest)
 }
 
-fn check(component: &str) -> Result<(), &'static str> {
+fn check(component: &[u8]) -> Result<(), &'static str> {
     match component {
-        "" => Err("the path is absolute or has an empty component"),
-        "." | ".." => Err("the path has a component . or .."),
-        _ if component.contains('\0') => Err("the path has a NUL byte"),
+        b"" => Err("the path is absolute or has an empty component"),
+        b"." | b".." => Err("the path has a component . or .."),
+        _ if component.contains(&0) => Err("the path has a NUL byte"),
         _ if component.len() > MAX_NAME => Err("a component is longer than 255 bytes"),
         _ => Ok(()),
     }
 }
 
 /// Checks the name that a whiteout hides.
-pub(super) fn check_hidden(path: &str, hidden: &str) -> Result<(), Flaw> {
+pub(super) fn check_hidden(path: &[u8], hidden: &[u8]) -> Result<(), Flaw> {
     check(hidden).map_err(|_| Flaw::entry(path, "the whiteout hides no valid name"))
 }
 
 /// Parent path and last component.
-pub(super) fn split(path: &str) -> (&str, &str) {
-    path.rsplit_once('/').unwrap_or(("", path))
+pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    path.rsplit_once_str("/").unwrap_or((b"", path))
 }
 
 #[cfg(test)]
@@ -97,7 +99,7 @@ mod tests {
             (".hidden", ".hidden"),
             ("..a", "..a"),
         ] {
-            assert_eq!(clean(path), Ok(clean_path), "{path}");
+            assert_eq!(clean(path.as_bytes()), Ok(clean_path.as_bytes()), "{path}");
         }
     }
 
@@ -120,7 +122,7 @@ mod tests {
             &long_name,
             &long_path,
         ] {
-            let error = clean(path).unwrap_err().to_string();
+            let error = clean(path.as_bytes()).unwrap_err().to_string();
             assert!(error.starts_with("entry \""), "{path}: {error}");
         }
     }
@@ -128,16 +130,17 @@ mod tests {
     #[test]
     fn whiteouts_are_told_from_names() {
         for (name, expected) in [
-            ("a", Role::Name("a")),
-            (".wh.a", Role::Whiteout("a")),
-            (".wh..a", Role::Whiteout(".a")),
-            (".wh..wh..opq", Role::Opaque),
-            (".wh..wh.plnk", Role::Ignored),
-            (".who", Role::Name(".who")),
+            (&b"a"[..], Role::Name(b"a")),
+            (b".wh.a", Role::Whiteout(b"a")),
+            (b".wh..a", Role::Whiteout(b".a")),
+            (b".wh.\xe9", Role::Whiteout(b"\xe9")),
+            (b".wh..wh..opq", Role::Opaque),
+            (b".wh..wh.plnk", Role::Ignored),
+            (b".who", Role::Name(b".who")),
         ] {
             assert_eq!(role(name), expected);
         }
-        assert!(check_hidden(".wh...", "..").is_err());
-        assert!(check_hidden(".wh.", "").is_err());
+        assert!(check_hidden(b".wh...", b"..").is_err());
+        assert!(check_hidden(b".wh.", b"").is_err());
     }
 }

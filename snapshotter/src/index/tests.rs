@@ -227,8 +227,8 @@ fn unpack(layers: &[Vec<String>]) -> Vec<String> {
     for (number, lines) in layers.iter().enumerate() {
         for line in lines {
             let path = line.trim_end_matches('/');
-            let (parent, name) = name::split(path);
-            if let name::Role::Whiteout(hidden) = name::role(name) {
+            let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
+            if let Some(hidden) = name.strip_prefix(".wh.") {
                 let hidden = match parent {
                     "" => hidden.to_owned(),
                     parent => format!("{parent}/{hidden}"),
@@ -331,10 +331,7 @@ fn large_files_become_objects_and_small_ones_share_aligned_places() {
     let mut builder = LayerBuilder::new(Digest::of(b"l"), Digest::of(b"t"), 1 << 40);
     let sizes = [10, OBJECT_MIN, 5000, 0, OBJECT_MIN - 1, 1 << 30];
     for (i, size) in sizes.into_iter().enumerate() {
-        let file = builder
-            .file(&format!("f{i}"), &META, size)
-            .unwrap()
-            .unwrap();
+        let file = builder.file(format!("f{i}"), &META, size).unwrap().unwrap();
         for at in (0..size).step_by(MAX_CHUNK as usize) {
             let spec = ChunkSpec {
                 file_offset: at,

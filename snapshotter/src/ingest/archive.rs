@@ -113,8 +113,8 @@ impl Listed {
     pub(crate) fn enter(&mut self, entry: &TarEntry) -> Result<Option<FileId>, Flaw> {
         let meta = meta(entry)?;
         // The reader has cleaned names: the root is the empty one.
-        let path = if entry.name.is_empty() {
-            "."
+        let path: &[u8] = if entry.name.is_empty() {
+            b"."
         } else {
             &entry.name
         };

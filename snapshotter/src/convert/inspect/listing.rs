@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io::{self, Read};
 
+use bstr::ByteSlice;
 use flate2::bufread::MultiGzDecoder;
 
 use crate::convert::spool::{ZSTD, ZSTD_SKIPPABLE};
@@ -125,7 +126,8 @@ impl Listing {
 
 /// An entry of an archive, or none for what is no part of a file system.
 fn listed(entry: TarEntry) -> Option<Entry> {
-    let (parent, name) = entry.name.rsplit_once('/').unwrap_or(("", &entry.name));
+    let shown = entry.name.to_str_lossy();
+    let (parent, name) = shown.rsplit_once('/').unwrap_or(("", &shown));
     let (path, what) = if name == ".wh..wh..opq" {
         (parent.to_owned(), What::Opaque)
     } else if name.starts_with(".wh..wh.") {
@@ -144,7 +146,7 @@ fn listed(entry: TarEntry) -> Option<Entry> {
             EntryType::Dir => What::Directory,
             _ => What::Other,
         };
-        (entry.name, what)
+        (shown.into_owned(), what)
     };
     Some(Entry {
         path,

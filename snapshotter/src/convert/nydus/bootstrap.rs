@@ -232,7 +232,7 @@ impl Image<'_> {
         let xattrs = xattrs(entry)?;
         self.put(place.at + INODE_LEN, &xattrs);
         match entry.kind {
-            EntryType::Symlink => self.data(place, entry.link.as_bytes()),
+            EntryType::Symlink => self.data(place, &entry.link),
             EntryType::Reg => {
                 let indexes = self.indexes(inode);
                 let at = (INODE_LEN + place.xattr_len).next_multiple_of(8);
@@ -270,7 +270,7 @@ impl Image<'_> {
                 return Err(Flaw::new("a name is longer than a block"));
             }
             for (name, _) in &block {
-                data.extend_from_slice(name.as_bytes());
+                data.extend_from_slice(name);
             }
         }
         Ok(data)
@@ -391,13 +391,13 @@ fn record(out: &mut Vec<u8>, (blob, number): (usize, u32), chunk: &Chunk, file_o
 }
 
 /// The entries of a directory with `.` and `..`, by block.
-fn blocks(directory: &Directory) -> Vec<Vec<(&str, usize)>> {
-    let own = [(".", directory.inode), ("..", directory.parent)];
+fn blocks(directory: &Directory) -> Vec<Vec<(&[u8], usize)>> {
+    let own = [(&b"."[..], directory.inode), (b"..", directory.parent)];
     let children = directory.entries.iter();
-    let children = children.map(|(name, inode)| (name.as_str(), *inode));
-    let mut all: Vec<(&str, usize)> = own.into_iter().chain(children).collect();
+    let children = children.map(|(name, inode)| (name.as_slice(), *inode));
+    let mut all: Vec<(&[u8], usize)> = own.into_iter().chain(children).collect();
     all.sort_unstable();
-    let mut blocks: Vec<Vec<(&str, usize)>> = Vec::new();
+    let mut blocks: Vec<Vec<(&[u8], usize)>> = Vec::new();
     let mut used = BLOCK;
     for entry in all {
         let len = DIRENT_LEN + entry.0.len() as u64;

@@ -1,5 +1,7 @@
 //! Images converted in OCI layouts, read back by the parser of the format.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -332,6 +334,44 @@ fn a_converted_image_has_every_file_of_its_layers() {
     expected.extend(names.iter().map(|name| file(name, b"many", 1)));
     expected.sort();
     assert_eq!(converted.listing(), expected);
+}
+
+/// A tar archive of empty files, links (`*`) and whiteouts with names of any bytes.
+fn raw_layer(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, target) in entries {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(0);
+        header.set_mode(0o600);
+        let name = OsStr::from_bytes(name);
+        match target.split_first() {
+            None => builder.append_data(&mut header, name, &[][..]).unwrap(),
+            Some((kind, target)) => {
+                header.set_entry_type(tar::EntryType::new(*kind));
+                let target = OsStr::from_bytes(target);
+                builder.append_link(&mut header, name, target).unwrap();
+            }
+        }
+    }
+    builder.into_inner().unwrap()
+}
+
+#[test]
+fn names_and_targets_of_any_bytes_stay_what_they_are() {
+    const HARD: &[u8] = b"1d/\xe9";
+    const SYMBOLIC: &[u8] = b"2d/\xff";
+    let below = raw_layer(&[(b"d/\xe9", b""), (b"d/\xfe", b""), (b"\x80", HARD)]);
+    let above = raw_layer(&[(b"d/.wh.\xfe", b""), (b"d/link", SYMBOLIC)]);
+    let converted = convert_layers(&[below, above], 1 << 20).unwrap();
+    let tree = Merged::merge(vec![Arc::new(converted.index)]).unwrap();
+    let look_up = |above, name: &[u8]| tree.look_up(tree.node(above).unwrap(), name);
+    let directory = look_up(0, b"d").unwrap();
+    let file = look_up(directory, b"\xe9").unwrap();
+    assert_eq!(look_up(0, b"\x80"), Some(file), "a hard link");
+    assert_eq!(look_up(directory, b"\xfe"), None, "a whiteout");
+    let link = tree.node(look_up(directory, b"link").unwrap()).unwrap();
+    let target = tree.layer(link).link_target(&tree.inode(link)).to_vec();
+    assert_eq!(target, b"d/\xff");
 }
 
 #[test]

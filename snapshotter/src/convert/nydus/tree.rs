@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use bstr::{BStr, BString, ByteSlice};
+
 use super::blob::Stored;
 use crate::convert::tar::TarEntry;
 use crate::convert::tar::reader::{Raw, Time};
@@ -9,11 +11,11 @@ use crate::formats::Flaw;
 use crate::formats::estargz::toc::EntryType;
 
 /// Prefix of a whiteout.
-const WHITEOUT: &str = ".wh.";
+const WHITEOUT: &[u8] = b".wh.";
 /// Makes its directory opaque.
-const OPAQUE: &str = ".wh..wh..opq";
+const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Prefix of what is no part of the tree.
-const AUFS: &str = ".wh..wh.";
+const AUFS: &[u8] = b".wh..wh.";
 /// Longest chain of hard links to hard links.
 const MAX_LINK_HOPS: usize = 64;
 
@@ -32,7 +34,7 @@ pub(super) struct Inode {
 #[derive(Debug, Clone)]
 struct Node {
     inode: usize,
-    children: BTreeMap<String, usize>,
+    children: BTreeMap<BString, usize>,
 }
 
 /// The merged tree.
@@ -49,7 +51,7 @@ impl Tree {
     /// The root directory alone, as an unpacker makes it.
     pub(super) fn new() -> Self {
         let root = Inode {
-            entry: directory(""),
+            entry: directory(b""),
             layer: 0,
             chunks: Vec::new(),
             links: 2,
@@ -76,9 +78,9 @@ impl Tree {
         for (entry, chunks) in others {
             self.add(layer, entry, chunks)?;
         }
-        let targets: BTreeMap<&str, &str> = links
+        let targets: BTreeMap<&BStr, &BStr> = links
             .iter()
-            .map(|(entry, _)| (entry.name.as_str(), entry.link.as_str()))
+            .map(|(entry, _)| (entry.name.as_ref(), entry.link.as_ref()))
             .collect();
         for (entry, _) in &links {
             self.link(entry, &targets)?;
@@ -87,7 +89,7 @@ impl Tree {
     }
 
     /// Does what a whiteout says.
-    fn hide(&mut self, name: &str) {
+    fn hide(&mut self, name: &[u8]) {
         let (parent, last) = split(name);
         let Some(directory) = self.find(parent) else {
             return;
@@ -97,14 +99,14 @@ impl Tree {
         } else if let Some(hidden) = last.strip_prefix(WHITEOUT)
             && !last.starts_with(AUFS)
         {
-            self.nodes[directory].children.remove(hidden);
+            self.nodes[directory].children.remove(hidden.as_bstr());
         }
     }
 
     /// The regular files at these paths, each once, in their order; other paths are left out.
     pub(super) fn files(&self, paths: &[String]) -> Vec<usize> {
         let mut met = HashSet::new();
-        let inodes = paths.iter().filter_map(|path| self.find(path));
+        let inodes = paths.iter().filter_map(|path| self.find(path.as_bytes()));
         let inodes = inodes.map(|node| self.nodes[node].inode);
         let is_file = |inode: &usize| {
             let kind = self.inodes[*inode].entry.kind;
@@ -113,10 +115,12 @@ impl Tree {
         inodes.filter(is_file).collect()
     }
 
-    fn find(&self, path: &str) -> Option<usize> {
-        let mut components = path.split('/').filter(|component| !component.is_empty());
+    fn find(&self, path: &[u8]) -> Option<usize> {
+        let mut components = path
+            .split_str("/")
+            .filter(|component| !component.is_empty());
         components.try_fold(0, |node, component| {
-            self.nodes[node].children.get(component).copied()
+            self.nodes[node].children.get(component.as_bstr()).copied()
         })
     }
 
@@ -144,8 +148,8 @@ impl Tree {
     }
 
     /// Adds another name of what a hard link, or a chain of them, leads to.
-    fn link(&mut self, entry: &TarEntry, targets: &BTreeMap<&str, &str>) -> Result<(), Flaw> {
-        let mut target = entry.link.as_str();
+    fn link(&mut self, entry: &TarEntry, targets: &BTreeMap<&BStr, &BStr>) -> Result<(), Flaw> {
+        let mut target: &BStr = entry.link.as_ref();
         for _ in 0..MAX_LINK_HOPS {
             match targets.get(target) {
                 Some(next) => target = next,
@@ -166,7 +170,7 @@ impl Tree {
     }
 
     /// Puts a node under a path, in the place of what is there.
-    fn name(&mut self, path: &str, node: Node) -> Result<(), Flaw> {
+    fn name(&mut self, path: &[u8], node: Node) -> Result<(), Flaw> {
         let (parent, last) = split(path);
         if last.is_empty() {
             return Err(Flaw::entry(path, "the root is not a directory"));
@@ -174,18 +178,21 @@ impl Tree {
         let parent = self.parent(parent)?;
         self.nodes.push(node);
         let node = self.nodes.len() - 1;
-        self.nodes[parent].children.insert(last.to_owned(), node);
+        self.nodes[parent].children.insert(last.into(), node);
         Ok(())
     }
 
     /// The directory at `path`, made if no layer names it.
-    fn parent(&mut self, path: &str) -> Result<usize, Flaw> {
+    fn parent(&mut self, path: &[u8]) -> Result<usize, Flaw> {
         let mut node = 0;
-        for component in path.split('/').filter(|component| !component.is_empty()) {
-            let known = self.nodes[node].children.get(component).copied();
+        for component in path
+            .split_str("/")
+            .filter(|component| !component.is_empty())
+        {
+            let known = self.nodes[node].children.get(component.as_bstr()).copied();
             node = known.unwrap_or_else(|| self.implied(node, component));
             if self.inodes[self.nodes[node].inode].entry.kind != EntryType::Dir {
-                let reason = format!("{component:?} on its way is not a directory");
+                let reason = format!("{:?} on its way is not a directory", component.as_bstr());
                 return Err(Flaw::entry(path, reason));
             }
         }
@@ -193,7 +200,7 @@ impl Tree {
     }
 
     /// Makes a directory that no layer names.
-    fn implied(&mut self, parent: usize, name: &str) -> usize {
+    fn implied(&mut self, parent: usize, name: &[u8]) -> usize {
         self.inodes.push(Inode {
             entry: directory(name),
             layer: 0,
@@ -205,7 +212,7 @@ impl Tree {
             children: BTreeMap::new(),
         });
         let node = self.nodes.len() - 1;
-        self.nodes[parent].children.insert(name.to_owned(), node);
+        self.nodes[parent].children.insert(name.into(), node);
         node
     }
 
@@ -246,19 +253,19 @@ impl Tree {
 pub(super) struct Directory {
     pub(super) inode: usize,
     pub(super) parent: usize,
-    pub(super) entries: Vec<(String, usize)>,
+    pub(super) entries: Vec<(BString, usize)>,
 }
 
-fn split(path: &str) -> (&str, &str) {
-    path.rsplit_once('/').unwrap_or(("", path))
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    path.rsplit_once_str("/").unwrap_or((b"", path))
 }
 
 /// A directory that no layer describes: attributes as `mkdir -p` by root gives them.
-fn directory(name: &str) -> TarEntry {
+fn directory(name: &[u8]) -> TarEntry {
     TarEntry {
-        name: name.to_owned(),
+        name: name.into(),
         kind: EntryType::Dir,
-        link: String::new(),
+        link: BString::default(),
         mode: 0o755,
         uid: 0,
         gid: 0,

@@ -4,12 +4,15 @@
 //! does not need (devices, time stamps) is left out.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bstr::{BString, ByteSlice};
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, ResolveFlags, Uid, XattrFlags};
 use rustix::io::Errno;
 
@@ -43,15 +46,15 @@ struct Target {
 
 impl Target {
     /// Adds an entry; `own` has the names that the layer has added so far, which whiteouts spare.
-    fn add(&self, entry: &TarEntry, data: &File, own: &mut BTreeSet<String>) -> io::Result<()> {
+    fn add(&self, entry: &TarEntry, data: &File, own: &mut BTreeSet<BString>) -> io::Result<()> {
         let (parent, name) = split(&entry.name);
-        if name == ".wh..wh..opq" {
+        if name == b".wh..wh..opq" {
             return self.clear(parent, own);
         }
-        if name.starts_with(".wh..wh.") {
+        if name.starts_with(b".wh..wh.") {
             return Ok(());
         }
-        if let Some(hidden) = name.strip_prefix(".wh.") {
+        if let Some(hidden) = name.strip_prefix(b".wh.") {
             return match self.directory(parent, false) {
                 Ok(parent) => remove(&parent, hidden),
                 Err(Errno::NOENT) => Ok(()),
@@ -60,7 +63,7 @@ impl Target {
         }
         own.insert(entry.name.clone());
         if name.is_empty() {
-            return set_owner(&self.root, &self.root, "", entry);
+            return set_owner(&self.root, &self.root, b"", entry);
         }
         let parent = self.directory(parent, true)?;
         match entry.kind {
@@ -86,7 +89,7 @@ impl Target {
             }
             EntryType::Symlink => {
                 remove(&parent, name)?;
-                rustix::fs::symlinkat(entry.link.as_str(), &parent, name)?;
+                rustix::fs::symlinkat(entry.link.as_slice(), &parent, name)?;
             }
             EntryType::Hardlink => {
                 remove(&parent, name)?;
@@ -102,12 +105,12 @@ impl Target {
     }
 
     /// A directory, with links in its path followed inside the tree only.
-    fn directory(&self, path: &str, create: bool) -> Result<OwnedFd, Errno> {
+    fn directory(&self, path: &[u8], create: bool) -> Result<OwnedFd, Errno> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let path = if path.is_empty() { "." } else { path };
+        let path = if path.is_empty() { b"." } else { path };
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         match rustix::fs::openat2(&self.root, path, flags, Mode::empty(), resolve) {
-            Err(Errno::NOENT) if create && path != "." => {
+            Err(Errno::NOENT) if create && path != b"." => {
                 let (above, name) = split(path);
                 let parent = self.directory(above, true)?;
                 match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
@@ -116,13 +119,10 @@ impl Target {
                     // circle are another error.
                     Err(Errno::EXIST) => {
                         let link = rustix::fs::readlinkat(&parent, name, Vec::new())?;
-                        let link = link
-                            .to_str()
-                            .map_err(|_| Errno::ILSEQ)?
-                            .trim_end_matches('/');
-                        match link.strip_prefix('/') {
+                        let link = link.to_bytes().trim_end_with(|c| c == '/');
+                        match link.strip_prefix(b"/") {
                             Some(absolute) => self.directory(absolute, true),
-                            None => self.directory(&format!("{above}/{link}"), true),
+                            None => self.directory(&[above, b"/", link].concat(), true),
                         }
                     }
                     Err(errno) => Err(errno),
@@ -133,43 +133,45 @@ impl Target {
     }
 
     /// Removes what lower layers have in a directory.
-    fn clear(&self, path: &str, own: &BTreeSet<String>) -> io::Result<()> {
+    fn clear(&self, path: &[u8], own: &BTreeSet<BString>) -> io::Result<()> {
         let dir = match self.directory(path, false) {
             Ok(dir) => dir,
             Err(Errno::NOENT) => return Ok(()),
             Err(errno) => return Err(errno.into()),
         };
-        for entry in fs::read_dir(proc_path(&dir, ""))? {
+        for entry in fs::read_dir(proc_path(&dir, b""))? {
             let name = entry?.file_name();
-            let name = name.to_string_lossy();
+            let name = name.as_bytes();
             let full = if path.is_empty() {
-                name.to_string()
+                name.to_vec()
             } else {
-                format!("{path}/{name}")
+                [path, b"/", name].concat()
             };
-            if !own.contains(&full) {
-                remove(&dir, &name)?;
+            if !own.contains(full.as_bstr()) {
+                remove(&dir, name)?;
             }
         }
         Ok(())
     }
 }
 
-fn split(path: &str) -> (&str, &str) {
-    path.rsplit_once('/').unwrap_or(("", path))
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    path.rsplit_once_str("/").unwrap_or((b"", path))
 }
 
 /// A path by which the standard library reaches what a descriptor stands for.
-fn proc_path(dir: &OwnedFd, name: &str) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
+fn proc_path(dir: &OwnedFd, name: &[u8]) -> PathBuf {
+    let mut path = OsString::from(format!("/proc/self/fd/{}/", dir.as_raw_fd()));
+    path.push(OsStr::from_bytes(name));
+    path.into()
 }
 
-fn is_directory(parent: &OwnedFd, name: &str) -> bool {
+fn is_directory(parent: &OwnedFd, name: &[u8]) -> bool {
     fs::symlink_metadata(proc_path(parent, name)).is_ok_and(|metadata| metadata.is_dir())
 }
 
 /// Removes a name and all below it, if it is there.
-fn remove(parent: &OwnedFd, name: &str) -> io::Result<()> {
+fn remove(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
     let removed = if is_directory(parent, name) {
         fs::remove_dir_all(proc_path(parent, name))
     } else {
@@ -194,7 +196,7 @@ fn copy(data: &File, entry: &TarEntry, to: &File) -> io::Result<()> {
 }
 
 /// Owner first: a change of it takes set-uid bits away.
-fn set_owner(dir: &OwnedFd, parent: &OwnedFd, name: &str, entry: &TarEntry) -> io::Result<()> {
+fn set_owner(dir: &OwnedFd, parent: &OwnedFd, name: &[u8], entry: &TarEntry) -> io::Result<()> {
     let id = |id: u64| u32::try_from(id).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput));
     let (uid, gid) = (Uid::from_raw(id(entry.uid)?), Gid::from_raw(id(entry.gid)?));
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::EMPTY_PATH;
@@ -202,7 +204,7 @@ fn set_owner(dir: &OwnedFd, parent: &OwnedFd, name: &str, entry: &TarEntry) -> i
     if entry.kind != EntryType::Symlink {
         let mode = Mode::from_raw_mode(entry.mode as u32);
         // A name that was made just now, by us and no link.
-        let name = if name.is_empty() { "." } else { name };
+        let name = if name.is_empty() { b"." } else { name };
         rustix::fs::chmodat(parent, name, mode, AtFlags::empty())?;
     }
     Ok(())

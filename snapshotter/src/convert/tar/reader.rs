@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read};
 
+use bstr::{BStr, BString, ByteSlice};
+
 use crate::formats::Flaw;
 use crate::formats::estargz::toc::EntryType;
 
@@ -25,10 +27,10 @@ pub(crate) struct Time {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TarEntry {
     /// Path without leading `/` or `./` and trailing `/`; empty for the root directory.
-    pub(crate) name: String,
+    pub(crate) name: BString,
     pub(crate) kind: EntryType,
     /// Target of a symbolic link as it stands; of a hard link in the form of `name`.
-    pub(crate) link: String,
+    pub(crate) link: BString,
     pub(crate) mode: u64,
     pub(crate) uid: u64,
     pub(crate) gid: u64,
@@ -51,8 +53,8 @@ pub(crate) struct TarEntry {
 /// An entry's header as other tar readers show it, where [`TarEntry`] has cleaned it up.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Raw {
-    pub(crate) name: String,
-    pub(crate) link: String,
+    pub(crate) name: BString,
+    pub(crate) link: BString,
     pub(crate) mode: u64,
     pub(crate) access_time: Option<Time>,
     pub(crate) change_time: Option<Time>,
@@ -225,12 +227,11 @@ impl<R: Read> Reader<R> {
         data_at: u64,
     ) -> Result<TarEntry, Flaw> {
         let records = &mut extended.records;
-        let raw = records
+        let name = records
             .remove("path")
             .or(extended.name)
             .unwrap_or_else(|| header.name());
-        let shown = String::from_utf8_lossy(&raw).into_owned();
-        let bad = |reason: &str| Flaw::entry(&shown, reason);
+        let bad = |reason: &str| Flaw::entry(&name, reason);
         if records.keys().any(|key| key.starts_with("GNU.sparse.")) {
             return Err(bad("sparse files are not supported"));
         }
@@ -254,13 +255,13 @@ impl<R: Read> Reader<R> {
             .remove("linkpath")
             .or(extended.link)
             .unwrap_or_else(|| header.link());
-        let mut text = |key: &str, field: &[u8]| {
-            let bytes = records.remove(key).unwrap_or_else(|| field.to_vec());
-            String::from_utf8(bytes).map_err(|_| bad(&format!("{key} is not UTF-8")))
+        // No file system keeps these, so that what is not text in them is no reason to refuse.
+        let mut text = |key: &str, field: &[u8]| match records.remove(key) {
+            Some(bytes) => bytes.to_str_lossy().into_owned(),
+            None => field.to_str_lossy().into_owned(),
         };
-        let user_name = text("uname", header.user_name())?;
-        let group_name = text("gname", header.group_name())?;
-        let link = text("", &link)?;
+        let user_name = text("uname", header.user_name());
+        let group_name = text("gname", header.group_name());
         let [access_time, change_time] = other_times(header, records);
         // Everything but a regular file has no content, whatever its size field says; a link's says
         // what it links to.
@@ -269,22 +270,22 @@ impl<R: Read> Reader<R> {
             return Err(bad("bad size"));
         }
         let raw = Raw {
-            name: String::from_utf8(raw).map_err(|_| bad("name is not UTF-8"))?,
-            link: link.clone(),
+            name: name.into(),
+            link: link.into(),
             mode,
             access_time,
             change_time,
             has_globals: extended.has_globals,
         };
         Ok(TarEntry {
-            name: clean(&raw.name)?,
+            name: clean(raw.name.as_ref())?,
+            link: if kind == EntryType::Hardlink {
+                clean(raw.link.as_ref())?
+            } else {
+                raw.link.clone()
+            },
             raw,
             kind,
-            link: if kind == EntryType::Hardlink {
-                clean(&link)?
-            } else {
-                link
-            },
             mode: mode & 0o7777,
             uid,
             gid,
@@ -378,18 +379,21 @@ fn xattrs(records: &Records) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// The path without empty and `.` components; one with `..` could lead out of the layer.
-fn clean(name: &str) -> Result<String, Flaw> {
-    if name.contains('\0') || name.split('/').any(|component| component == "..") {
+fn clean(name: &BStr) -> Result<BString, Flaw> {
+    if name.contains(&0) || name.split_str("/").any(|component| component == b"..") {
         return Err(Flaw::entry(name, "unsafe path"));
     }
     let components = name
-        .split('/')
-        .filter(|component| !matches!(*component, "" | "."));
-    Ok(components.collect::<Vec<_>>().join("/"))
+        .split_str("/")
+        .filter(|component| !matches!(*component, b"" | b"."));
+    Ok(bstr::join("/", components).into())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
     use super::super::encode_regular;
     use super::*;
 
@@ -447,8 +451,8 @@ mod tests {
             tar.append_data(&mut device, "null", io::empty()).unwrap();
         });
         let entries = read_all(&bytes).unwrap();
-        let names: Vec<_> = entries.iter().map(|entry| entry.name.as_str()).collect();
-        assert_eq!(names, ["dir", "dir/x", &long, "hard", "soft", "null"]);
+        let names: Vec<_> = entries.iter().map(|entry| entry.name.to_string()).collect();
+        assert_eq!(names, ["dir", "dir/x", &*long, "hard", "soft", "null"]);
         let x = &entries[1];
         assert_eq!((x.mode, x.uid, x.gid, x.size), (0o4755, 3_000_000, 7, 3));
         assert_eq!(
@@ -465,15 +469,25 @@ mod tests {
         assert_eq!(x.data_at - x.header_at, 3 * BLOCK);
         assert_eq!(entries[2].header_at, x.data_at + BLOCK);
         assert!(entries[2].xattrs.is_empty());
-        assert_eq!(
-            (entries[3].kind, entries[3].link.as_str()),
-            (EntryType::Hardlink, "dir/x")
-        );
-        assert_eq!(
-            (entries[4].kind, entries[4].link.as_str()),
-            (EntryType::Symlink, "../dir/x")
-        );
+        let links = [&entries[3], &entries[4]].map(|entry| (entry.kind, entry.link.to_string()));
+        assert_eq!(links[0], (EntryType::Hardlink, "dir/x".to_owned()));
+        assert_eq!(links[1], (EntryType::Symlink, "../dir/x".to_owned()));
         assert_eq!((entries[5].dev_major, entries[5].dev_minor), (1, 3));
+    }
+
+    #[test]
+    fn names_of_any_bytes_are_kept_and_names_of_owners_are_read_as_well_as_they_can_be() {
+        let bytes = archive(|tar| {
+            let mut link = header(tar::EntryType::Link, 0);
+            link.as_gnu_mut().unwrap().uname[..4].copy_from_slice(b"M\xfcl.");
+            let (name, target) = (b"./caf\xe9//x", b"./\xff");
+            let [name, target] = [&name[..], target].map(OsStr::from_bytes);
+            tar.append_link(&mut link, name, target).unwrap();
+        });
+        let entries = read_all(&bytes).unwrap();
+        assert_eq!(entries[0].name, b"caf\xe9/x".as_bstr());
+        assert_eq!(entries[0].link, b"\xff".as_bstr());
+        assert_eq!(entries[0].user_name, "M\u{fffd}l.");
     }
 
     #[test]
@@ -508,7 +522,6 @@ mod tests {
             header.as_mut_bytes()[124..136]
                 .copy_from_slice(&[0x80, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0]);
         });
-        let latin = with(&|header| header.as_mut_bytes()[..4].copy_from_slice(b"n\xe4me"));
         let pax = with(&|header| {
             header.as_mut_bytes()[156] = b'x';
             header.set_size(1 << 30);
@@ -519,7 +532,6 @@ mod tests {
             (escape, "unsafe path"),
             (sparse, "'S'"),
             (huge, "bad size"),
-            (latin, "UTF-8"),
             (pax, "too large"),
             (damaged.to_vec(), "checksum"),
         ] {

@@ -86,6 +86,10 @@ pub(super) fn read(
     reader.finish()
 }
 
+/// What writers put into JSON for bytes that are not UTF-8: the file has another name in the layer,
+/// or it has just this one. An ordinary pull knows.
+const LOST: char = char::REPLACEMENT_CHARACTER;
+
 struct Reader {
     builder: LayerBuilder,
     codec: Codec,
@@ -106,7 +110,11 @@ struct Current {
 
 impl Reader {
     fn entry(&mut self, entry: &Entry<'_>) -> Result<(), Flaw> {
-        let path = entry.name.as_ref();
+        let path: &str = entry.name.as_ref();
+        if path.contains(LOST) || entry.link_name.contains(LOST) {
+            let reason = "a name with U+FFFD, which the layer's writer put where it was no UTF-8";
+            return Err(Flaw::entry(path, reason));
+        }
         if entry.kind == EntryType::Chunk {
             return self.chunk(entry);
         }
@@ -118,8 +126,8 @@ impl Reader {
         let numbers = (entry.dev_major, entry.dev_minor);
         match entry.kind {
             EntryType::Dir => self.builder.directory(path, &meta),
-            EntryType::Symlink => self.builder.symlink(path, &meta, &entry.link_name),
-            EntryType::Hardlink => self.builder.hard_link(path, &entry.link_name),
+            EntryType::Symlink => self.builder.symlink(path, &meta, entry.link_name.as_ref()),
+            EntryType::Hardlink => self.builder.hard_link(path, entry.link_name.as_ref()),
             EntryType::Char => self.builder.special(path, &meta, Kind::CharDevice, numbers),
             EntryType::Block => self
                 .builder
@@ -159,7 +167,7 @@ impl Reader {
     }
 
     fn chunk(&mut self, entry: &Entry<'_>) -> Result<(), Flaw> {
-        let refuse = |reason: &str| Err(Flaw::entry(&entry.name, reason));
+        let refuse = |reason: &str| Err(Flaw::entry(entry.name.as_ref(), reason));
         let Some(current) = self.current.filter(|_| self.name == entry.name) else {
             return refuse("a chunk that does not follow its file");
         };
@@ -210,11 +218,11 @@ impl Reader {
 }
 
 fn meta(entry: &Entry<'_>) -> Result<Meta, Flaw> {
-    let id = |id| u32::try_from(id).map_err(|_| Flaw::entry(&entry.name, "bad owner"));
+    let id = |id| u32::try_from(id).map_err(|_| Flaw::entry(entry.name.as_ref(), "bad owner"));
     let mtime = match entry.mod_time.as_ref() {
         "" => (0, 0),
         text => timestamp::parse(text)
-            .ok_or_else(|| Flaw::entry(&entry.name, format!("bad time {text:?}")))?,
+            .ok_or_else(|| Flaw::entry(entry.name.as_ref(), format!("bad time {text:?}")))?,
     };
     let xattrs = entry.xattrs.iter();
     Ok(Meta {

@@ -158,6 +158,20 @@ const FORGERIES: &[Forgery] = &[
         "cycle",
     ),
     (
+        "lost name",
+        |s| {
+            s.link(EntryType::Symlink, "caf\u{fffd}", "x");
+        },
+        "U+FFFD",
+    ),
+    (
+        "lost target",
+        |s| {
+            s.link(EntryType::Symlink, "s", "caf\u{fffd}");
+        },
+        "U+FFFD",
+    ),
+    (
         "symlink to nothing",
         |s| {
             s.link(EntryType::Symlink, "s", "");

@@ -1,5 +1,7 @@
 //! From inodes and chunk records, as both versions of RAFS have them, to an index.
 
+use bstr::{BString, ByteSlice};
+
 use super::blobs::{BlobInfo, FEATURE_ENCRYPTED, FEATURE_ZRAN};
 use super::chunk::{BATCH, COMPRESSED, ENCRYPTED, HOLE, Record};
 use super::context::Contexts;
@@ -22,7 +24,7 @@ pub(super) struct Assembler<'a> {
 
 /// What an inode is, with what its kind needs.
 pub(super) enum What<'a> {
-    Symlink(&'a str),
+    Symlink(&'a [u8]),
     Special(Kind, (u64, u64)),
     File(u64),
 }
@@ -68,16 +70,16 @@ impl<'a> Assembler<'a> {
         self.builder.algorithm(algorithm);
     }
 
-    pub(super) fn directory(&mut self, path: &str, meta: &Meta) -> Result<(), Flaw> {
+    pub(super) fn directory(&mut self, path: &[u8], meta: &Meta) -> Result<(), Flaw> {
         // The root directory's path is empty, which only `.` says in a layer.
         self.builder
-            .directory(if path.is_empty() { "." } else { path }, meta)
+            .directory(if path.is_empty() { b"." } else { path }, meta)
     }
 
     /// Adds anything but a directory. `None` means that the name is no part of the file system.
     pub(super) fn leaf(
         &mut self,
-        path: &str,
+        path: &[u8],
         meta: &Meta,
         what: &What<'_>,
     ) -> Result<Option<FileId>, Flaw> {
@@ -91,7 +93,7 @@ impl<'a> Assembler<'a> {
     }
 
     /// Adds another name of `file`.
-    pub(super) fn link(&mut self, path: &str, file: FileId) -> Result<(), Flaw> {
+    pub(super) fn link(&mut self, path: &[u8], file: FileId) -> Result<(), Flaw> {
         self.builder.link_to(path, file)
     }
 
@@ -103,7 +105,7 @@ impl<'a> Assembler<'a> {
     /// Adds the chunk of `file`, of which `len` bytes are expected at `offset`.
     pub(super) fn chunk(
         &mut self,
-        path: &str,
+        path: &[u8],
         file: FileId,
         (offset, len): (u64, u64),
         record: &Record,
@@ -174,6 +176,19 @@ fn own_unit(info: &BlobInfo, record: &Record) -> UnitPlace {
         },
         inner: 0,
     }
+}
+
+/// The path of the entry `name` of the directory `above`.
+pub(super) fn child(above: &[u8], name: &[u8]) -> Result<BString, Flaw> {
+    if matches!(name, b"" | b"." | b"..") || name.find_byteset(b"/\0").is_some() {
+        let reason = format!("the name {:?} in it is not valid", name.as_bstr());
+        return Err(Flaw::entry(above, reason));
+    }
+    let path = match above {
+        b"" => name.to_vec(),
+        above => [above, b"/", name].concat(),
+    };
+    Ok(path.into())
 }
 
 /// Whether `mode` is that of a socket.

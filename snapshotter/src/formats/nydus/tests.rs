@@ -206,13 +206,6 @@ fn hostile_bootstraps_are_refused_by_name() {
             }),
         ),
         (
-            "not UTF-8",
-            changed(v6, |boot| {
-                let at = find(boot, b"newlink");
-                boot[at + 3] = 0xff;
-            }),
-        ),
-        (
             "more than the bootstrap",
             changed(v6, |boot| {
                 let root = root_of(boot);

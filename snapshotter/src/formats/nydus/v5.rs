@@ -3,7 +3,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::assemble::{Assembler, What, is_socket};
+use bstr::BString;
+
+use super::assemble::{Assembler, What, child, is_socket};
 use super::blobs::{BlobInfo, ContextPlace};
 use super::chunk::{self, Record};
 use super::view::View;
@@ -264,7 +266,7 @@ fn read_blobs(
 /// A directory that is still to be read.
 struct Directory {
     number: u32,
-    path: String,
+    path: BString,
     /// Its place in the prefetch table, or that of a directory above it.
     wanted: Option<u32>,
 }
@@ -275,7 +277,7 @@ struct Walk<'a, 'b, 'c> {
     /// Inodes that were met, for hard links.
     met: HashMap<u64, FileId>,
     /// Links, whose own attributes mean nothing: numbers and paths, for the end.
-    links: Vec<(u32, String)>,
+    links: Vec<(u32, BString)>,
     entered: HashSet<u32>,
     prefetch: HashMap<u32, u32>,
     todo: Vec<Directory>,
@@ -287,7 +289,7 @@ impl Walk<'_, '_, '_> {
         if Kind::of_mode(root.mode()?) != Kind::Directory {
             return Err(self.bootstrap.view.flaw("the root is no directory"));
         }
-        self.directory(ROOT, String::new(), &root, None)?;
+        self.directory(ROOT, BString::default(), &root, None)?;
         while let Some(directory) = self.todo.pop() {
             let inode = self.bootstrap.inode(directory.number)?;
             let (first, count) = inode.children()?;
@@ -307,16 +309,7 @@ impl Walk<'_, '_, '_> {
     fn entry(&mut self, directory: &Directory, number: u32) -> Result<(), Flaw> {
         let in_directory = |flaw| Flaw::entry(&directory.path, flaw);
         let inode = self.bootstrap.inode(number).map_err(in_directory)?;
-        let name = std::str::from_utf8(inode.name).ok();
-        let name = name.filter(|name| !name.is_empty() && !name.contains(['/', '\0']));
-        let Some(name) = name.filter(|name| !matches!(*name, "." | "..")) else {
-            let reason = format!("the name {:?} in it is not valid", inode.name);
-            return Err(Flaw::entry(&directory.path, reason));
-        };
-        let path = match directory.path.as_str() {
-            "" => name.to_owned(),
-            above => format!("{above}/{name}"),
-        };
+        let path = child(&directory.path, inode.name)?;
         let wanted = self.prefetch.get(&number).copied().or(directory.wanted);
         let mode = inode.mode()?;
         match Kind::of_mode(mode) {
@@ -333,7 +326,7 @@ impl Walk<'_, '_, '_> {
     fn directory(
         &mut self,
         number: u32,
-        path: String,
+        path: BString,
         inode: &Inode<'_>,
         wanted: Option<u32>,
     ) -> Result<(), Flaw> {
@@ -352,7 +345,7 @@ impl Walk<'_, '_, '_> {
 
     fn leaf(
         &mut self,
-        path: &str,
+        path: &[u8],
         inode: &Inode<'_>,
         (kind, wanted): (Kind, Option<u32>),
     ) -> Result<(), Flaw> {
@@ -363,10 +356,7 @@ impl Walk<'_, '_, '_> {
         }
         let meta = inode.meta().map_err(|flaw| Flaw::entry(path, flaw))?;
         let what = match kind {
-            Kind::Symlink => {
-                let target = std::str::from_utf8(inode.target);
-                What::Symlink(target.map_err(|_| Flaw::entry(path, "its target is not UTF-8"))?)
-            }
+            Kind::Symlink => What::Symlink(inode.target),
             Kind::File | Kind::Directory => What::File(inode.size()?),
             special => What::Special(special, inode.device()?),
         };
@@ -383,7 +373,7 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
-    fn contents(&mut self, path: &str, file: FileId, inode: &Inode<'_>) -> Result<(), Flaw> {
+    fn contents(&mut self, path: &[u8], file: FileId, inode: &Inode<'_>) -> Result<(), Flaw> {
         let (size, (_, count)) = (inode.size()?, inode.children()?);
         let len = u64::from(count) * chunk::LEN;
         let view = self

@@ -76,7 +76,7 @@ pub fn index_prefetched(
 }
 
 fn describe(entry: Table<'_>) -> Result<TarEntry, Flaw> {
-    let name = entry.string(0)?;
+    let name = entry.bytes(0)?;
     let kind = match entry.string(1)? {
         "reg" => EntryType::Reg,
         "dir" => EntryType::Dir,
@@ -91,9 +91,9 @@ fn describe(entry: Table<'_>) -> Result<TarEntry, Flaw> {
     let (seconds, nanos) =
         timestamp::parse(time).ok_or_else(|| Flaw::entry(name, format!("bad time {time:?}")))?;
     Ok(TarEntry {
-        name: name.to_owned(),
+        name: name.into(),
         kind,
-        link: entry.string(4)?.to_owned(),
+        link: entry.bytes(4)?.into(),
         mode: entry.size(5)? & 0o7777,
         uid: entry.u32(6)?.into(),
         gid: entry.u32(7)?.into(),

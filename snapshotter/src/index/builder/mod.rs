@@ -114,13 +114,13 @@ pub struct LayerBuilder {
     prefetch_files: Vec<FileId>,
     prefetch_at: Vec<u64>,
     /// The directory looked up last: entries come sorted by path.
-    last_directory: (String, u32),
+    last_directory: (Vec<u8>, u32),
 }
 
 /// Where an entry goes.
 enum Place<'a> {
     Root,
-    Child(u32, &'a str),
+    Child(u32, &'a [u8]),
     /// A whiteout, an opaque marker or something to ignore: handled, nothing to add.
     Handled,
 }
@@ -185,7 +185,7 @@ impl LayerBuilder {
             prefetch_before: None,
             prefetch_files: Vec::new(),
             prefetch_at: Vec::new(),
-            last_directory: (String::new(), 0),
+            last_directory: (Vec::new(), 0),
         };
         builder.inodes.push(implied_directory());
         builder.named_by.push(NONE);
@@ -193,7 +193,8 @@ impl LayerBuilder {
     }
 
     /// Adds a directory; one that only entries below it named so far gets these attributes.
-    pub fn directory(&mut self, path: &str, meta: &Meta) -> Result<(), Flaw> {
+    pub fn directory(&mut self, path: impl AsRef<[u8]>, meta: &Meta) -> Result<(), Flaw> {
+        let path = path.as_ref();
         let inode = match self.place(path)? {
             Place::Handled => return Ok(()),
             Place::Root => 0,
@@ -222,7 +223,13 @@ impl LayerBuilder {
 
     /// Adds a regular file. `None` means that the name is a whiteout or not part of the file
     /// system, and that there is nothing to add chunks to.
-    pub fn file(&mut self, path: &str, meta: &Meta, size: u64) -> Result<Option<FileId>, Flaw> {
+    pub fn file(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        meta: &Meta,
+        size: u64,
+    ) -> Result<Option<FileId>, Flaw> {
+        let path = path.as_ref();
         let inode = self.filled(Kind::File, meta, path)?;
         let inode = Inode { size, ..inode };
         let Some(id) = self.insert(path, inode)? else {
@@ -242,12 +249,18 @@ impl LayerBuilder {
     }
 
     /// Adds a symbolic link.
-    pub fn symlink(&mut self, path: &str, meta: &Meta, target: &str) -> Result<(), Flaw> {
-        if target.is_empty() || target.len() > name::MAX_PATH || target.contains('\0') {
+    pub fn symlink(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        meta: &Meta,
+        target: impl AsRef<[u8]>,
+    ) -> Result<(), Flaw> {
+        let (path, target) = (path.as_ref(), target.as_ref());
+        if target.is_empty() || target.len() > name::MAX_PATH || target.contains(&0) {
             return Err(Flaw::entry(path, "the symbolic link has no valid target"));
         }
         let mut inode = self.filled(Kind::Symlink, meta, path)?;
-        inode.data_first = self.string(target.as_bytes(), path)?;
+        inode.data_first = self.string(target, path)?;
         inode.data_count = target.len() as u32;
         inode.size = target.len() as u64;
         self.insert(path, inode).map(drop)
@@ -256,11 +269,12 @@ impl LayerBuilder {
     /// Adds a device or a named pipe.
     pub fn special(
         &mut self,
-        path: &str,
+        path: impl AsRef<[u8]>,
         meta: &Meta,
         kind: Kind,
         (major, minor): (u64, u64),
     ) -> Result<(), Flaw> {
+        let path = path.as_ref();
         let number = |n| u32::try_from(n).map_err(|_| Flaw::entry(path, "bad device number"));
         let mut inode = self.filled(kind, meta, path)?;
         if kind != Kind::Fifo {
@@ -270,10 +284,15 @@ impl LayerBuilder {
     }
 
     /// Adds another name of a file of the same layer, which may come later.
-    pub fn hard_link(&mut self, path: &str, target: &str) -> Result<(), Flaw> {
-        let target = name::clean(target)
+    pub fn hard_link(
+        &mut self,
+        path: impl AsRef<[u8]>,
+        target: impl AsRef<[u8]>,
+    ) -> Result<(), Flaw> {
+        let path = path.as_ref();
+        let target = name::clean(target.as_ref())
             .map_err(|_| Flaw::entry(path, "the hard link has no valid target"))?;
-        let link = Target::Link(self.string(target.as_bytes(), path)?, target.len() as u32);
+        let link = Target::Link(self.string(target, path)?, target.len() as u32);
         match self.place(path)? {
             Place::Handled => Ok(()),
             Place::Root => Err(duplicate(path)),
@@ -299,7 +318,8 @@ impl LayerBuilder {
     }
 
     /// Adds another name of an inode that is there already and is no directory.
-    pub fn link_to(&mut self, path: &str, inode: FileId) -> Result<(), Flaw> {
+    pub fn link_to(&mut self, path: impl AsRef<[u8]>, inode: FileId) -> Result<(), Flaw> {
+        let path = path.as_ref();
         let target = Target::Inode(inode.0);
         match self.place(path)? {
             Place::Handled => return Ok(()),
@@ -325,7 +345,7 @@ impl LayerBuilder {
     /// [`LayerBuilder::end_units`] finds and checks it.
     pub fn chunk_without_end(&mut self, file: FileId, spec: ChunkSpec) -> Result<(), Flaw> {
         if self.chunks.len() >= MAX_ENTRIES {
-            return Err(Flaw::entry(&self.path_of(file.0), TOO_MANY_CHUNKS));
+            return Err(Flaw::entry(self.path_of(file.0), TOO_MANY_CHUNKS));
         }
         self.chunks.push(Placed {
             inode: file.0,
@@ -352,7 +372,7 @@ impl LayerBuilder {
         }
         for placed in &self.chunks {
             content::check_chunk(&placed.spec, blob_size)
-                .map_err(|reason| Flaw::entry(&self.path_of(placed.inode), reason))?;
+                .map_err(|reason| Flaw::entry(self.path_of(placed.inode), reason))?;
         }
         Ok(())
     }
@@ -364,7 +384,7 @@ impl LayerBuilder {
             (_, None) => Err(format!("a chunk in blob {blob} of {}", self.blobs.len())),
             (_, Some(entry)) => content::check_chunk(&spec, entry.size),
         };
-        checked.map_err(|reason| Flaw::entry(&self.path_of(file.0), reason))?;
+        checked.map_err(|reason| Flaw::entry(self.path_of(file.0), reason))?;
         self.chunks.push(Placed {
             inode: file.0,
             blob: blob as u16,
@@ -437,7 +457,7 @@ impl LayerBuilder {
         );
         let places = std::mem::replace(&mut self.places, Places::new());
         let content = Content::lay_out(&mut self.inodes, chunks, holes, places)
-            .map_err(|(inode, reason)| Flaw::entry(&self.path_of(inode), reason))?;
+            .map_err(|(inode, reason)| Flaw::entry(self.path_of(inode), reason))?;
         let spans = self.spans.seal(&content.units)?;
         let dirents = self.sorted_dirents();
         if let Some(offset) = self.prefetch_before {
@@ -476,7 +496,7 @@ impl LayerBuilder {
     }
 
     /// An inode with the attributes of `meta`, its extended attributes stored.
-    fn filled(&mut self, kind: Kind, meta: &Meta, path: &str) -> Result<Inode, Flaw> {
+    fn filled(&mut self, kind: Kind, meta: &Meta, path: &[u8]) -> Result<Inode, Flaw> {
         let xattr_first = (self.xattrs.len() / Xattr::LEN) as u32;
         for (name, value) in &meta.xattrs {
             if name.is_empty() || name.len() > 255 || name.contains(&0) || value.len() > MAX_XATTR {
@@ -505,7 +525,7 @@ impl LayerBuilder {
     }
 
     /// Gives `path` to `inode`, unless the name says something else.
-    fn insert(&mut self, path: &str, inode: Inode) -> Result<Option<u32>, Flaw> {
+    fn insert(&mut self, path: &[u8], inode: Inode) -> Result<Option<u32>, Flaw> {
         match self.place(path)? {
             Place::Handled => Ok(None),
             Place::Root => Err(Flaw::entry(path, "the root is not a directory")),
@@ -535,7 +555,7 @@ fn table(blobs: &[(Digest, u64)]) -> Vec<BlobEntry> {
     blobs.iter().map(entry).collect()
 }
 
-fn duplicate(path: &str) -> Flaw {
+fn duplicate(path: &[u8]) -> Flaw {
     Flaw::entry(path, "the name is there already")
 }
 

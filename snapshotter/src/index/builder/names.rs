@@ -1,5 +1,7 @@
 //! Names: where an entry goes, what whiteouts hide, and what hard links end at.
 
+use bstr::{BString, ByteSlice};
+
 use super::super::MAX_ENTRIES;
 use super::super::layout::{DIRENT_HIDES, Dirent, INODE_OPAQUE, Inode, Kind, NO_INODE, Record};
 use super::super::name::{self, Role};
@@ -15,7 +17,7 @@ pub(super) struct Free {
 
 impl LayerBuilder {
     /// Finds or makes the parent, and does what a whiteout says.
-    pub(super) fn place<'a>(&mut self, path: &'a str) -> Result<Place<'a>, Flaw> {
+    pub(super) fn place<'a>(&mut self, path: &'a [u8]) -> Result<Place<'a>, Flaw> {
         let clean = name::clean(path)?;
         if clean.is_empty() {
             return Ok(Place::Root);
@@ -40,35 +42,36 @@ impl LayerBuilder {
     }
 
     /// The directory at the cleaned path `directory`, made if no entry named it yet.
-    pub(super) fn parent(&mut self, directory: &str, path: &str) -> Result<u32, Flaw> {
+    pub(super) fn parent(&mut self, directory: &[u8], path: &[u8]) -> Result<u32, Flaw> {
         if directory == self.last_directory.0 {
             return Ok(self.last_directory.1);
         }
         let mut inode = 0;
-        for component in directory.split('/').filter(|c| !c.is_empty()) {
+        for component in directory.split_str("/").filter(|c| !c.is_empty()) {
             inode = match self.find(inode, component) {
                 Err(free) => self.add(free, component, implied_directory(), path)?,
                 Ok(at) => match self.names[at as usize].target {
                     Target::Nothing => self.attach(at, implied_directory(), path)?,
                     Target::Inode(id) if self.inodes[id as usize].kind() == Kind::Directory => id,
                     _ => {
-                        let reason = format!("{component:?} on its way is not a directory");
+                        let reason =
+                            format!("{:?} on its way is not a directory", component.as_bstr());
                         return Err(Flaw::entry(path, reason));
                     }
                 },
             };
         }
-        self.last_directory = (directory.to_owned(), inode);
+        self.last_directory = (directory.to_vec(), inode);
         Ok(inode)
     }
 
     /// The name in the directory `parent`, or where it would be.
-    pub(super) fn find(&self, parent: u32, name: &str) -> Result<u32, Free> {
-        let hash = NameHash::of(&self.hasher, parent, name.as_bytes());
+    pub(super) fn find(&self, parent: u32, name: &[u8]) -> Result<u32, Free> {
+        let hash = NameHash::of(&self.hasher, parent, name);
         let mut at = self.by_hash.get(&hash).copied().unwrap_or(NONE);
         while at != NONE {
             let entry = &self.names[at as usize];
-            if entry.parent == parent && self.name_of(entry) == name.as_bytes() {
+            if entry.parent == parent && self.name_of(entry) == name {
                 return Ok(at);
             }
             at = entry.next;
@@ -84,10 +87,10 @@ impl LayerBuilder {
     pub(super) fn name(
         &mut self,
         Free { parent, hash }: Free,
-        name: &str,
+        name: &[u8],
         target: Target,
         flags: u16,
-        path: &str,
+        path: &[u8],
     ) -> Result<u32, Flaw> {
         if self.names.len() >= MAX_ENTRIES {
             return Err(Flaw::entry(path, "more than 10000000 entries"));
@@ -96,7 +99,7 @@ impl LayerBuilder {
         let next = self.by_hash.insert(hash, at);
         let entry = Name {
             parent,
-            text: self.string(name.as_bytes(), path)?,
+            text: self.string(name, path)?,
             len: name.len() as u16,
             flags,
             target,
@@ -109,15 +112,15 @@ impl LayerBuilder {
     pub(super) fn add(
         &mut self,
         free: Free,
-        name: &str,
+        name: &[u8],
         inode: Inode,
-        path: &str,
+        path: &[u8],
     ) -> Result<u32, Flaw> {
         let at = self.name(free, name, Target::Nothing, 0, path)?;
         self.attach(at, inode, path)
     }
 
-    pub(super) fn attach(&mut self, at: u32, inode: Inode, path: &str) -> Result<u32, Flaw> {
+    pub(super) fn attach(&mut self, at: u32, inode: Inode, path: &[u8]) -> Result<u32, Flaw> {
         if self.inodes.len() > MAX_ENTRIES {
             return Err(Flaw::entry(path, "more than 10000000 entries"));
         }
@@ -128,7 +131,7 @@ impl LayerBuilder {
         Ok(id)
     }
 
-    pub(super) fn string(&mut self, bytes: &[u8], path: &str) -> Result<u32, Flaw> {
+    pub(super) fn string(&mut self, bytes: &[u8], path: &[u8]) -> Result<u32, Flaw> {
         let at = self.strings.len();
         if at + bytes.len() >= u32::MAX as usize {
             return Err(Flaw::entry(path, "names and attributes exceed 4 GiB"));
@@ -144,7 +147,7 @@ impl LayerBuilder {
             };
             let inode = self
                 .follow(at as u32)
-                .map_err(|reason| Flaw::entry(&self.path_of_name(at as u32), reason))?;
+                .map_err(|reason| Flaw::entry(self.path_of_name(at as u32), reason))?;
             self.names[at].target = Target::Inode(inode);
             self.inodes[inode as usize].nlink += 1;
         }
@@ -162,19 +165,18 @@ impl LayerBuilder {
                 }
                 Target::Inode(id) => return Ok(id),
             };
-            // Paths are stored from &str, so this never replaces anything.
-            let path = String::from_utf8_lossy(&self.strings[start..start + len]);
+            let path = self.strings[start..start + len].as_bstr();
             at = self
-                .look_up(&path)
+                .look_up(path)
                 .ok_or_else(|| format!("the hard link's target {path:?} is not in the layer"))?;
         }
         Err("the hard link is part of a cycle".into())
     }
 
-    pub(super) fn look_up(&self, path: &str) -> Option<u32> {
+    pub(super) fn look_up(&self, path: &[u8]) -> Option<u32> {
         let mut inode = 0;
         let mut at = None;
-        for component in path.split('/') {
+        for component in path.split_str("/") {
             if let Some(previous) = at {
                 match self.names[previous as usize].target {
                     Target::Inode(id) => inode = id,
@@ -237,19 +239,21 @@ impl LayerBuilder {
         order
     }
 
-    pub(super) fn path_of(&self, inode: u32) -> String {
+    pub(super) fn path_of(&self, inode: u32) -> BString {
         match self.named_by[inode as usize] {
-            NONE => String::new(),
+            NONE => BString::default(),
             at => self.path_of_name(at),
         }
     }
 
-    pub(super) fn path_of_name(&self, at: u32) -> String {
+    pub(super) fn path_of_name(&self, at: u32) -> BString {
         let entry = &self.names[at as usize];
-        let name = String::from_utf8_lossy(self.name_of(entry));
+        let name = self.name_of(entry);
         match entry.parent {
-            0 => name.into_owned(),
-            parent => format!("{}/{name}", self.path_of(parent)),
+            0 => name.into(),
+            parent => [self.path_of(parent).as_slice(), b"/", name]
+                .concat()
+                .into(),
         }
     }
 }

@@ -10,7 +10,7 @@ pub(crate) const RECORD: u64 = 12;
 /// out.
 pub(super) fn for_each<'a>(
     block: &'a [u8],
-    mut each: impl FnMut(u64, &'a str) -> Result<(), Flaw>,
+    mut each: impl FnMut(u64, &'a [u8]) -> Result<(), Flaw>,
 ) -> Result<(), Flaw> {
     let view = View::new("bootstrap: a directory", block);
     let what = "an entry";
@@ -36,14 +36,8 @@ pub(super) fn for_each<'a>(
             Some(end) if i + 1 == count => &name[..end],
             _ => name,
         };
-        let name = std::str::from_utf8(name)
-            .map_err(|_| view.flaw(format_args!("name {name:?} is not UTF-8")))?;
-        match name {
-            "." | ".." => {}
-            _ if name.is_empty() || name.contains(['/', '\0']) => {
-                return Err(view.flaw(format_args!("name {name:?} is not valid")));
-            }
-            _ => each(number, name)?,
+        if !matches!(name, b"." | b"..") {
+            each(number, name)?;
         }
     }
     Ok(())

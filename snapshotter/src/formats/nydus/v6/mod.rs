@@ -21,9 +21,11 @@ pub(crate) mod layout {
     };
 }
 
+use bstr::BString;
+
 use self::inode::{RawInode, Source};
 use self::superblock::{MAGIC, SUPER_OFFSET, Superblock};
-use super::assemble::{Assembler, What, is_socket};
+use super::assemble::{Assembler, What, child, is_socket};
 use super::blobs::BlobInfo;
 use super::chunk::{self, Record};
 use super::view::View;
@@ -188,7 +190,7 @@ impl<'a> ChunkTable<'a> {
 /// A directory that is still to be read.
 struct Directory {
     number: u64,
-    path: String,
+    path: BString,
     /// Its place in the prefetch table, or that of a directory above it.
     wanted: Option<u32>,
 }
@@ -210,7 +212,7 @@ impl Walk<'_, '_, '_> {
         if Kind::of_mode(inode.mode) != Kind::Directory {
             return Err(self.source.view.flaw("the root is no directory"));
         }
-        self.directory(root, String::new(), &inode, None)?;
+        self.directory(root, BString::default(), &inode, None)?;
         while let Some(directory) = self.todo.pop() {
             let inode = self.source.inode(directory.number)?;
             let source = self.source;
@@ -222,11 +224,8 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
-    fn entry(&mut self, directory: &Directory, number: u64, name: &str) -> Result<(), Flaw> {
-        let path = match directory.path.as_str() {
-            "" => name.to_owned(),
-            above => format!("{above}/{name}"),
-        };
+    fn entry(&mut self, directory: &Directory, number: u64, name: &[u8]) -> Result<(), Flaw> {
+        let path = child(&directory.path, name)?;
         let inode = self.source.inode(number)?;
         let wanted = self.prefetch.get(&number).copied().or(directory.wanted);
         match Kind::of_mode(inode.mode) {
@@ -239,7 +238,7 @@ impl Walk<'_, '_, '_> {
     fn directory(
         &mut self,
         number: u64,
-        path: String,
+        path: BString,
         inode: &RawInode,
         wanted: Option<u32>,
     ) -> Result<(), Flaw> {
@@ -258,7 +257,7 @@ impl Walk<'_, '_, '_> {
     fn leaf(
         &mut self,
         number: u64,
-        path: &str,
+        path: &[u8],
         inode: &RawInode,
         (kind, wanted): (Kind, Option<u32>),
     ) -> Result<(), Flaw> {
@@ -272,8 +271,7 @@ impl Walk<'_, '_, '_> {
                 for block in self.source.blocks(inode)? {
                     target.extend_from_slice(block?);
                 }
-                let target = std::str::from_utf8(&target);
-                What::Symlink(target.map_err(|_| Flaw::entry(path, "its target is not UTF-8"))?)
+                What::Symlink(&target)
             }
             Kind::File | Kind::Directory => What::File(inode.size),
             special => What::Special(special, inode.device()),
@@ -291,7 +289,7 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
-    fn contents(&mut self, path: &str, file: FileId, inode: &RawInode) -> Result<(), Flaw> {
+    fn contents(&mut self, path: &[u8], file: FileId, inode: &RawInode) -> Result<(), Flaw> {
         if inode.size == 0 {
             return Ok(());
         }
@@ -307,7 +305,7 @@ impl Walk<'_, '_, '_> {
         Ok(())
     }
 
-    fn meta(&self, path: &str, inode: &RawInode) -> Result<Meta, Flaw> {
+    fn meta(&self, path: &[u8], inode: &RawInode) -> Result<Meta, Flaw> {
         if inode.mtime.1 >= 1_000_000_000 {
             return Err(Flaw::entry(path, "its time has too many nanoseconds"));
         }
