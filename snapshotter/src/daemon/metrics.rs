@@ -30,7 +30,8 @@ pub(super) async fn serve(address: String, lazy: Option<Arc<Lazy>>, limits: Limi
         reason: error.to_string(),
     };
     let listener = TcpListener::bind(&address).await.map_err(unusable)?;
-    tracing::info!(address, "metrics");
+    let bound = listener.local_addr().map_err(unusable)?;
+    tracing::info!(address = %bound, "metrics");
     let clients = Arc::new(Semaphore::new(MAX_CLIENTS));
     loop {
         let Ok(permit) = Arc::clone(&clients).acquire_owned().await else {

@@ -4,6 +4,7 @@ mod daemon;
 mod kernel;
 mod lazy;
 mod life;
+mod metrics;
 mod quota;
 mod registry;
 mod sessions;

@@ -28,14 +28,14 @@ fn noise(seed: u64, len: usize) -> Vec<u8> {
 }
 
 /// Files of an image: large ones of their own and small ones that lie together.
-fn files(seed: u64, megabytes: usize) -> Vec<(String, Vec<u8>)> {
+pub(crate) fn files(seed: u64, megabytes: usize) -> Vec<(String, Vec<u8>)> {
     let large =
         (0..megabytes as u64).map(|n| (format!("large{n}"), noise(seed * 100 + n, 1 << 20)));
     let small = (50..80).map(|n| (format!("small{n}"), noise(seed * 100 + n, 10_000)));
     large.chain(small).collect()
 }
 
-fn image(files: &[(String, Vec<u8>)]) -> Image {
+pub(crate) fn image(files: &[(String, Vec<u8>)]) -> Image {
     let borrowed: Vec<(&str, &[u8])> = files
         .iter()
         .map(|(name, bytes)| (name.as_str(), bytes.as_slice()))
