@@ -1,7 +1,8 @@
 //! How long our snapshotter needs from a layer's table of contents to what the kernel mounts.
 //!
 //! `bench-index FILES` makes the TOC of an eStargz layer with so many files and prints how many
-//! milliseconds each step takes: the index of the layer, and the merged tree with its EROFS image.
+//! milliseconds each step takes: the index of the layer, and the merged tree with its EROFS image;
+//! then how many KiB of memory both need at most, the TOC not counted.
 
 use std::error::Error;
 use std::fmt::Write as _;
@@ -26,8 +27,8 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     match measure(files) {
-        Ok((index, image)) => {
-            println!("{index} {image}");
+        Ok((index, image, memory)) => {
+            println!("{index} {image} {memory}");
             ExitCode::SUCCESS
         }
         Err(error) => {
@@ -37,10 +38,13 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(files: u32) -> Result<(f64, f64), Box<dyn Error>> {
+fn measure(files: u32) -> Result<(f64, f64, u64), Box<dyn Error>> {
     let json = toc(files)?;
     let (layer, toc) = (Digest::of(b"layer"), Digest::of(json.as_bytes()));
     let end = (u64::from(files) + 1) * PACKED;
+    // From here on the peak is that of what is measured (proc(5), clear_refs).
+    std::fs::write("/proc/self/clear_refs", "5")?;
+    let before = resident("VmRSS:")?;
     let began = Instant::now();
     let index = estargz::index(json.as_bytes(), layer, toc, end + PACKED, end)?;
     let indexed = began.elapsed();
@@ -51,7 +55,16 @@ fn measure(files: u32) -> Result<(f64, f64), Box<dyn Error>> {
         return Err(format!("{} inodes, {} bytes", tree.len(), image.len()).into());
     }
     let ms = |time: std::time::Duration| time.as_secs_f64() * 1e3;
-    Ok((ms(indexed), ms(done.saturating_sub(indexed))))
+    let memory = resident("VmHWM:")?.saturating_sub(before);
+    Ok((ms(indexed), ms(done.saturating_sub(indexed)), memory))
+}
+
+/// A line of this process's status in KiB.
+fn resident(line: &str) -> Result<u64, Box<dyn Error>> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let found = status.lines().find_map(|it| it.strip_prefix(line));
+    let number = found.and_then(|rest| rest.split_whitespace().next());
+    Ok(number.ok_or("no such line in the status")?.parse()?)
 }
 
 /// A TOC as converters write it: every file with its size, owner, mode, time and digest.

@@ -23,6 +23,13 @@ impl Side for Size {
     }
 }
 
+impl Size {
+    /// How many times ten thousand files.
+    fn share(&self) -> f64 {
+        f64::from(self.files) / 1e4
+    }
+}
+
 const MANY: &[Size] = &[Size { files: 10_000 }];
 const MILLION: &[Size] = &[Size { files: 1_000_000 }];
 
@@ -34,24 +41,32 @@ pub(super) fn operations() -> Vec<Operation<'static>> {
         "image: 10 000 files",
     ];
     let large = &["index + image: 10 000 of 1 000 000 files"];
-    let ms = Unit::Milliseconds;
+    let memory = &["index + image: memory, 10 000 files"];
+    let large_memory = &["index + image: memory, 10 000 of 1 000 000 files"];
+    let (ms, kib) = (Unit::Milliseconds, Unit::Kibibytes);
     vec![
         contest(rows, ms, 1, MANY, |size| {
-            Box::new(|_| figures(size).map(|(index, image)| vec![index + image, index, image]))
+            Box::new(|_| figures(size).map(|[index, image, _]| vec![index + image, index, image]))
         }),
         contest(large, ms, u32::MAX, MILLION, |size| {
             Box::new(|_| {
-                let share = f64::from(size.files) / 1e4;
-                figures(size).map(|(index, image)| vec![(index + image) / share])
+                figures(size).map(|[index, image, _]| vec![(index + image) / size.share()])
             })
+        }),
+        contest(memory, kib, u32::MAX, MANY, |size| {
+            Box::new(|_| figures(size).map(|[.., memory]| vec![memory]))
+        }),
+        contest(large_memory, kib, u32::MAX, MILLION, |size| {
+            Box::new(|_| figures(size).map(|[.., memory]| vec![memory / size.share()]))
         }),
     ]
 }
 
-fn figures(size: &Size) -> Result<(f64, f64)> {
+/// Milliseconds of index and image, KiB of memory.
+fn figures(size: &Size) -> Result<[f64; 3]> {
     let text = output(&[PROGRAM, &size.files.to_string()])?;
     match numbers(&text)?[..] {
-        [index, image] => Ok((index, image)),
+        [index, image, memory] => Ok([index, image, memory]),
         _ => Err(Error::invalid(PROGRAM, text)),
     }
 }
