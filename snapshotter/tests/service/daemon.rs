@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+use rustix::mount::MountPropagationFlags;
+use rustix::thread::UnshareFlags;
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
@@ -46,6 +49,7 @@ impl Daemon {
     }
 
     pub(crate) async fn start_by(dir: TempDir, mut command: Command) -> Self {
+        own_mounts();
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -147,9 +151,30 @@ impl Drop for Daemon {
     }
 }
 
+/// Gives this thread, and what it starts from now on, mounts of its own. Whoever copies the machine's
+/// mounts (other tests do, for hosts and containers) would keep in use what is unmounted here.
+pub(crate) fn own_mounts() {
+    static OWN: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+    let here = || std::fs::read_link("/proc/thread-self/ns/mnt").unwrap();
+    let mut own = OWN.lock().unwrap();
+    if own.contains(&here()) {
+        return;
+    }
+    // SAFETY: descriptors stay shared; root and working directory alone become the thread's own.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }.unwrap();
+    let downwards = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    rustix::mount::mount_change("/", downwards).unwrap();
+    own.push(here());
+}
+
+/// The mounts that this thread sees.
+pub(crate) fn mount_table() -> String {
+    std::fs::read_to_string("/proc/thread-self/mountinfo").unwrap()
+}
+
 /// Takes away whatever is mounted below `dir`.
 fn unmount_below(dir: &Path) {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = mount_table();
     let points = table.lines().filter_map(|line| line.split(' ').nth(4));
     for point in points.filter(|point| Path::new(point).starts_with(dir)) {
         let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);

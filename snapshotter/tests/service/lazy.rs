@@ -360,7 +360,7 @@ fn contents(dir: &Path) -> Vec<String> {
 }
 
 fn lazy_mounts(dir: &Path) -> Vec<String> {
-    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let table = crate::daemon::mount_table();
     let trees = root(dir).join("lazy/mnt");
     let below = |line: &&str| line.contains(trees.to_str().unwrap());
     table.lines().filter(below).map(str::to_owned).collect()

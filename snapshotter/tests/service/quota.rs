@@ -240,6 +240,7 @@ struct Disk {
 
 impl Disk {
     fn new(megabytes: u64) -> Self {
+        crate::daemon::own_mounts();
         let image = tempfile::tempdir().unwrap();
         let (file, point) = (image.path().join("disk"), image.path().join("mnt"));
         fs::create_dir(&point).unwrap();

@@ -100,7 +100,7 @@ impl Listing {
                 let reason = format!("more than {MAX_ENTRIES} entries");
                 return Err(crate::formats::Flaw::new(reason).into());
             }
-            entries.extend(listed(entry));
+            entries.extend(listed(&entry));
         }
         io::copy(&mut reader.into_inner(), &mut io::sink())?;
         Ok(Self {
@@ -125,7 +125,7 @@ impl Listing {
 }
 
 /// An entry of an archive, or none for what is no part of a file system.
-fn listed(entry: TarEntry) -> Option<Entry> {
+fn listed(entry: &TarEntry) -> Option<Entry> {
     let shown = entry.name.to_str_lossy();
     let (parent, name) = shown.rsplit_once('/').unwrap_or(("", &shown));
     let (path, what) = if name == ".wh..wh..opq" {

@@ -408,7 +408,7 @@ impl LayerBuilder {
     pub fn hole(&mut self, file: FileId, offset: u64, len: u64) -> Result<(), Flaw> {
         if self.holes.len() >= MAX_ENTRIES {
             return Err(Flaw::entry(
-                &self.path_of(file.0),
+                self.path_of(file.0),
                 "more than 10000000 holes",
             ));
         }
