@@ -58,7 +58,7 @@ pub(super) struct ConvertArgs {
     /// For one platform the result has no index
     #[arg(long, value_name = "PLATFORM", value_delimiter = ',')]
     platform: Vec<Platform>,
-    /// Largest piece of a file that is fetched at once, in bytes [default: estargz 131072,
+    /// Largest piece of a file that is fetched at once, in bytes [default: estargz 262144,
     /// zstd-chunked 524288, nydus 1048576]
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u64).range(4096..=64 << 20))]
     chunk_size: Option<u64>,
