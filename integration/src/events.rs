@@ -22,13 +22,15 @@ pub struct Event {
     pub process: String,
     /// Of an exit.
     pub status: Option<u32>,
+    /// When it came here.
+    pub at: Instant,
 }
 
 /// A subscription; it ends with containerd.
 #[derive(Debug)]
 pub struct Events {
     process: Child,
-    lines: Receiver<String>,
+    lines: Receiver<(Instant, String)>,
     /// What has come so far.
     seen: Vec<Event>,
 }
@@ -45,7 +47,8 @@ impl Events {
                 .flat_map(|out| BufReader::new(out).lines())
             {
                 // A broken pipe or a receiver that is gone are the end alike.
-                if line.is_err() || line.is_ok_and(|line| sender.send(line).is_err()) {
+                let send = |line| sender.send((Instant::now(), line)).is_err();
+                if line.is_err() || line.is_ok_and(send) {
                     return;
                 }
             }
@@ -64,11 +67,11 @@ impl Events {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             host.check(&["ctr", "namespaces", "label", "default", "probe=events"])?;
-            while let Ok(line) = self.lines.recv_timeout(Duration::from_millis(100)) {
+            while let Ok((at, line)) = self.lines.recv_timeout(Duration::from_millis(100)) {
                 if line.contains("/namespaces/update") {
                     return Ok(());
                 }
-                self.seen.extend(parse(&line));
+                self.seen.extend(parse(&line, at));
             }
         }
         Err(Error::invalid("events of containerd", "none came"))
@@ -80,7 +83,7 @@ impl Events {
         while !is_enough(&self.seen) {
             let rest = end.saturating_duration_since(Instant::now());
             match self.lines.recv_timeout(rest) {
-                Ok(line) => self.seen.extend(parse(&line)),
+                Ok((at, line)) => self.seen.extend(parse(&line, at)),
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
                     return Err(Error::invalid(
                         "events of containerd",
@@ -98,6 +101,19 @@ impl Events {
         self.wait_for_subscription(host)?;
         Ok(std::mem::take(&mut self.seen))
     }
+
+    /// Everything that came until containerd ended, which it must have.
+    pub fn until_the_end(mut self) -> Result<Vec<Event>> {
+        loop {
+            match self.lines.recv_timeout(PATIENCE) {
+                Ok((at, line)) => self.seen.extend(parse(&line, at)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(std::mem::take(&mut self.seen)),
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(Error::invalid("events of containerd", "they go on"));
+                }
+            }
+        }
+    }
 }
 
 impl Drop for Events {
@@ -109,7 +125,7 @@ impl Drop for Events {
 }
 
 /// A line of `ctr events`: date, time, zone, another zone, namespace, topic and JSON.
-fn parse(line: &str) -> Option<Event> {
+fn parse(line: &str, at: Instant) -> Option<Event> {
     let start = line.find(" /tasks/")? + 1;
     let (topic, json) = line[start..].split_once(' ')?;
     let value: serde_json::Value = serde_json::from_str(json).ok()?;
@@ -124,12 +140,17 @@ fn parse(line: &str) -> Option<Event> {
         container: text("container_id"),
         process,
         status: (topic == "/tasks/exit").then(|| value["exit_status"].as_u64().unwrap_or(0) as u32),
+        at,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(line: &str) -> Option<Event> {
+        super::parse(line, Instant::now())
+    }
 
     #[test]
     fn an_exit_is_read_with_its_process_and_status() {

@@ -50,15 +50,67 @@ impl Inventory {
     /// Waits until the host has nothing that it did not have when this was taken; what it still
     /// has when a minute has passed.
     pub fn wait_until_restored(&self, host: &NativeHost) -> Result<Vec<String>> {
+        self.wait_until_restored_but(host, |_| false)
+    }
+
+    /// The same without the lines that `is_excepted`.
+    pub fn wait_until_restored_but(
+        &self,
+        host: &NativeHost,
+        is_excepted: impl Fn(&str) -> bool,
+    ) -> Result<Vec<String>> {
         let end = Instant::now() + SETTLE;
         loop {
-            let added = Self::of(host)?.added_since(self);
+            let mut added = Self::of(host)?.added_since(self);
+            added.retain(|line| !is_excepted(line));
             if added.is_empty() || Instant::now() > end {
                 return Ok(added);
             }
             std::thread::sleep(Duration::from_millis(100));
         }
     }
+}
+
+/// What the open descriptors of all processes of one name are of, and how many are of that.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Descriptors(BTreeMap<String, usize>);
+
+impl Descriptors {
+    /// Counts those of the processes with that name (`comm`).
+    pub fn of(host: &NativeHost, name: &str) -> Result<Self> {
+        let mut counts = BTreeMap::new();
+        for pid in host.processes(name)? {
+            let directory = host.path(format!("/proc/{pid}/fd"));
+            // A process that has ended meanwhile holds none.
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                if let Ok(target) = fs::read_link(entry.path()) {
+                    *counts
+                        .entry(descriptor_kind(&target.to_string_lossy()))
+                        .or_default() += 1;
+                }
+            }
+        }
+        Ok(Self(counts))
+    }
+
+    /// What there are more of now than there were then.
+    pub fn added_since(&self, before: &Self) -> Vec<String> {
+        let then = |kind: &str| before.0.get(kind).copied().unwrap_or(0);
+        self.0
+            .iter()
+            .filter(|(kind, count)| **count > then(kind))
+            .map(|(kind, count)| format!("{kind}: {count} instead of {}", then(kind)))
+            .collect()
+    }
+}
+
+/// A link of /proc/PID/fd without the number of the inode: `socket:[1234]` is a socket.
+fn descriptor_kind(target: &str) -> String {
+    let numbered = target
+        .strip_suffix(']')
+        .and_then(|rest| rest.rsplit_once(":["))
+        .filter(|(_, inode)| inode.bytes().all(|byte| byte.is_ascii_digit()));
+    numbered.map_or(target, |(kind, _)| kind).to_owned()
 }
 
 /// Mount point and type of a line of mountinfo.
@@ -139,6 +191,18 @@ mod tests {
             "36 35 98:0 /mnt1 /run/a rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
         assert_eq!(mount_line(line).as_deref(), Some("mount /run/a ext3"));
         assert_eq!(mount_line("nonsense"), None);
+    }
+
+    #[test]
+    fn descriptors_are_told_by_kind_and_number() {
+        assert_eq!(descriptor_kind("socket:[1234]"), "socket");
+        assert_eq!(
+            descriptor_kind("anon_inode:[eventpoll]"),
+            "anon_inode:[eventpoll]"
+        );
+        let of = |count| Descriptors(BTreeMap::from([("pipe".to_owned(), count)]));
+        assert_eq!(of(3).added_since(&of(2)), ["pipe: 3 instead of 2"]);
+        assert_eq!(of(2).added_since(&of(3)), [""; 0]);
     }
 
     #[test]

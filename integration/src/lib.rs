@@ -32,6 +32,7 @@ pub mod lock;
 pub mod paths;
 pub mod progress;
 pub mod proxy;
+pub mod random;
 pub mod seccomp;
 pub mod setup;
 pub mod shim;

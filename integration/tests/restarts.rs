@@ -27,13 +27,7 @@ fn host() -> (NativeHost, String) {
 
 /// Kills every process of that name, and returns how many there were.
 fn kill_all(host: &NativeHost, name: &str) -> usize {
-    let script = "for p in /proc/[0-9]*; do
-                    if [ \"$(cat $p/comm 2>/dev/null)\" = NAME ]; then
-                      kill -9 ${p#/proc/} && echo killed
-                    fi
-                  done; true";
-    let killed = host.check_sh(&script.replace("NAME", name)).unwrap();
-    killed.lines().count()
+    host.kill_processes(&host.processes(name).unwrap()).unwrap()
 }
 
 fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
@@ -83,19 +77,10 @@ fn assert_nothing_left(host: &NativeHost, image: &str, before: &Inventory) {
     assert!(next.success(), "{next:?}");
     // containerd is another process after a restart; fifos are made and removed by the client,
     // which does not always come to that when its daemon is cut off.
-    let is_ours = |line: &String| {
-        !line.starts_with("file /run/containerd/fifo/") && !line.ends_with(" containerd")
+    let is_theirs = |line: &str| {
+        line.starts_with("file /run/containerd/fifo/") || line.ends_with(" containerd")
     };
-    let mut left = Vec::new();
-    let end = Instant::now() + Duration::from_mins(1);
-    while Instant::now() < end {
-        left = Inventory::of(host).unwrap().added_since(before);
-        left.retain(is_ours);
-        if left.is_empty() {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    let left = before.wait_until_restored_but(host, is_theirs).unwrap();
     assert!(left.is_empty(), "left over: {left:#?}");
     let shims = host.sh("ls -A /run/containerd/s").unwrap().stdout;
     assert_eq!(shims, "", "sockets of shims stayed");

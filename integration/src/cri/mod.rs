@@ -11,14 +11,14 @@ use tonic::transport::Channel;
 use xebec_proto::cri::image_service_client::ImageServiceClient;
 use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
-    AuthConfig, ContainerConfig, ContainerMetadata, ContainerState, ContainerStatus,
-    ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, IdMapping,
-    ImageSpec, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, ListContainersRequest, Mount,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PullImageRequest,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler,
-    StartContainerRequest, StatusRequest, StopContainerRequest, StopPodSandboxRequest,
-    UserNamespace,
+    AuthConfig, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState,
+    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest,
+    ExecSyncResponse, IdMapping, ImageSpec, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
+    ListContainersRequest, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
+    PodSandbox, PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
+    RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler, StartContainerRequest,
+    StatusRequest, StopContainerRequest, StopPodSandboxRequest, UserNamespace,
 };
 
 use crate::error::{Error, Result};
@@ -44,6 +44,14 @@ pub struct Pod {
 }
 
 impl Pod {
+    /// The name that it was run by.
+    pub fn name(&self) -> &str {
+        self.config
+            .metadata
+            .as_ref()
+            .map_or("", |metadata| &metadata.name)
+    }
+
     /// Namespaces of the pod, which are those of its containers.
     fn namespaces(&self) -> Option<NamespaceOption> {
         let security = self.config.linux.as_ref()?.security_context.as_ref()?;
@@ -321,10 +329,39 @@ impl Cri {
         }
     }
 
+    /// All pods, in whatever state.
+    pub fn pods(&self) -> Result<Vec<Pod>> {
+        let mut client = self.runtime_service();
+        let list = client.list_pod_sandbox(ListPodSandboxRequest::default());
+        let pods = self.call("ListPodSandbox", list)?.items.into_iter();
+        let pod = |pod: PodSandbox| Pod {
+            id: pod.id,
+            config: PodSandboxConfig {
+                metadata: pod.metadata,
+                ..PodSandboxConfig::default()
+            },
+        };
+        Ok(pods.map(pod).collect())
+    }
+
     /// Ids of all containers, in whatever state.
     pub fn containers(&self) -> Result<Vec<String>> {
+        self.list_containers(ContainerFilter::default())
+    }
+
+    /// Ids of a pod's containers, in whatever state.
+    pub fn containers_of(&self, pod: &Pod) -> Result<Vec<String>> {
+        self.list_containers(ContainerFilter {
+            pod_sandbox_id: pod.id.clone(),
+            ..ContainerFilter::default()
+        })
+    }
+
+    fn list_containers(&self, filter: ContainerFilter) -> Result<Vec<String>> {
         let mut client = self.runtime_service();
-        let list = client.list_containers(ListContainersRequest::default());
+        let list = client.list_containers(ListContainersRequest {
+            filter: Some(filter),
+        });
         Ok(self
             .call("ListContainers", list)?
             .containers

@@ -5,7 +5,6 @@
 //! `XEBEC_CHAOS_SECONDS` makes it longer, `XEBEC_CHAOS_SEED` repeats a run's choices; each run
 //! prints its seed.
 
-mod random;
 mod readers;
 mod storm;
 
@@ -15,8 +14,8 @@ use integration::ctr::{Ctr, Stack};
 use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
 use integration::proxy::Shape;
+use integration::random::{self, Random, setting};
 
-use random::Random;
 use readers::Trees;
 use storm::Storm;
 
@@ -44,15 +43,6 @@ fn host(mode: &str) -> NativeHost {
     let rest = [Service::Snapshotter, Service::Containerd];
     host.start_services(&rest).expect("the daemons start");
     host
-}
-
-fn setting(name: &str) -> Option<u64> {
-    let value = std::env::var(name).ok()?;
-    Some(
-        value
-            .parse()
-            .unwrap_or_else(|error| panic!("{name}={value}: {error}")),
-    )
 }
 
 /// Storms over a host that mounts by `mode`, with an image in the form that `convert` makes too.

@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use integration::ctr::Ctr;
 use integration::hosts::NativeHost;
-
-use crate::random::Random;
+use integration::random::Random;
 
 /// Readers at a time, of all trees.
 const READERS: u64 = 8;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use integration::ctr::{Ctr, Stack};
 use integration::hosts::{NativeHost, Service};
 use integration::proxy::Proxy;
+use integration::random::Random;
 
-use crate::random::Random;
 use crate::readers::Report;
 use crate::{PATIENCE, ROOT};
 

@@ -301,6 +301,31 @@ impl NativeHost {
         self.services.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The processes of that name (`comm`), as the host numbers them.
+    pub fn processes(&self, name: &str) -> Result<Vec<u32>> {
+        let proc = self.path("/proc");
+        let entries = std::fs::read_dir(&proc).map_err(Error::file("list", &proc))?;
+        let has_name = |pid: &u32| {
+            std::fs::read_to_string(proc.join(format!("{pid}/comm")))
+                .is_ok_and(|comm| comm.trim_end() == name)
+        };
+        Ok(entries
+            .flatten()
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .filter(has_name)
+            .collect())
+    }
+
+    /// Ends processes of the host with SIGKILL; how many of them were still there.
+    pub fn kill_processes(&self, pids: &[u32]) -> Result<usize> {
+        let pids: Vec<_> = pids.iter().map(u32::to_string).collect();
+        let script = format!(
+            "for p in {}; do kill -9 $p && echo; done; true",
+            pids.join(" ")
+        );
+        Ok(self.check_sh(&script)?.lines().count())
+    }
+
     /// The pid out here of a process of the host.
     pub fn outer_pid(&self, inner: i32) -> Result<i32> {
         let unknown = || Error::Host {

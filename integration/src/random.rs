@@ -1,15 +1,16 @@
-//! Choices that a seed repeats.
+//! Choices that a seed repeats, for tests that do things at random.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A small generator (splitmix64).
-pub(crate) struct Random {
+#[derive(Debug)]
+pub struct Random {
     seed: u64,
     state: u64,
 }
 
 /// A seed that is not the last one.
-pub(crate) fn seed() -> u64 {
+pub fn seed() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
@@ -17,15 +18,19 @@ pub(crate) fn seed() -> u64 {
 }
 
 impl Random {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A generator of the choices that belong to `seed`.
+    pub fn new(seed: u64) -> Self {
         Self { seed, state: seed }
     }
 
-    pub(crate) fn seed(&self) -> u64 {
+    /// What repeats its choices.
+    pub fn seed(&self) -> u64 {
         self.seed
     }
 
-    pub(crate) fn next(&mut self) -> u64 {
+    /// The next number, of 64 bits.
+    #[allow(clippy::should_implement_trait)] // It has no end.
+    pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -34,12 +39,19 @@ impl Random {
     }
 
     /// A number below `limit`; 0 if that is 0.
-    pub(crate) fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         self.next().checked_rem(limit).unwrap_or(0)
     }
 
     /// A time between two numbers of milliseconds.
-    pub(crate) fn between(&mut self, least: u64, most: u64) -> Duration {
+    pub fn between(&mut self, least: u64, most: u64) -> Duration {
         Duration::from_millis(least + self.below(most - least))
     }
+}
+
+/// A number from the environment, `None` when it is not set.
+pub fn setting(name: &str) -> Option<u64> {
+    let value = std::env::var(name).ok()?;
+    let number = value.parse();
+    Some(number.unwrap_or_else(|error| panic!("{name}={value}: {error}")))
 }
