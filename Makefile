@@ -16,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz chaos differential lint install uninstall clean
+.PHONY: help build demo test bench fuzz chaos soak differential lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -47,6 +47,12 @@ differential: ## every image in every format and mount mode against an ordinary 
 chaos: ## kill daemons, cut the registry, fill the disk under load, for SECONDS=60 by each back end
 	$(HOST) setup
 	XEBEC_CHAOS_SECONDS=$(SECONDS) $(CARGO) test -p integration --test chaos -- --nocapture
+
+soak: SECONDS = 1800
+soak: ## kill containerd and shims' workers while pods and containers come and go, for SECONDS=1800
+	$(HOST) setup
+	XEBEC_SOAK_SECONDS=$(SECONDS) XEBEC_SOAK_SEED=$${XEBEC_SOAK_SEED:-$$(date +%s)} \
+	    $(CARGO) test -p integration --test soak -- --nocapture
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check
