@@ -12,7 +12,9 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::error::{Error, Result};
 use crate::supervisor::Insight;
-use crate::supervisor::message::{Change, Importance, Request, ToSupervisor, ToWorker};
+use crate::supervisor::message::{
+    Change, Copying, Importance, Levels, Request, ToSupervisor, ToWorker,
+};
 use crate::supervisor::wire::{Inbox, Message, Outbox};
 use crate::{log, sys};
 
@@ -25,7 +27,7 @@ pub struct Link {
     unsent: Notify,
     launches: Mutex<Launches>,
     /// Who waits for the supervisor to tell of itself, in the order of asking.
-    inquiries: Mutex<VecDeque<oneshot::Sender<Insight>>>,
+    inquiries: Mutex<VecDeque<oneshot::Sender<(Insight, Levels)>>>,
 }
 
 #[derive(Debug, Default)]
@@ -79,6 +81,28 @@ impl Link {
         self.unsent.notify_one();
     }
 
+    /// Has a stream copied from the one descriptor to the other.
+    pub(crate) fn copy(&self, key: &str, copying: Copying, fds: [OwnedFd; 2]) {
+        let key = key.to_owned();
+        self.send(&ToSupervisor::Copy { key, copying }, &[], fds.into());
+    }
+
+    /// Ends a standard input once what has been written to it so far is through.
+    pub(crate) fn close_input(&self, key: &str) {
+        let key = key.to_owned();
+        self.send(&ToSupervisor::CloseInput { key }, &[], Vec::new());
+    }
+
+    /// Resizes the terminal that a stream comes from; in characters.
+    pub(crate) fn resize(&self, key: &str, columns: u16, rows: u16) {
+        let key = key.to_owned();
+        self.send(
+            &ToSupervisor::Resize { key, columns, rows },
+            &[],
+            Vec::new(),
+        );
+    }
+
     /// Answers a request with a ttrpc frame.
     pub fn answer(&self, connection: u32, frame: &[u8]) {
         self.send(&ToSupervisor::Answer { connection }, frame, Vec::new());
@@ -129,8 +153,8 @@ impl Link {
             .unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
     }
 
-    /// Asks the supervisor how it is. To be called on the event loop's thread.
-    pub(crate) async fn inquire(&self) -> Result<Insight> {
+    /// Asks the supervisor how it and the streams are. To be called on the event loop's thread.
+    pub(crate) async fn inquire(&self) -> Result<(Insight, Levels)> {
         let (sender, insight) = oneshot::channel();
         locked(&self.inquiries).push_back(sender);
         self.send(&ToSupervisor::Inquire, &[], Vec::new());
@@ -200,10 +224,10 @@ impl Link {
                     ToWorker::NotLaunched { ticket, message } => {
                         self.launched(ticket, Err(message));
                     }
-                    ToWorker::Insight(insight) => {
+                    ToWorker::Insight { insight, streams } => {
                         if let Some(waiting) = locked(&self.inquiries).pop_front() {
                             // Who asked may have hung up.
-                            drop(waiting.send(insight));
+                            drop(waiting.send((insight, streams)));
                         }
                     }
                     _ => return Ok(message),

@@ -14,6 +14,7 @@ use tokio::task::LocalSet;
 
 use crate::error::{Context, Result};
 use crate::events::Publisher;
+use crate::io::Ends;
 use crate::link::Link;
 use crate::spans::Spans;
 use crate::supervisor::Identity;
@@ -44,12 +45,14 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
     let link = Arc::new(link);
     let ready = link.watch().context(|| "watch the supervisor".into())?;
     let exits = Rc::new(Exits::default());
+    let ends = Rc::new(Ends::default());
     let shim = Rc::new(Shim {
         publisher: Publisher::new(&identity.namespace, Arc::clone(&link)),
         namespace: identity.namespace,
         socket: identity.socket,
         supervisor: supervisor.as_raw_pid() as u32,
         exits: Rc::clone(&exits),
+        ends: Rc::clone(&ends),
         link: Arc::clone(&link),
         spans: Spans::of_environment(),
         shutdown: Notify::new(),
@@ -80,9 +83,11 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
                 }
                 ToWorker::Closed { connection } => server.closed(connection),
                 ToWorker::Exited { pid, exit } => exits.exited(pid, exit),
+                ToWorker::Ended { key } => ends.ended(&key),
                 // The link deals with these.
-                ToWorker::Launched { .. } | ToWorker::NotLaunched { .. } | ToWorker::Insight(_) => {
-                }
+                ToWorker::Launched { .. }
+                | ToWorker::NotLaunched { .. }
+                | ToWorker::Insight { .. } => {}
             }
         }
     };

@@ -8,6 +8,7 @@ mod sandbox;
 mod spans;
 mod tasks;
 mod ways_in;
+mod workers;
 
 use std::time::{Duration, Instant};
 

@@ -1,19 +1,15 @@
-//! Streams survive a worker: their descriptors are with the supervisor, too. That must let go of
-//! them when the worker does, or nobody would see their end.
+//! What the supervisor has of a stream survives the worker: most streams as a whole, as it copies
+//! them, and of those that a logger reads the descriptors.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use tokio::io::unix::AsyncFd;
-
 use super::Setting;
-use crate::error::{Context, Result};
 use crate::link::Link;
-use crate::supervisor::message::Change;
+use crate::supervisor::message::{Change, Copying};
 use crate::task::keys;
 
-/// Keeps one stream with the supervisor.
+/// One stream of a process, at the supervisor.
 #[derive(Debug, Clone)]
 pub(super) struct Keep {
     link: Arc<Link>,
@@ -28,14 +24,23 @@ impl Keep {
         }
     }
 
-    /// Hands copies of `fds` over.
-    pub(super) fn put(&self, record: &str, fds: &[&AsyncFd<OwnedFd>]) -> Result<()> {
-        let fds = fds.iter().map(|fd| fd.get_ref().try_clone());
-        let fds: Vec<OwnedFd> = fds
-            .collect::<io::Result<_>>()
-            .context(|| "duplicate a stream".into())?;
-        self.commit(record, fds);
-        Ok(())
+    pub(super) fn key(&self) -> &str {
+        &self.key
+    }
+
+    /// Has the stream copied.
+    pub(super) fn copy(&self, copying: Copying, from: OwnedFd, to: OwnedFd) {
+        self.link.copy(&self.key, copying, [from, to]);
+    }
+
+    /// Ends the stream once what has been written to it so far is through.
+    pub(super) fn close(&self) {
+        self.link.close_input(&self.key);
+    }
+
+    /// Resizes the terminal that the stream comes from; in characters.
+    pub(super) fn resize(&self, columns: u16, rows: u16) {
+        self.link.resize(&self.key, columns, rows);
     }
 
     /// Hands `fds` over with a record.

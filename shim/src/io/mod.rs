@@ -1,16 +1,17 @@
-//! Streams of containers. The container holds pipes or a terminal; the shim copies between them
-//! and the fifos and files that containerd names, so that containerd may come and go.
+//! Streams of containers. The container holds pipes or a terminal; the supervisor copies between
+//! them and the fifos and files that containerd names, so that containerd and the worker may come
+//! and go. Only output that is stored until somebody reads it, as an option may ask, is relayed by
+//! the worker.
 
 mod backlog;
-mod copy;
+mod ends;
 mod keep;
-mod late;
 mod logger;
 pub mod overflow;
 mod relay;
 mod spill;
 mod target;
-mod terminal;
+pub(crate) mod terminal;
 mod view;
 
 use std::collections::BTreeMap;
@@ -24,27 +25,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, OFlags, Uid};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
-use tokio::sync::Notify;
-use tokio::task::{AbortHandle, JoinSet, spawn_local};
+use tokio::task::{JoinSet, spawn_local};
 
 use crate::engine::Streams;
 use crate::error::{Context, Result};
 use crate::link::Link;
+use crate::supervisor::copier::open_writer;
+use crate::supervisor::message::{Copying, Levels};
 use crate::task::exits::Exits;
 use crate::{log, sys};
+use ends::End;
+pub use ends::Ends;
 use keep::Keep;
 use logger::Logger;
 use overflow::Overflow;
-use relay::Store;
+use relay::{Relayed, Store};
 use target::Target;
 use terminal::Receiver;
-use view::Ends;
 pub use view::View;
-
-/// How long the last of an output waits for its reader, if no option says what is to happen.
-const UNREAD: Duration = Duration::from_secs(3);
 
 /// Names under which streams are kept; none begins another.
 const STDIN: &str = "in";
@@ -53,8 +54,6 @@ const STDERR: &str = "err";
 const TERMINAL: &str = "tty";
 const TERMINAL_STDIN: &str = "keyboard";
 const LOGGER: &str = "log";
-/// Record of a standard input that ends with what has been written so far.
-const CLOSING: &str = "closing";
 
 /// What containerd named for a process.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -84,64 +83,50 @@ pub struct Setting {
     pub overflow: Option<Overflow>,
     /// Where console sockets go, if the runtime wants one as a path.
     pub console_directory: Option<PathBuf>,
-    /// Keeps the descriptors of streams.
+    /// Has streams copied and kept.
     pub link: Arc<Link>,
     /// Tells the ends of loggers.
     pub exits: Rc<Exits>,
+    /// Tells the ends of outputs.
+    pub ends: Rc<Ends>,
 }
 
-/// A stream as it is kept: its descriptors and how far it is.
+/// A stream as it is kept.
 #[derive(Debug)]
 pub struct Stream {
-    /// Empty, or what the kind of stream has to remember.
+    /// Of a logger its pid, else empty.
     pub record: String,
-    /// The container's side, then the other, if that is not a file.
+    /// What a logger reads, or both ends of what is relayed; the supervisor has the others'.
     pub fds: Vec<OwnedFd>,
 }
 
-/// The shim's side of a process' streams; dropping it ends all copying.
+/// What the worker has of a process' streams.
 #[derive(Debug, Default)]
 pub struct Io {
-    outputs: JoinSet<()>,
-    inputs: JoinSet<()>,
-    stdin: Option<Stdin>,
+    outputs: Vec<End>,
+    inputs: Vec<Keep>,
+    stdin: Option<Keep>,
     receiver: Option<Receiver>,
-    master: Option<Rc<AsyncFd<OwnedFd>>>,
+    terminal: Option<Terminal>,
     logger: Option<Logger>,
-    ends: Vec<Ends>,
+    /// All that the supervisor copies or has copied.
+    copied: Vec<Keep>,
+    relays: JoinSet<()>,
+    /// What is relayed, by its keys.
+    relayed: BTreeMap<String, Relayed>,
 }
 
-/// How standard input is closed.
+/// How a terminal is resized.
 #[derive(Debug)]
-struct Stdin {
-    close: Rc<Notify>,
-    copy: AbortHandle,
-    keep: Keep,
+enum Terminal {
+    Copied(Keep),
+    Relayed(Rc<AsyncFd<OwnedFd>>),
 }
 
-/// A target that bytes can be copied to.
+/// Where an output goes.
 enum Sink {
-    Pipe(Rc<AsyncFd<OwnedFd>>),
+    Fifo(OwnedFd),
     File(File),
-}
-
-/// What else there is to an output than its two ends.
-struct Output {
-    name: &'static str,
-    keep: Keep,
-    /// Where unread bytes are stored, if the options say so.
-    store: Option<Store>,
-    /// A fifo whose reader had not come when it was opened.
-    late: Option<PathBuf>,
-}
-
-impl Sink {
-    fn pipe(&self) -> Option<&Rc<AsyncFd<OwnedFd>>> {
-        match self {
-            Sink::Pipe(pipe) => Some(pipe),
-            Sink::File(_) => None,
-        }
-    }
 }
 
 impl Io {
@@ -163,10 +148,10 @@ impl Io {
         if let Target::Fifo(path) = target::parse(&names.stdin)? {
             let source = open_fifo(&path, OFlags::RDONLY)?;
             let (reader, writer) = pipe(setting)?;
-            let sink = watched(writer).context(|| "watch standard input".into())?;
+            let sink = nonblocking(writer).context(|| "prepare standard input".into())?;
             let keep = Keep::new(setting, exec_id, STDIN);
-            keep.put("", &[&sink, &source])?;
-            io.feed_stdin(source, sink, keep, false);
+            keep.copy(pipe_to_pipe(), source, sink);
+            io.add(STDIN, keep, setting);
             streams.stdin = Some(reader);
         }
         let stdout = target::parse(&names.stdout)?;
@@ -184,29 +169,35 @@ impl Io {
             (stdout, STDOUT, &mut streams.stdout),
             (stderr, STDERR, &mut streams.stderr),
         ] {
-            let (reader_there, late) = late::look_for_reader(&target);
+            let (reader_there, late) = look_for_reader(&target);
             let Some(sink) = open_target(&target)? else {
                 continue;
             };
             drop(reader_there);
             let (reader, writer) = pipe(setting)?;
-            let source = watched(reader).context(|| "watch an output".into())?;
+            let source = nonblocking(reader).context(|| "prepare an output".into())?;
             let keep = Keep::new(setting, exec_id, name);
-            keep.put(
-                "",
-                &[Some(&source), sink.pipe().map(Rc::as_ref)]
-                    .into_iter()
-                    .flatten()
-                    .collect::<Vec<_>>(),
-            )?;
-            let output = Output {
-                name,
-                keep,
-                store: Store::new(setting, exec_id, name, None),
-                late,
-            };
-            io.copy_output(source, sink, output);
             *end = Some(writer);
+            let (fifo, copying) = match sink {
+                Sink::Fifo(fifo) => (fifo, pipe_to_pipe()),
+                Sink::File(file) => {
+                    keep.copy(through_a_buffer(), source, file.into());
+                    io.add(name, keep, setting);
+                    continue;
+                }
+            };
+            if let Some(store) = Store::new(setting, exec_id, name, None) {
+                keep.commit("", relay::copies([&source, &fifo])?);
+                io.relay(keep, store, [source, fifo], late)?;
+                continue;
+            }
+            let copying = Copying {
+                awaits_reader: true,
+                late,
+                ..copying
+            };
+            keep.copy(copying, source, fifo);
+            io.add(name, keep, setting);
         }
         Ok((io, streams))
     }
@@ -222,55 +213,41 @@ impl Io {
         let (mut spilled, streams): (BTreeMap<_, _>, BTreeMap<_, _>) = streams
             .into_iter()
             .partition(|(name, _)| name.starts_with(spill::PREFIX));
-        let mut store =
-            |name| Store::new(setting, exec_id, name, spilled.remove(&spill::key(name)));
-        let mut terminal = None;
-        let mut terminal_stdin = None;
         for (name, Stream { record, fds }) in streams {
-            let mut fds = fds
-                .into_iter()
-                .map(|fd| sys::watch(fd).context(|| format!("watch {name}")));
-            let (Some(inner), outer) = (fds.next().transpose()?, fds.next().transpose()?) else {
+            let keep = Keep::new(setting, exec_id, &name);
+            let Ok(outputs) = <[OwnedFd; 2]>::try_from(fds) else {
+                io.add(&name, keep, setting);
                 continue;
             };
-            let keep = |name| Keep::new(setting, exec_id, name);
-            let mut again = |name| Output {
-                name,
-                keep: keep(name),
-                store: store(name),
-                late: None,
-            };
-            match (&*name, outer) {
-                (STDIN, Some(source)) => {
-                    io.feed_stdin(source, inner, keep(STDIN), record == CLOSING);
-                }
-                (STDOUT, outer) => {
-                    let sink = sink_again(outer, &names.stdout)?;
-                    io.copy_output(inner, sink, again(STDOUT));
-                }
-                (STDERR, outer) => {
-                    let sink = sink_again(outer, &names.stderr)?;
-                    io.copy_output(inner, sink, again(STDERR));
-                }
-                (TERMINAL, outer) => terminal = Some((inner, sink_again(outer, &names.stdout)?)),
-                (TERMINAL_STDIN, _) => terminal_stdin = Some(inner),
-                (LOGGER, Some(stderr)) => {
-                    let Target::Binary { program, arguments } = target::parse(&names.stdout)?
-                    else {
-                        continue;
-                    };
-                    let plan = logger::Plan::new(&program, &arguments, setting, keep(LOGGER));
-                    let outputs = [inner.into_inner(), stderr.into_inner()];
-                    io.logger = Some(Logger::inherit(plan, outputs, &record));
-                }
-                _ => log::error(format_args!("stream {name} of an earlier worker")),
+            let spilled = spilled.remove(&spill::key(&name));
+            if let Some(store) = Store::new(setting, exec_id, &name, spilled)
+                && name != LOGGER
+            {
+                io.relay(keep, store, outputs, None)?;
+            } else if let Target::Binary { program, arguments } = target::parse(&names.stdout)? {
+                let plan = logger::Plan::new(&program, &arguments, setting, keep);
+                io.logger = Some(Logger::inherit(plan, outputs, &record));
             }
         }
-        if let Some((master, sink)) = terminal {
-            let keep = |name| Keep::new(setting, exec_id, name);
-            io.copy_terminal(master, terminal_stdin, sink, store(TERMINAL), &keep);
-        }
         Ok(io)
+    }
+
+    /// Notes a stream that the supervisor copies.
+    fn add(&mut self, name: &str, keep: Keep, setting: &Setting) {
+        self.copied.push(keep.clone());
+        match name {
+            STDIN => {
+                self.stdin = Some(keep.clone());
+                self.inputs.push(keep);
+            }
+            TERMINAL_STDIN => self.inputs.push(keep),
+            STDOUT | STDERR => self.outputs.push(setting.ends.of(keep.key())),
+            TERMINAL => {
+                self.outputs.push(setting.ends.of(keep.key()));
+                self.terminal = Some(Terminal::Copied(keep));
+            }
+            _ => log::error(format_args!("stream {name} of an earlier worker")),
+        }
     }
 
     /// Takes over the terminal that the runtime made, if this process has one.
@@ -283,20 +260,60 @@ impl Io {
         let Some(receiver) = self.receiver.take() else {
             return Ok(());
         };
-        let keep = |name| Keep::new(setting, exec_id, name);
-        let master = receiver.master().await?;
-        let stdin = match target::parse(&names.stdin)? {
-            Target::Fifo(path) => Some(open_fifo(&path, OFlags::RDONLY)?),
-            _ => None,
-        };
-        if let Some(stdin) = &stdin {
-            keep(TERMINAL_STDIN).put("", &[stdin])?;
+        let master = receiver.master().await?.into_inner();
+        if let Target::Fifo(path) = target::parse(&names.stdin)? {
+            let source = open_fifo(&path, OFlags::RDONLY)?;
+            let sink = master.try_clone();
+            let sink = sink.context(|| "duplicate the terminal".into())?;
+            let keep = Keep::new(setting, exec_id, TERMINAL_STDIN);
+            keep.copy(through_a_buffer(), source, sink);
+            self.add(TERMINAL_STDIN, keep, setting);
         }
-        let sink = terminal_sink(&names.stdout)?;
-        let kept = [Some(&master), sink.pipe().map(Rc::as_ref)];
-        keep(TERMINAL).put("", &kept.into_iter().flatten().collect::<Vec<_>>())?;
-        let store = Store::new(setting, exec_id, TERMINAL, None);
-        self.copy_terminal(master, stdin, sink, store, &keep);
+        let (awaits_reader, sink) = match terminal_sink(&names.stdout)? {
+            Sink::Fifo(fifo) => (true, fifo),
+            Sink::File(file) => (false, file.into()),
+        };
+        let keep = Keep::new(setting, exec_id, TERMINAL);
+        if awaits_reader && let Some(store) = Store::new(setting, exec_id, TERMINAL, None) {
+            keep.commit("", relay::copies([&master, &sink])?);
+            return self.relay(keep, store, [master, sink], None);
+        }
+        let copying = Copying {
+            awaits_reader,
+            ..through_a_buffer()
+        };
+        keep.copy(copying, master, sink);
+        self.add(TERMINAL, keep, setting);
+        Ok(())
+    }
+
+    /// Relays an output of init's to a fifo. At its end readers of `late` are released.
+    fn relay(
+        &mut self,
+        keep: Keep,
+        store: Store,
+        fds: [OwnedFd; 2],
+        late: Option<PathBuf>,
+    ) -> Result<()> {
+        let watch = |fd| watched(fd).context(|| format!("watch {}", keep.key()));
+        let [from, to] = fds.map(watch);
+        let (from, to) = (Rc::new(from?), Rc::new(to?));
+        let relayed = Relayed::new(&from, &to);
+        self.relayed.insert(keep.key().to_owned(), relayed);
+        self.copied.push(keep.clone());
+        if keep.key().ends_with(TERMINAL) {
+            self.terminal = Some(Terminal::Relayed(Rc::clone(&from)));
+        }
+        self.relays.spawn_local(async move {
+            if let Err(error) = relay::relay(&from, &to, store).await {
+                log::error(format_args!("relay {}: {error}", keep.key()));
+            }
+            drop(from);
+            keep.done();
+            if let Err(error) = relay::release(&keep, &to, late) {
+                log::error(format_args!("end {}: {error}", keep.key()));
+            }
+        });
         Ok(())
     }
 
@@ -305,35 +322,50 @@ impl Io {
         self.logger.as_ref().map_or(0, Logger::pid)
     }
 
-    /// The streams that are copied here as they are now.
-    pub fn view(&self) -> Vec<View> {
-        self.ends.iter().map(Ends::view).collect()
+    /// The streams that are copied, as the supervisor says of those that are open.
+    pub(crate) fn view(&self, levels: &Levels) -> Vec<View> {
+        let copied = self.copied.iter();
+        copied
+            .map(|keep| match self.relayed.get(keep.key()) {
+                Some(relayed) => View::new(keep.key(), relayed.level().as_ref()),
+                None => View::new(keep.key(), levels.get(keep.key())),
+            })
+            .collect()
     }
 
-    /// Resizes the terminal; without one there is nothing to do.
+    /// Resizes the terminal, in characters; without one there is nothing to do.
     pub fn resize(&self, columns: u32, rows: u32) -> Result<()> {
-        self.master
-            .as_ref()
-            .map_or(Ok(()), |master| terminal::resize(master, columns, rows))
+        let size = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
+        let (columns, rows) = (size(columns), size(rows));
+        match &self.terminal {
+            Some(Terminal::Copied(keep)) => keep.resize(columns, rows),
+            Some(Terminal::Relayed(master)) => {
+                let resized = terminal::resize(master, columns, rows);
+                return resized.context(|| "resize the terminal".into());
+            }
+            None => {}
+        }
+        Ok(())
     }
 
     /// Ends standard input once what the client has written so far is through.
     pub fn close_stdin(&self) {
-        let open = self
-            .stdin
-            .as_ref()
-            .filter(|stdin| !stdin.copy.is_finished());
-        if let Some(stdin) = open {
-            stdin.close.notify_one();
-            stdin.keep.note(CLOSING);
+        if let Some(stdin) = &self.stdin {
+            stdin.close();
         }
     }
 
     /// Waits until the last output is at its target, at most `limit`: a process that was left
     /// behind may hold the stream open for ever.
     pub async fn drain(&mut self, limit: Duration) {
-        self.inputs.abort_all();
-        let copied = async { while self.outputs.join_next().await.is_some() {} };
+        self.inputs.iter().for_each(Keep::done);
+        let outputs = std::mem::take(&mut self.outputs);
+        let copied = async {
+            for output in &outputs {
+                output.wait().await;
+            }
+            while self.relays.join_next().await.is_some() {}
+        };
         if tokio::time::timeout(limit, copied).await.is_err() {
             log::warn(format_args!(
                 "output is still open {limit:?} after the exit"
@@ -344,96 +376,6 @@ impl Io {
             drop(spawn_local(logger.end(limit)));
         }
     }
-
-    /// Copies a fifo to the container's standard input.
-    fn feed_stdin(
-        &mut self,
-        source: AsyncFd<OwnedFd>,
-        sink: AsyncFd<OwnedFd>,
-        keep: Keep,
-        closing: bool,
-    ) {
-        let (source, sink) = (Rc::new(source), Rc::new(sink));
-        self.ends.push(Ends::new(STDIN, &source, Some(&sink)));
-        let close = Rc::new(Notify::new());
-        if closing {
-            close.notify_one();
-        }
-        let kept = keep.clone();
-        let closed = Rc::clone(&close);
-        let copy = self.inputs.spawn_local(async move {
-            let result = tokio::select! {
-                result = copy::splice(&source, &sink) => result,
-                () = closed.notified() => copy::splice_rest(&source, &sink).await,
-            };
-            report("copy standard input", result);
-            drop((source, sink));
-            kept.done();
-        });
-        self.stdin = Some(Stdin { close, copy, keep });
-    }
-
-    /// Copies an output to its end.
-    fn copy_output(&mut self, source: AsyncFd<OwnedFd>, sink: Sink, output: Output) {
-        let Output {
-            name,
-            keep,
-            store,
-            late,
-        } = output;
-        let source = Rc::new(source);
-        self.ends.push(Ends::new(name, &source, sink.pipe()));
-        self.outputs.spawn_local(async move {
-            let result = match (&sink, store) {
-                (Sink::Pipe(to), Some(store)) => relay::relay(&source, to, store).await,
-                (Sink::Pipe(to), None) => and_taken(copy::splice(&source, to).await, to).await,
-                (Sink::File(to), _) => copy::to_file(&source, to).await,
-            };
-            report("copy an output", result);
-            drop((source, sink));
-            keep.done();
-            if let Some(fifo) = late {
-                drop(spawn_local(late::release_readers(fifo)));
-            }
-        });
-    }
-
-    fn copy_terminal(
-        &mut self,
-        master: AsyncFd<OwnedFd>,
-        stdin: Option<AsyncFd<OwnedFd>>,
-        sink: Sink,
-        store: Option<Store>,
-        keep: &dyn Fn(&'static str) -> Keep,
-    ) {
-        let master = Rc::new(master);
-        self.master = Some(Rc::clone(&master));
-        if let Some(source) = stdin {
-            let source = Rc::new(source);
-            self.ends.push(Ends::new(TERMINAL_STDIN, &source, None));
-            let (master, keep) = (Rc::clone(&master), keep(TERMINAL_STDIN));
-            self.inputs.spawn_local(async move {
-                report(
-                    "copy to the terminal",
-                    copy::buffered(&source, &master).await,
-                );
-                drop(source);
-                keep.done();
-            });
-        }
-        self.ends.push(Ends::new(TERMINAL, &master, sink.pipe()));
-        let keep = keep(TERMINAL);
-        self.outputs.spawn_local(async move {
-            let result = match (&sink, store) {
-                (Sink::Pipe(to), Some(store)) => relay::relay(&master, to, store).await,
-                (Sink::Pipe(to), None) => and_taken(copy::buffered(&master, to).await, to).await,
-                (Sink::File(to), _) => copy::to_file(&master, to).await,
-            };
-            report("copy from the terminal", result);
-            drop(sink);
-            keep.done();
-        });
-    }
 }
 
 /// Removes what the streams of init have spilled into `bundle` and nobody has read.
@@ -441,25 +383,32 @@ pub fn remove_spilled(bundle: &Path) -> Result<()> {
     spill::remove(bundle, &[STDOUT, STDERR, TERMINAL])
 }
 
-/// The end of a copy to a fifo.
-async fn and_taken(copied: io::Result<()>, fifo: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    copied?;
-    copy::taken(fifo, UNREAD).await
-}
-
-/// Registers a descriptor with the event loop, non-blocking.
-fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    rustix::io::ioctl_fionbio(&fd, true)?;
-    sys::watch(fd)
-}
-
-fn report(what: &str, result: io::Result<()>) {
-    match result {
-        // The container closed its standard input before the client did.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
-        Err(error) => log::error(format_args!("{what}: {error}")),
-        Ok(()) => {}
+/// Bytes go from pipe to pipe within the kernel.
+fn pipe_to_pipe() -> Copying {
+    Copying {
+        splices: true,
+        awaits_reader: false,
+        late: None,
     }
+}
+
+/// One side is a terminal or a file.
+fn through_a_buffer() -> Copying {
+    Copying {
+        splices: false,
+        ..pipe_to_pipe()
+    }
+}
+
+/// Makes reads and writes of a descriptor return at once.
+fn nonblocking(fd: OwnedFd) -> io::Result<OwnedFd> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Ok(fd)
+}
+
+/// Registers a descriptor with the event loop.
+fn watched(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    sys::watch(nonblocking(fd)?)
 }
 
 /// A pipe whose ends belong to the owner that the options name.
@@ -475,13 +424,22 @@ fn pipe(setting: &Setting) -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// Opens a fifo, never waiting for the other side.
-fn open_fifo(path: &Path, access: OFlags) -> Result<AsyncFd<OwnedFd>> {
+fn open_fifo(path: &Path, access: OFlags) -> Result<OwnedFd> {
     let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let open = || {
-        let fd = rustix::fs::open(path, flags, rustix::fs::Mode::empty())?;
-        sys::watch(fd)
+    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
+        .context(|| format!("open stream {}", path.display()))
+}
+
+/// Looks whether somebody reads the fifo of an output already, and gives a descriptor that keeps
+/// such a reader from seeing an end; else the path at which one has to be waited for.
+fn look_for_reader(target: &Target) -> (Option<OwnedFd>, Option<PathBuf>) {
+    let Target::Fifo(path) = target else {
+        return (None, None);
     };
-    open().context(|| format!("open stream {}", path.display()))
+    match open_writer(path) {
+        Err(Errno::NXIO) => (None, Some(path.clone())),
+        writer => (writer.ok(), None),
+    }
 }
 
 /// Opens where an output goes; `None` if that is nowhere.
@@ -503,17 +461,12 @@ fn terminal_sink(name: &str) -> Result<Sink> {
     }
 }
 
-/// The sink of an earlier worker: a fifo that was kept, or else a file.
-fn sink_again(kept: Option<AsyncFd<OwnedFd>>, name: &str) -> Result<Sink> {
-    kept.map_or_else(|| terminal_sink(name), |pipe| Ok(Sink::Pipe(Rc::new(pipe))))
-}
-
 /// Opens an output. A fifo is opened for reading too: then a reader that goes away leaves the
 /// container waiting, not killed by SIGPIPE, and another reader may come.
 fn open_sink(path: &Path) -> Result<Sink> {
     let is_fifo = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
     if is_fifo {
-        return Ok(Sink::Pipe(Rc::new(open_fifo(path, OFlags::RDWR)?)));
+        return Ok(Sink::Fifo(open_fifo(path, OFlags::RDWR)?));
     }
     Ok(Sink::File(open_append(path)?))
 }

@@ -3,19 +3,26 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 
 use super::backlog::Backlog;
+use super::keep::Keep;
 use super::overflow::{Overflow, Policy};
 use super::spill::{Place, Spill};
-use super::{Setting, Stream, TERMINAL, copy};
+use super::{Setting, Stream, TERMINAL};
+use crate::error::{Context, Result as ShimResult};
 use crate::log;
+use crate::supervisor::message::{Copying, Level};
 
 /// Most bytes read at once.
 const CHUNK: usize = 16 * 1024;
+/// First and longest pause between looks whether a reader has come.
+const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// The output of one stream that its reader has not taken yet: what the file holds, then what is
 /// in memory.
@@ -181,7 +188,60 @@ pub(super) async fn relay(
         // Both sides may be ready for ever.
         tokio::task::consume_budget().await;
     }
-    copy::taken(to, Duration::MAX).await
+    taken(to).await
+}
+
+/// Waits until what was written to a fifo has been read.
+async fn taken(fifo: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let mut pause = LOOKS.0;
+    while rustix::io::ioctl_fionread(fifo)? > 0 {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LOOKS.1);
+    }
+    Ok(())
+}
+
+/// Has readers of fifo `late` released, which come when an output is over already: to the
+/// supervisor it is an output that ends at once.
+pub(super) fn release(keep: &Keep, to: &AsyncFd<OwnedFd>, late: Option<PathBuf>) -> io::Result<()> {
+    if late.is_some() {
+        let (ended, _) = io::pipe()?;
+        let copying = Copying {
+            splices: true,
+            awaits_reader: false,
+            late,
+        };
+        keep.copy(copying, ended.into(), to.get_ref().try_clone()?);
+    }
+    Ok(())
+}
+
+/// Further descriptors of both ends of an output, to be kept.
+pub(super) fn copies(ends: [&OwnedFd; 2]) -> ShimResult<Vec<OwnedFd>> {
+    let copies = ends.into_iter().map(OwnedFd::try_clone);
+    copies
+        .collect::<io::Result<_>>()
+        .context(|| "duplicate a stream".into())
+}
+
+/// Both ends of an output, as long as it is relayed.
+#[derive(Debug)]
+pub(super) struct Relayed([Weak<AsyncFd<OwnedFd>>; 2]);
+
+impl Relayed {
+    pub(super) fn new(from: &Rc<AsyncFd<OwnedFd>>, to: &Rc<AsyncFd<OwnedFd>>) -> Relayed {
+        Relayed([from, to].map(Rc::downgrade))
+    }
+
+    /// What waits in it; `None` once it is over.
+    pub(super) fn level(&self) -> Option<Level> {
+        let [from, to] = [self.0[0].upgrade()?, self.0[1].upgrade()?];
+        let waiting = |fd: &AsyncFd<OwnedFd>| rustix::io::ioctl_fionread(fd).ok();
+        Some(Level {
+            unread: waiting(&from),
+            untaken: waiting(&to),
+        })
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +290,7 @@ mod tests {
                 console_directory: None,
                 link: Arc::new(Link::new(ours)),
                 exits: Rc::default(),
+                ends: Rc::default(),
             };
             World {
                 bundle,
@@ -250,6 +311,7 @@ mod tests {
         fn copy(&self, source: OwnedFd, kept: Option<Stream>) -> Copying {
             let from = crate::io::watched(source).unwrap();
             let to = crate::io::open_fifo(&self.fifo(), rustix::fs::OFlags::RDWR).unwrap();
+            let to = crate::io::watched(to).unwrap();
             let store = Store::new(&self.setting, "", STDOUT, kept).unwrap();
             Box::pin(async move { relay(&from, &to, store).await })
         }

@@ -1,7 +1,7 @@
 //! Pseudo-terminals: the runtime hands over the master by SCM_RIGHTS.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -96,13 +96,12 @@ async fn receive(socket: &AsyncFd<OwnedFd>) -> io::Result<AsyncFd<OwnedFd>> {
 }
 
 /// Sets the size of a terminal in characters.
-pub(super) fn resize(master: &AsyncFd<OwnedFd>, columns: u32, rows: u32) -> Result<()> {
-    let size = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
+pub(crate) fn resize(master: impl AsFd, columns: u16, rows: u16) -> io::Result<()> {
     let winsize = Winsize {
-        ws_row: size(rows),
-        ws_col: size(columns),
+        ws_row: rows,
+        ws_col: columns,
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    rustix::termios::tcsetwinsize(master, winsize).context(|| "resize the terminal".into())
+    Ok(rustix::termios::tcsetwinsize(master, winsize)?)
 }

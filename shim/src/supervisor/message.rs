@@ -1,5 +1,6 @@
 //! What supervisor, worker and launching processes say to each other.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -42,6 +43,18 @@ pub(crate) struct Insight {
     pub(super) children: usize,
 }
 
+/// What waits in the streams that are open, by their keys.
+pub(crate) type Levels = BTreeMap<String, Level>;
+
+/// What waits in a stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Level {
+    /// Bytes at its source.
+    pub(crate) unread: Option<u64>,
+    /// Bytes at its target; absent if that is no pipe.
+    pub(crate) untaken: Option<u64>,
+}
+
 /// From the supervisor to its worker.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum ToWorker {
@@ -59,9 +72,11 @@ pub(crate) enum ToWorker {
     /// A launch has failed, in the runtime's own words.
     NotLaunched { ticket: u64, message: String },
     /// The answer to an inquiry.
-    Insight(Insight),
+    Insight { insight: Insight, streams: Levels },
     /// A watched child has died. It stays a zombie, and its pid its own, until it is forgotten.
     Exited { pid: i32, exit: Exit },
+    /// A stream has come to its end.
+    Ended { key: String },
 }
 
 /// From the worker to its supervisor.
@@ -81,6 +96,17 @@ pub(crate) enum ToSupervisor {
         ticket: u64,
         key: Option<String>,
         request: Request,
+    },
+    /// Copy a stream until it ends or its key is dropped. The descriptors are its source and its
+    /// target.
+    Copy { key: String, copying: Copying },
+    /// End a standard input once what has been written to it so far is through.
+    CloseInput { key: String },
+    /// Resize the terminal that this stream comes from; in characters.
+    Resize {
+        key: String,
+        columns: u16,
+        rows: u16,
     },
     /// Until [`ToSupervisor::Release`], a child that nobody watches may be one that is about to
     /// be: collect no orphans.
@@ -103,12 +129,23 @@ pub(crate) enum Change {
         record: String,
         fds: Option<usize>,
     },
-    /// Forget every record whose key begins so, with its descriptors.
+    /// Forget every record and every stream whose key begins so, with its descriptors.
     Drop { prefix: String },
     /// Tell of this child's end.
     Watch { pid: i32 },
     /// Its end has been dealt with.
     Forget { pid: i32 },
+}
+
+/// How a stream is copied.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Copying {
+    /// Both sides are pipes.
+    pub(crate) splices: bool,
+    /// The target is a fifo whose reader may be slow to come for the last bytes.
+    pub(crate) awaits_reader: bool,
+    /// That fifo, if its reader had not come yet when it was opened.
+    pub(crate) late: Option<PathBuf>,
 }
 
 /// What becomes of an event that containerd does not take for a long time.

@@ -7,7 +7,8 @@
 //!   answered, a request is kept, and goes to the worker's successor again.
 //! - the children. As the subreaper and the parent of all containers it alone can wait for them;
 //!   a dead one stays a zombie, with its status, until the worker has dealt with it.
-//! - records of the worker's, and with them the descriptors of the containers' streams.
+//! - records of the worker's, and with them the descriptors of pipes that loggers read.
+//! - the containers' streams, which it copies ([`copier`]), so that nobody else has to hold them.
 //! - events for containerd, until containerd has them.
 //! - launches: each is a fork of the supervisor that clones one container, and ends ([`launch`]).
 //!
@@ -18,7 +19,7 @@
 //! that are open, then what comes. It tells changes as [`ToSupervisor::Commit`]s, each of which
 //! counts whole or, when the worker dies before the message is complete, not at all; an event
 //! goes with the change that it tells of. The order of messages is the order of effects: an
-//! answer comes after the changes that it tells of, a launch after the records of its streams. So
+//! answer comes after the changes that it tells of, a launch after its streams. So
 //! a worker's death is always between two messages, an exit is told exactly once, and a successor
 //! finds what its predecessor had said, and must look for itself only at what that was just doing.
 //!
@@ -26,6 +27,7 @@
 
 mod book;
 mod children;
+pub(crate) mod copier;
 mod courier;
 mod launch;
 pub(crate) mod message;
@@ -49,11 +51,12 @@ use crate::{log, sys};
 use book::Book;
 use children::Children;
 pub use children::UNKNOWN_STATUS;
+use copier::Copier;
 use courier::Courier;
 use launch::Launching;
 pub use message::Exit;
 pub(crate) use message::Insight;
-use message::{ToSupervisor, ToWorker};
+use message::{Change, ToSupervisor, ToWorker};
 use stream::Stream;
 use wire::Message;
 use workers::{LAUNCHES, Restart, Worker};
@@ -108,6 +111,7 @@ struct Supervisor {
     connections: BTreeMap<u32, Stream>,
     next_connection: u32,
     book: Book,
+    copier: Copier,
     children: Children,
     /// How many operations of the worker may have children that nobody watches yet.
     holds: usize,
@@ -156,6 +160,8 @@ enum Source {
     Connection(u32),
     /// By its ticket.
     Launch(u64),
+    /// By its number.
+    Copy(u32),
 }
 
 impl Supervisor {
@@ -169,6 +175,7 @@ impl Supervisor {
             connections: BTreeMap::new(),
             next_connection: 1,
             book: Book::default(),
+            copier: Copier::default(),
             children: Children::default(),
             holds: 0,
             launches: Vec::new(),
@@ -224,8 +231,14 @@ impl Supervisor {
                 Source::Courier => self.courier.ready(),
                 Source::Connection(connection) => self.hear_containerd(connection),
                 Source::Launch(ticket) => self.hear_launch(ticket),
+                Source::Copy(number) => {
+                    let ended = self.copier.proceed(number);
+                    self.tell_ended(ended);
+                }
             }
         }
+        let ended = self.copier.look(Instant::now());
+        self.tell_ended(ended);
         self.courier.proceed();
         self.end_if_forgotten();
         self.replace_worker()
@@ -256,14 +269,20 @@ impl Supervisor {
     fn wait(&self) -> io::Result<Vec<Source>> {
         let mut sources = Vec::new();
         let mut polled = Vec::new();
+        let mut poll = |source, fd, flags| {
+            sources.push(source);
+            polled.push(PollFd::from_borrowed_fd(fd, flags));
+        };
+        for (number, fd, flags) in self.copier.polled() {
+            poll(Source::Copy(number), fd, flags);
+        }
         let mut add = |source, fd, full| {
             let flags = if full {
                 PollFlags::IN | PollFlags::OUT
             } else {
                 PollFlags::IN
             };
-            sources.push(source);
-            polled.push(PollFd::from_borrowed_fd(fd, flags));
+            poll(source, fd, flags);
         };
         add(Source::Signals, self.signals.as_fd(), false);
         if let Some(listener) = &self.listener {
@@ -321,6 +340,7 @@ impl Supervisor {
             restart,
             launches,
             self.courier.wake(),
+            self.copier.wake(),
             forgotten,
             farewell,
             logger,
@@ -360,6 +380,12 @@ impl Supervisor {
     fn tell_exits(&mut self) {
         for (pid, exit) in self.children.died() {
             self.tell(&ToWorker::Exited { pid, exit }, &[], Vec::new());
+        }
+    }
+
+    fn tell_ended(&mut self, streams: impl IntoIterator<Item = String>) {
+        for key in streams {
+            self.tell(&ToWorker::Ended { key }, &[], Vec::new());
         }
     }
 
@@ -464,6 +490,11 @@ impl Supervisor {
         let Message { head, raw, fds } = message;
         match head {
             ToSupervisor::Commit { changes, event } => {
+                for change in &changes {
+                    if let Change::Drop { prefix } = change {
+                        self.copier.drop_below(prefix);
+                    }
+                }
                 let watches = self.book.apply(changes, fds);
                 for pid in watches.watch {
                     self.children.watch(pid);
@@ -488,14 +519,23 @@ impl Supervisor {
                 Ok(launch) => self.launches.push(launch),
                 Err(error) => self.launched(ticket, None, Err(error.to_string())),
             },
+            ToSupervisor::Copy { key, copying } => self.copier.add(key, copying, fds),
+            ToSupervisor::CloseInput { key } => {
+                let ended = self.copier.close(&key);
+                self.tell_ended(ended);
+            }
+            ToSupervisor::Resize { key, columns, rows } => self.copier.resize(&key, columns, rows),
             ToSupervisor::Hold => self.holds += 1,
             ToSupervisor::Release => {
                 self.holds = self.holds.saturating_sub(1);
                 self.collect_orphans();
             }
             ToSupervisor::Inquire => {
-                let insight = self.insight();
-                self.tell(&ToWorker::Insight(insight), &[], Vec::new());
+                let answer = ToWorker::Insight {
+                    insight: self.insight(),
+                    streams: self.copier.levels(),
+                };
+                self.tell(&answer, &[], Vec::new());
             }
             ToSupervisor::Bye => self.leave(),
         }

@@ -207,6 +207,11 @@ impl Supervisor {
                 Err(error) => log::error(format_args!("hand {key} over: {error}")),
             }
         }
+        records.extend(
+            self.copier
+                .keys()
+                .map(|key| (key.clone(), String::new(), Vec::new())),
+        );
         for (key, record, fds) in records {
             self.tell(&ToWorker::Record { key, record }, &[], fds);
         }

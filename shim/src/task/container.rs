@@ -153,6 +153,7 @@ impl Container {
                 .then(|| shim.socket.parent().unwrap_or(Path::new("/run")).to_owned()),
             link: Arc::clone(&shim.link),
             exits: Rc::clone(&shim.exits),
+            ends: Rc::clone(&shim.ends),
         };
         Container {
             id: id.to_owned(),

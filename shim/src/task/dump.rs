@@ -13,6 +13,7 @@ use super::state::State;
 use super::timings::Timings;
 use crate::error::{Context, Result};
 use crate::io::View;
+use crate::supervisor::message::Levels;
 use crate::supervisor::{Exit, Insight};
 
 /// Name of the service.
@@ -112,7 +113,7 @@ impl Dump<'_> {
 
 impl Container {
     /// The container as it is now.
-    pub(super) fn view(&self) -> Task {
+    pub(super) fn view(&self, streams: &Levels) -> Task {
         let timings = self.timings.get();
         Task {
             id: self.id.clone(),
@@ -123,14 +124,14 @@ impl Container {
                 timings,
                 total: timings.total(),
             }),
-            init: self.init.view(),
-            execs: self.execs().iter().map(|exec| exec.view()).collect(),
+            init: self.init.view(streams),
+            execs: self.execs().iter().map(|exec| exec.view(streams)).collect(),
         }
     }
 }
 
 impl Process {
-    fn view(&self) -> Running {
+    fn view(&self, streams: &Levels) -> Running {
         let io = self.io.borrow();
         Running {
             exec_id: self.exec_id.clone(),
@@ -138,7 +139,7 @@ impl Process {
             state: self.state(),
             exit: self.exit().map(Ended::from),
             terminal: self.names.terminal,
-            streams: io.view(),
+            streams: io.view(streams),
             logger_pid: Some(io.logger_pid()).filter(|pid| *pid != 0),
         }
     }

@@ -32,6 +32,7 @@ use super::state::Operation;
 use super::stats;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
+use crate::io::Ends;
 use crate::link::Link;
 use crate::log;
 use crate::spans::Spans;
@@ -51,6 +52,8 @@ pub struct Shim {
     pub supervisor: u32,
     /// Tells the ends of processes.
     pub exits: Rc<Exits>,
+    /// Tells the ends of streams.
+    pub ends: Rc<Ends>,
     /// Keeps records and starts processes.
     pub link: Arc<Link>,
     /// Takes the spans of calls.
@@ -191,7 +194,7 @@ impl TaskService {
         }
         // Before the supervisor's, which is older and says so.
         let age_ms = self.since.elapsed().as_millis();
-        let insight = self.shim.link.inquire().await?;
+        let (insight, streams) = self.shim.link.inquire().await?;
         let answer = Dump {
             version: env!("CARGO_PKG_VERSION"),
             namespace: &self.shim.namespace,
@@ -205,12 +208,12 @@ impl TaskService {
                 age_ms,
             },
             creating: self.creating.borrow().iter().cloned().collect(),
-            sandbox: self.sandboxes.holder().map(|holder| holder.view()),
+            sandbox: self.sandboxes.holder().map(|holder| holder.view(&streams)),
             containers: self
                 .containers
                 .borrow()
                 .values()
-                .map(|container| container.view())
+                .map(|container| container.view(&streams))
                 .collect(),
             calls: &self.calls,
         }

@@ -1,0 +1,90 @@
+//! What a worker's standstill and death change for a process and its streams: nothing.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+
+use integration::hosts::NativeHost;
+use integration::leftovers::Inventory;
+use integration::shim::{Shim, exec_request};
+use xebec_proto::task::{ExecProcessRequest, ResizePtyRequest};
+
+use crate::{assert_restored, bundle, descriptors, host, wait_for_program};
+
+const SLEEP: &[&str] = &["sleep", "1000"];
+/// Fifos of the host.
+const IN: &str = "/tmp/keyboard";
+const OUT: &str = "/tmp/screen";
+
+const SCRIPT: &str = "echo ready; read x; echo $x; read x; test -t 0 && stty size; exit 4";
+
+fn signal_worker(host: &NativeHost, signal: &str) {
+    let flag = format!("-{signal}");
+    host.check(&["pkill", &flag, "xebec-worker"]).unwrap();
+}
+
+#[track_caller]
+fn expect(from: &mut File, expected: &str) {
+    let mut said = vec![0; expected.len()];
+    from.read_exact(&mut said).unwrap();
+    assert_eq!(String::from_utf8_lossy(&said), expected);
+}
+
+#[test]
+fn streams_need_no_worker_and_the_next_one_has_the_terminal() {
+    let host = host();
+    let bundle = bundle(&host, "c", SLEEP);
+    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
+    shim.warm_up("c", bundle.path()).unwrap();
+    shim.create("c", bundle.path()).unwrap();
+    let init = shim.start_process("c", "").unwrap();
+    wait_for_program(&host, init, "sleep");
+    let pid = shim.pid().unwrap();
+    host.check(&["mkfifo", IN, OUT]).unwrap();
+    let before = Inventory::of(&host).unwrap();
+    let open = descriptors(&host, pid);
+    for terminal in [true, false] {
+        talk(&host, &mut shim, terminal);
+        assert_eq!(shim.wait("c", "e").unwrap(), 4);
+        assert_eq!(shim.delete("c", "e").unwrap(), 4);
+    }
+    assert_restored(&host, &before);
+    assert_eq!(descriptors(&host, pid), open);
+    shim.end("c").unwrap();
+}
+
+/// Talks with an exec while the worker stands still, and after it has been killed.
+fn talk(host: &NativeHost, shim: &mut Shim, terminal: bool) {
+    let request = ExecProcessRequest {
+        terminal,
+        stdin: IN.into(),
+        stdout: OUT.into(),
+        ..exec_request("c", "e", &["sh", "-c", SCRIPT])
+    };
+    let () = shim.task.check("Exec", &request).unwrap();
+    shim.start_process("c", "e").unwrap();
+    let mut keyboard = File::options().write(true).open(host.path(IN)).unwrap();
+    let mut screen = File::open(host.path(OUT)).unwrap();
+    expect(&mut screen, if terminal { "ready\r\n" } else { "ready\n" });
+
+    signal_worker(host, "STOP");
+    keyboard.write_all(b"typed\n").unwrap();
+    let answer = if terminal {
+        "typed\r\ntyped\r\n"
+    } else {
+        "typed\n"
+    };
+    expect(&mut screen, answer);
+
+    signal_worker(host, "KILL");
+    let resize = ResizePtyRequest {
+        id: "c".into(),
+        exec_id: "e".into(),
+        width: 90,
+        height: 30,
+    };
+    let () = shim.task.check("ResizePty", &resize).unwrap();
+    keyboard.write_all(b"\n").unwrap();
+    let mut rest = String::new();
+    screen.read_to_string(&mut rest).unwrap();
+    assert_eq!(rest, if terminal { "\r\n30 90\r\n" } else { "" });
+}

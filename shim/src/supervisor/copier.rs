@@ -1,0 +1,231 @@
+//! Copying between containers' streams and their targets. It goes on whatever becomes of the
+//! worker, and nobody else holds the descriptors: the end of one is seen by whom it concerns.
+
+mod copy;
+
+use std::collections::BTreeMap;
+use std::io::{self, ErrorKind};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::event::PollFlags;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+
+use super::message::{Copying, Levels};
+use crate::io::terminal;
+use crate::log;
+use copy::Copy;
+
+/// How long readers of an output that is over may come late, and how often is looked for them.
+const LATE: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// All streams, and the fifos of outputs that ended before somebody read them.
+#[derive(Debug, Default)]
+pub(super) struct Copier {
+    copies: BTreeMap<u32, (String, Copy)>,
+    next: u32,
+    unread: Vec<Unread>,
+}
+
+/// A fifo whose reader would wait in its open for ever, as there is no writer any more.
+#[derive(Debug)]
+struct Unread {
+    fifo: PathBuf,
+    until: Instant,
+    next: Instant,
+}
+
+impl Unread {
+    /// Shows the end to those who read meanwhile; false when nobody will any more.
+    fn look(&mut self, now: Instant) -> bool {
+        if now < self.next {
+            return true;
+        }
+        self.next = now + PAUSE;
+        let is_gone = open_writer(&self.fifo).is_err_and(|error| error != Errno::NXIO);
+        !is_gone && now < self.until
+    }
+}
+
+/// Opens a fifo for writing if somebody reads it; else `NXIO`.
+pub(crate) fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    rustix::fs::open(fifo, flags, Mode::empty())
+}
+
+impl Copier {
+    /// Begins to copy; `fds` are the source and the target.
+    pub(super) fn add(&mut self, key: String, copying: Copying, fds: Vec<OwnedFd>) {
+        let mut fds = fds.into_iter();
+        let (Some(from), Some(to)) = (fds.next(), fds.next()) else {
+            return log::error(format_args!("stream {key} came without its descriptors"));
+        };
+        self.copies
+            .insert(self.next, (key, Copy::new(from, to, copying)));
+        self.next = self.next.wrapping_add(1);
+    }
+
+    /// Forgets every stream whose key begins so.
+    pub(super) fn drop_below(&mut self, prefix: &str) {
+        self.copies.retain(|_, (key, _)| !key.starts_with(prefix));
+    }
+
+    /// The keys of the streams that are open.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &String> {
+        self.copies.values().map(|(key, _)| key)
+    }
+
+    /// What waits in the streams that are open.
+    pub(super) fn levels(&self) -> Levels {
+        let levels = self.copies.values();
+        levels
+            .map(|(key, copy)| (key.clone(), copy.level()))
+            .collect()
+    }
+
+    /// Number and descriptor of each stream that waits, and what for.
+    pub(super) fn polled(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>, PollFlags)> {
+        self.copies.iter().filter_map(|(number, (_, copy))| {
+            let (fd, flags) = copy.polled()?;
+            Some((*number, fd, flags))
+        })
+    }
+
+    /// When to call [`Copier::look`].
+    pub(super) fn wake(&self) -> Option<Instant> {
+        let copies = self.copies.values().filter_map(|(_, copy)| copy.wake());
+        copies.chain(self.unread.iter().map(|late| late.next)).min()
+    }
+
+    /// Moves what can be moved of one stream; its key if that is over.
+    pub(super) fn proceed(&mut self, number: u32) -> Option<String> {
+        self.with(number, Copy::proceed)
+    }
+
+    /// Ends an input once what has been written to it so far is through; its key if it has ended.
+    pub(super) fn close(&mut self, key: &str) -> Option<String> {
+        self.with(self.number(key)?, Copy::close)
+    }
+
+    /// Sets the size of the terminal that a stream comes from.
+    pub(super) fn resize(&self, key: &str, columns: u16, rows: u16) {
+        let copy = self.number(key).and_then(|number| self.copies.get(&number));
+        let Some((_, copy)) = copy else { return };
+        if let Err(error) = terminal::resize(copy.source(), columns, rows) {
+            log::error(format_args!("resize terminal {key}: {error}"));
+        }
+    }
+
+    /// Looks for readers that come late; the keys of streams that are over now.
+    pub(super) fn look(&mut self, now: Instant) -> Vec<String> {
+        self.unread.retain_mut(|fifo| fifo.look(now));
+        let due = |(number, (_, copy)): (&u32, &(String, Copy))| {
+            copy.wake()
+                .is_some_and(|wake| wake <= now)
+                .then_some(*number)
+        };
+        let due: Vec<u32> = self.copies.iter().filter_map(due).collect();
+        let over = due.into_iter().map(|number| self.with(number, Copy::look));
+        over.collect::<Vec<_>>().into_iter().flatten().collect()
+    }
+
+    fn number(&self, key: &str) -> Option<u32> {
+        let mut copies = self.copies.iter();
+        copies
+            .find(|(_, (other, _))| other == key)
+            .map(|(number, _)| *number)
+    }
+
+    /// Takes a step of one stream, and lets go of it at its end.
+    fn with(
+        &mut self,
+        number: u32,
+        step: fn(&mut Copy, Instant) -> io::Result<()>,
+    ) -> Option<String> {
+        let now = Instant::now();
+        let (key, copy) = self.copies.get_mut(&number)?;
+        match step(copy, now) {
+            // The container closed its standard input before the client did.
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+            Err(error) => log::error(format_args!("copy stream {key}: {error}")),
+            Ok(()) => {}
+        }
+        if !copy.is_over() {
+            return None;
+        }
+        let (key, copy) = self.copies.remove(&number)?;
+        self.unread.extend(copy.copying.late.map(|fifo| Unread {
+            fifo,
+            until: now + LATE,
+            next: now,
+        }));
+        Some(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn copying(late: Option<PathBuf>) -> Copying {
+        Copying {
+            splices: true,
+            awaits_reader: false,
+            late,
+        }
+    }
+
+    fn pipe() -> (OwnedFd, OwnedFd) {
+        let (reader, writer) = io::pipe().unwrap();
+        (reader.into(), writer.into())
+    }
+
+    #[test]
+    fn a_stream_is_told_of_once_at_its_end_and_never_when_it_was_dropped() {
+        let mut copier = Copier::default();
+        let (kept, kept_end) = pipe();
+        let (dropped, _dropped_end) = pipe();
+        for (key, from) in [("c/p//out", kept), ("c/p/x/out", dropped)] {
+            copier.add(key.to_owned(), copying(None), vec![from, pipe().1]);
+        }
+        copier.drop_below("c/p/x/");
+        assert_eq!(copier.keys().collect::<Vec<_>>(), ["c/p//out"]);
+        let [(number, ..)] = copier.polled().collect::<Vec<_>>()[..] else {
+            panic!("not one stream");
+        };
+        drop(kept_end);
+        assert_eq!(copier.proceed(number).as_deref(), Some("c/p//out"));
+        assert_eq!(copier.proceed(number), None);
+        assert_eq!((copier.keys().count(), copier.wake()), (0, None));
+    }
+
+    #[test]
+    fn a_reader_that_comes_after_the_end_of_a_silent_output_sees_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("out");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let target = File::options().read(true).write(true).open(&fifo).unwrap();
+        let mut copier = Copier::default();
+        let (silent, end) = pipe();
+        let late = copying(Some(fifo.clone()));
+        copier.add("out".into(), late, vec![silent, target.into()]);
+        drop(end);
+        assert_eq!(copier.proceed(0).as_deref(), Some("out"));
+        let reading = fifo.clone();
+        let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
+        while !reader.is_finished() {
+            let wake = copier.wake().expect("readers are looked for");
+            std::thread::sleep(wake.saturating_duration_since(Instant::now()));
+            assert!(copier.look(Instant::now()).is_empty());
+        }
+        assert!(reader.join().unwrap().is_empty());
+        std::fs::remove_file(fifo).unwrap();
+        copier.look(Instant::now() + PAUSE);
+        assert_eq!(copier.wake(), None, "a fifo that is gone is looked for");
+    }
+}
