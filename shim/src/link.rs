@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use crate::error::{Error, Result};
 use crate::supervisor::Insight;
@@ -28,12 +28,17 @@ pub struct Link {
     launches: Mutex<Launches>,
     /// Who waits for the supervisor to tell of itself, in the order of asking.
     inquiries: Mutex<VecDeque<oneshot::Sender<(Insight, Levels)>>>,
+    /// Each is a process of its own with some memory.
+    at_once: Semaphore,
 }
+
+/// Most launches at once: a crowd of them does not run faster side by side.
+const AT_ONCE: usize = 2;
 
 #[derive(Debug, Default)]
 struct Launches {
     last: u64,
-    waiting: HashMap<u64, SyncSender<Outcome>>,
+    waiting: HashMap<u64, oneshot::Sender<Outcome>>,
 }
 
 /// The pid of a launched process, or the runtime's own words.
@@ -58,6 +63,7 @@ impl Link {
             unsent: Notify::new(),
             launches: Mutex::default(),
             inquiries: Mutex::default(),
+            at_once: Semaphore::new(AT_ONCE),
         }
     }
 
@@ -65,6 +71,13 @@ impl Link {
     pub(crate) fn commit(&self, changes: Vec<Change>, fds: Vec<OwnedFd>) {
         let event = None;
         self.send(&ToSupervisor::Commit { changes, event }, &[], fds);
+    }
+
+    /// The same for changes whose effects only the supervisor brings about: they leave with what is
+    /// said next, once the caller waits for anything at the latest.
+    pub(crate) fn commit_soon(&self, changes: Vec<Change>) {
+        let event = None;
+        self.push(&ToSupervisor::Commit { changes, event }, &[], Vec::new());
     }
 
     /// Commits changes together with the event that tells of them, an encoded ttrpc request. They
@@ -75,16 +88,13 @@ impl Link {
             changes,
             event: Some(importance),
         };
-        if let Err(error) = locked(&self.outbox).push(&commit, event, Vec::new()) {
-            log::error(format_args!("tell the supervisor: {error}"));
-        }
-        self.unsent.notify_one();
+        self.push(&commit, event, Vec::new());
     }
 
     /// Has a stream copied from the one descriptor to the other.
     pub(crate) fn copy(&self, key: &str, copying: Copying, fds: [OwnedFd; 2]) {
         let key = key.to_owned();
-        self.send(&ToSupervisor::Copy { key, copying }, &[], fds.into());
+        self.push(&ToSupervisor::Copy { key, copying }, &[], fds.into());
     }
 
     /// Ends a standard input once what has been written to it so far is through.
@@ -109,9 +119,9 @@ impl Link {
     }
 
     /// The shim is to end. Returns when the supervisor has been told, and everything before.
-    pub async fn bye(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    pub async fn bye(&self) -> io::Result<()> {
         self.send(&ToSupervisor::Bye, &[], Vec::new());
-        self.send_rest(ready).await
+        self.send_rest().await
     }
 
     /// To be held while children may appear that are not watched yet.
@@ -120,20 +130,21 @@ impl Link {
         Hold(Arc::clone(self))
     }
 
-    /// Starts a process and blocks until it is there; it is watched from then on. Must not be
-    /// called on the event loop's thread. Its pid is kept under `key`.
-    pub(crate) fn launch(
+    /// Starts a process that gets `fds`; when this returns it is there, and watched. Its pid is kept
+    /// under `key`.
+    pub(crate) async fn launch(
         &self,
         key: Option<String>,
         request: Request,
         raw: &[u8],
-        fds: &[BorrowedFd<'_>],
+        fds: Vec<OwnedFd>,
     ) -> Outcome {
-        let fds = fds.iter().map(BorrowedFd::try_clone_to_owned);
-        let fds: Vec<OwnedFd> = fds
-            .collect::<io::Result<_>>()
-            .map_err(|error| format!("duplicate a stream: {error}"))?;
-        let (sender, outcome) = sync_channel(1);
+        let (sender, outcome) = oneshot::channel();
+        let _turn = self
+            .at_once
+            .acquire()
+            .await
+            .map_err(|error| error.to_string())?;
         let ticket = {
             let mut launches = locked(&self.launches);
             launches.last += 1;
@@ -149,7 +160,7 @@ impl Link {
         self.send(&launch, raw, fds);
         // The sender stays in the map until it is used; a worker without supervisor ends.
         outcome
-            .recv()
+            .await
             .unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
     }
 
@@ -171,6 +182,15 @@ impl Link {
         }
     }
 
+    /// Has something sent soon.
+    fn push(&self, head: &ToSupervisor, raw: &[u8], fds: Vec<OwnedFd>) {
+        if let Err(error) = locked(&self.outbox).push(head, raw, fds) {
+            log::error(format_args!("tell the supervisor: {error}"));
+        }
+        self.unsent.notify_one();
+    }
+
+    /// Sends something, and all that waits.
     fn send(&self, head: &ToSupervisor, raw: &[u8], fds: Vec<OwnedFd>) {
         let mut outbox = locked(&self.outbox);
         let sent = outbox
@@ -185,26 +205,28 @@ impl Link {
     }
 
     /// Sends what found no room at once, for ever.
-    pub async fn keep_sending(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    pub async fn keep_sending(&self) -> io::Result<()> {
         loop {
             self.unsent.notified().await;
-            self.send_rest(ready).await?;
+            self.send_rest().await?;
         }
     }
 
-    async fn send_rest(&self, ready: &AsyncFd<OwnedFd>) -> io::Result<()> {
-        loop {
-            let mut writable = ready.writable().await?;
-            if locked(&self.outbox).flush(&self.socket)? {
-                return Ok(());
-            }
-            writable.clear_ready();
+    async fn send_rest(&self) -> io::Result<()> {
+        while !locked(&self.outbox).flush(&self.socket)? {
+            drop(self.watch(Interest::WRITABLE)?.writable().await?);
         }
+        Ok(())
     }
 
-    /// A descriptor of the same connection for the event loop.
-    pub fn watch(&self) -> io::Result<AsyncFd<OwnedFd>> {
-        sys::watch(self.socket.as_fd().try_clone_to_owned()?)
+    /// A descriptor of the same connection for the event loop, to hear the supervisor.
+    pub fn listen(&self) -> io::Result<AsyncFd<OwnedFd>> {
+        // Not for room, too: there is some again after each message.
+        self.watch(Interest::READABLE)
+    }
+
+    fn watch(&self, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+        sys::watch_for(self.socket.as_fd().try_clone_to_owned()?, interest)
     }
 
     /// The next message that is not the answer to a launch; an error when the supervisor is gone.

@@ -43,7 +43,7 @@ pub fn run(socket: UnixStream, identity: Identity, supervisor: Pid) -> Result<()
 
 async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
     let link = Arc::new(link);
-    let ready = link.watch().context(|| "watch the supervisor".into())?;
+    let ready = link.listen().context(|| "watch the supervisor".into())?;
     let exits = Rc::new(Exits::default());
     let ends = Rc::new(Ends::default());
     let shim = Rc::new(Shim {
@@ -93,10 +93,10 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
     };
     tokio::select! {
         result = serving => return result,
-        result = link.keep_sending(&ready) => return result.context(|| "tell the supervisor".into()),
+        result = link.keep_sending() => return result.context(|| "tell the supervisor".into()),
         () = shim.shutdown.notified() => {}
     }
     server.drain(FAREWELL).await;
     shim.spans.finish().await;
-    link.bye(&ready).await.context(|| "say farewell".into())
+    link.bye().await.context(|| "say farewell".into())
 }

@@ -1,7 +1,6 @@
 //! The built-in runtime.
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use xebec_runtime::cgroup::CgroupManager;
@@ -46,27 +45,24 @@ impl Library {
         &self.options.root
     }
 
-    pub(super) fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Outcome<i32> {
+    pub(super) async fn create(&self, id: &str, bundle: &Path, streams: Streams) -> Outcome<i32> {
         let launch = Launch::Init {
             bundle: bundle.to_owned(),
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
         };
-        let pid_file = bundle.join("init.pid");
-        self.launch(id, None, pid_file, launch, &[], streams)
+        self.launch(id, None, launch, &[], streams).await
     }
 
-    pub(super) fn exec(
+    pub(super) async fn exec(
         &self,
         id: &str,
         exec_id: &str,
-        pid_file: &Path,
         document: &[u8],
-        streams: &Streams,
+        streams: Streams,
     ) -> Outcome<i32> {
         let key = Some(keys::pid(id, exec_id));
-        let pid_file = pid_file.to_owned();
-        self.launch(id, key, pid_file, Launch::Exec, document, streams)
+        self.launch(id, key, Launch::Exec, document, streams).await
     }
 
     pub(super) fn start(&self, id: &str) -> Outcome<()> {
@@ -117,39 +113,37 @@ impl Library {
         run().map_err(|error: Error| error.to_string())
     }
 
-    fn launch(
+    async fn launch(
         &self,
         id: &str,
         key: Option<String>,
-        pid_file: PathBuf,
         launch: Launch,
         document: &[u8],
-        streams: &Streams,
+        streams: Streams,
     ) -> Outcome<i32> {
         let link = self
             .link
             .as_ref()
             .ok_or("no supervisor: nothing can be started")?;
-        let console = match &streams.console {
-            Some(Console::Socket(socket)) => Some(socket.as_fd()),
+        let console = match streams.console {
+            Some(Console::Socket(socket)) => Some(socket),
             Some(Console::Path(path)) => {
                 return Err(format!("console at {}: a socket is needed", path.display()));
             }
             None => None,
         };
-        let [stdin, stdout, stderr] = streams.standard();
-        let descriptors = [stdin, stdout, stderr, console];
+        let descriptors = [streams.stdin, streams.stdout, streams.stderr, console];
         let request = RuntimeRequest {
             root: self.options.root.clone(),
             id: id.to_owned(),
             ignore_missing_controllers: self.options.ignore_missing_controllers,
             systemd_cgroup: self.options.cgroup_manager == CgroupManager::Systemd,
-            descriptors: descriptors.map(|fd| fd.is_some()),
-            pid_file,
+            descriptors: descriptors.each_ref().map(Option::is_some),
             launch,
         };
-        let fds: Vec<BorrowedFd<'_>> = descriptors.into_iter().flatten().collect();
-        link.launch(key, Request::Runtime(request), document, &fds)
+        let fds = descriptors.into_iter().flatten().collect();
+        link.launch(key, Request::Runtime(request), document, fds)
+            .await
     }
 }
 

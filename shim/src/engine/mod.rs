@@ -1,6 +1,7 @@
 //! Who runs containers: the built-in library, or a runc-compatible program.
 //!
-//! Every method blocks and is called on a blocking thread. Errors keep the runtime's text.
+//! Methods that are not asynchronous block, and are called on a blocking thread. Errors keep the
+//! runtime's text.
 
 mod library;
 mod program;
@@ -54,6 +55,14 @@ impl Streams {
     }
 }
 
+/// Runs a program's operation on a blocking thread.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
+) -> std::result::Result<T, String> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.unwrap_or_else(|error| Err(error.to_string()))
+}
+
 /// Dispatches a method to whichever engine it is.
 macro_rules! either {
     ($self:ident, $engine:ident => $call:expr) => {
@@ -86,8 +95,16 @@ impl Engine {
     }
 
     /// Creates a container whose init waits for [`Engine::start`], and returns its pid.
-    pub fn create(&self, id: &str, bundle: &Path, streams: &Streams) -> Result<i32> {
-        either!(self, engine => engine.create(id, bundle, streams)).map_err(failed("create"))
+    pub async fn create(&self, id: &str, bundle: &Path, streams: Streams) -> Result<i32> {
+        match self {
+            Engine::Library(library) => library.create(id, bundle, streams).await,
+            Engine::Program(program) => {
+                let (program, id) = (Arc::clone(program), id.to_owned());
+                let bundle = bundle.to_owned();
+                blocking(move || program.create(&id, &bundle, &streams)).await
+            }
+        }
+        .map_err(failed("create"))
     }
 
     /// Starts the init of a created container.
@@ -96,18 +113,22 @@ impl Engine {
     }
 
     /// Starts a further process and returns its pid; `document` is the JSON of an OCI Process.
-    pub fn exec(
+    pub async fn exec(
         &self,
         id: &str,
         bundle: &Path,
         exec_id: &str,
         document: &[u8],
-        streams: &Streams,
+        streams: Streams,
     ) -> Result<i32> {
-        let pid_file = bundle.join(format!("{exec_id}.pid"));
         match self {
-            Engine::Library(library) => library.exec(id, exec_id, &pid_file, document, streams),
-            Engine::Program(program) => program.exec(id, &pid_file, document, streams),
+            Engine::Library(library) => library.exec(id, exec_id, document, streams).await,
+            Engine::Program(program) => {
+                let (program, id) = (Arc::clone(program), id.to_owned());
+                let pid_file = bundle.join(format!("{exec_id}.pid"));
+                let document = document.to_owned();
+                blocking(move || program.exec(&id, &pid_file, &document, &streams)).await
+            }
         }
         .map_err(failed("exec"))
     }

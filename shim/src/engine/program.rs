@@ -63,22 +63,22 @@ impl Program {
         document: &[u8],
         streams: &Streams,
     ) -> Outcome<i32> {
-        let spec = pid_file.with_extension("json");
-        let log = pid_file.with_extension("log.json");
-        std::fs::write(&spec, document)
+        let spec = &*pid_file.with_extension("json");
+        let log = &*pid_file.with_extension("log.json");
+        std::fs::write(spec, document)
             .map_err(|error| format!("write {}: {error}", spec.display()))?;
-        let mut command = self.command(Some(&log), "exec");
+        let mut command = self.command(Some(log), "exec");
         command
             .arg("--process")
-            .arg(&spec)
+            .arg(spec)
             .arg("--pid-file")
             .arg(pid_file)
             .arg("--detach");
         let result = attach(&mut command, streams)
-            .and_then(|()| run(command.arg(id), Some(&log)))
+            .and_then(|()| run(command.arg(id), Some(log)))
             .and_then(|()| launched(pid_file));
-        for file in [&spec, &log] {
-            // Both are scratch; the bundle's removal takes what stays behind.
+        for file in [spec, log, pid_file] {
+            // All are scratch; the bundle's removal takes what stays behind.
             let _ = std::fs::remove_file(file);
         }
         result

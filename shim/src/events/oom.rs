@@ -52,7 +52,7 @@ impl Counter {
         };
         let kills = Rc::new(Kills {
             container: container.to_owned(),
-            file: sys::watch_priority(file)?,
+            file: sys::watch_for(file, Interest::PRIORITY)?,
             seen: Cell::new(seen),
             publisher: publisher.clone(),
         });

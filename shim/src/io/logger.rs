@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -81,12 +81,7 @@ impl Plan {
             arguments: self.arguments.clone(),
             environment: self.environment.clone(),
         };
-        let link = Arc::clone(&self.link);
-        let launch = move || {
-            let fds: Vec<BorrowedFd<'_>> = copies.iter().map(AsFd::as_fd).collect();
-            link.launch(None, request, &[], &fds)
-        };
-        let launched = tokio::task::spawn_blocking(launch).await.context(what)?;
+        let launched = self.link.launch(None, request, &[], copies).await;
         let pid = launched.map_err(io::Error::other).context(what)?;
         let ready = super::watched(ready.into()).context(what)?;
         let closed = tokio::time::timeout(READY, ready.readable()).await;

@@ -30,10 +30,9 @@ pub(super) struct Launching {
     pid: i32,
     /// The launched program is the launching process itself, once its end of the socket closes.
     becomes_program: bool,
-    socket: UnixStream,
+    /// Until the answer is in.
+    socket: Option<UnixStream>,
     inbox: Inbox,
-    /// The answer is in.
-    answered: bool,
     gone: bool,
 }
 
@@ -66,9 +65,8 @@ impl Launching {
                 key,
                 pid,
                 becomes_program,
-                socket: ours,
+                socket: Some(ours),
                 inbox: Inbox::default(),
-                answered: false,
                 gone: false,
             }),
         }
@@ -81,25 +79,22 @@ impl Launching {
 
     /// What to poll while the answer is not in.
     pub(super) fn socket(&self) -> Option<&UnixStream> {
-        (!self.answered).then_some(&self.socket)
+        self.socket.as_ref()
     }
 
     /// True while a child may appear that is nobody's yet.
     pub(super) fn is_open(&self) -> bool {
-        !self.answered
+        self.socket.is_some()
     }
 
     /// True when nothing of it is left: the answer is in, and the process collected or watched.
     pub(super) fn is_over(&self) -> bool {
-        self.answered && self.gone
+        self.socket.is_none() && self.gone
     }
 
     /// Reads the answer if it is there.
     pub(super) fn progress(&mut self) -> Option<Outcome> {
-        if self.answered {
-            return None;
-        }
-        let outcome = match self.inbox.fill(&self.socket) {
+        let outcome = match self.inbox.fill(self.socket.as_ref()?) {
             Ok(true) => match self.inbox.next::<Reply>() {
                 Ok(Some(message)) => match message.head {
                     Reply::Launched { pid } => Ok(pid),
@@ -116,7 +111,7 @@ impl Launching {
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
             Err(error) => Err(format!("the launching process: {error}")),
         };
-        self.answered = true;
+        self.socket = None;
         Some(outcome)
     }
 
@@ -133,10 +128,9 @@ impl Launching {
         // the other end of the socket, so that its end never shows.
         let outcome = self.progress();
         self.gone = true;
-        if self.answered {
+        if self.socket.take().is_none() {
             return outcome;
         }
-        self.answered = true;
         Some(Err(format!(
             "the launching process ended with status {status}"
         )))
@@ -235,7 +229,8 @@ fn launch(
         } => runtime.create(CreateRequest {
             stdio,
             console,
-            pid_file: Some(request.pid_file),
+            // For `delete`, should the shim be gone by then.
+            pid_file: Some(bundle.join("init.pid")),
             no_pivot,
             no_new_keyring,
             reparent: true,
@@ -247,7 +242,6 @@ fn launch(
             runtime.exec(ExecRequest {
                 stdio,
                 console,
-                pid_file: Some(request.pid_file),
                 reparent: true,
                 ..ExecRequest::new(id, process)
             })

@@ -181,7 +181,6 @@ pub(crate) struct RuntimeRequest {
     pub(crate) systemd_cgroup: bool,
     /// Which of the descriptors stdin, stdout, stderr, console come along, in this order.
     pub(crate) descriptors: [bool; 4],
-    pub(crate) pid_file: PathBuf,
     pub(crate) launch: Launch,
 }
 

@@ -88,6 +88,7 @@ pub fn run(identity: Identity, listener: UnixListener) -> Result<()> {
         .context(|| "become a subreaper".into())?;
     let mut supervisor = Supervisor::new(identity, listener)?;
     supervisor.start_worker()?;
+    supervisor.send_told();
     while !supervisor.is_done() {
         supervisor.turn()?;
     }
@@ -241,7 +242,9 @@ impl Supervisor {
         self.tell_ended(ended);
         self.courier.proceed();
         self.end_if_forgotten();
-        self.replace_worker()
+        self.replace_worker()?;
+        self.send_told();
+        Ok(())
     }
 
     fn end_if_forgotten(&mut self) {
@@ -496,8 +499,8 @@ impl Supervisor {
                     }
                 }
                 let watches = self.book.apply(changes, fds);
-                for pid in watches.watch {
-                    self.children.watch(pid);
+                for pid in &watches.watch {
+                    self.children.watch(*pid);
                 }
                 if let Some(importance) = event {
                     self.courier.push(raw, importance);
@@ -505,7 +508,10 @@ impl Supervisor {
                 for pid in &watches.forget {
                     self.children.forget(*pid);
                 }
-                self.tell_exits();
+                if !watches.watch.is_empty() {
+                    // It may have died before anybody watched it.
+                    self.tell_exits();
+                }
                 if !watches.forget.is_empty() {
                     self.collect_orphans();
                 }
@@ -515,10 +521,14 @@ impl Supervisor {
                 ticket,
                 key,
                 request,
-            } => match Launching::start(ticket, key, request, raw, fds) {
-                Ok(launch) => self.launches.push(launch),
-                Err(error) => self.launched(ticket, None, Err(error.to_string())),
-            },
+            } => {
+                // A fork takes its time.
+                self.send_told();
+                match Launching::start(ticket, key, request, raw, fds) {
+                    Ok(launch) => self.launches.push(launch),
+                    Err(error) => self.launched(ticket, None, Err(error.to_string())),
+                }
+            }
             ToSupervisor::Copy { key, copying } => self.copier.add(key, copying, fds),
             ToSupervisor::CloseInput { key } => {
                 let ended = self.copier.close(&key);

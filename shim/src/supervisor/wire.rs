@@ -18,6 +18,8 @@ use serde::de::DeserializeOwned;
 
 /// Most descriptors in one message: three streams and a console.
 const MAX_FDS: usize = 4;
+/// Most descriptors that leave together: those of a start with its streams.
+const PACKET_FDS: usize = 3 * MAX_FDS;
 /// Longest part of a message: an exec's process document with a large environment fits many
 /// times over.
 const MAX_LENGTH: u32 = 64 << 20;
@@ -49,8 +51,8 @@ struct Packet {
 }
 
 impl Outbox {
-    /// Adds a message. Those that wait together leave by one system call, unless there are
-    /// descriptors among them.
+    /// Adds a message. Those that wait together leave by one system call, unless that had too many
+    /// descriptors.
     pub(crate) fn push(
         &mut self,
         head: &impl Serialize,
@@ -68,7 +70,11 @@ impl Outbox {
         bytes.extend_from_slice(&head);
         bytes.extend_from_slice(raw);
         match self.0.back_mut() {
-            Some(last) if last.fds.is_empty() && fds.is_empty() => last.bytes.extend(bytes),
+            // The descriptors come in before the first message that one of them belongs to.
+            Some(last) if last.fds.len() + fds.len() <= PACKET_FDS => {
+                last.bytes.extend(bytes);
+                last.fds.extend(fds);
+            }
             _ => self.0.push_back(Packet {
                 bytes,
                 sent: 0,
@@ -108,7 +114,7 @@ impl Outbox {
 impl Packet {
     fn send(&self, socket: BorrowedFd<'_>) -> rustix::io::Result<usize> {
         let fds: Vec<BorrowedFd<'_>> = self.fds.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
             return Err(Errno::INVAL);
@@ -179,7 +185,7 @@ pub(crate) fn receive_with_fds(
     socket: impl AsFd,
     bytes: &mut [u8],
 ) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PACKET_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC;
     let received = rustix::io::retry_on_intr(|| {
@@ -221,10 +227,13 @@ mod tests {
     fn messages_arrive_in_order_with_their_bytes_and_descriptors() {
         let (here, there) = pair();
         let (reader, writer) = io::pipe().unwrap();
+        let (other_reader, other) = io::pipe().unwrap();
         let raw = vec![7; 300_000];
         let mut outbox = Outbox::default();
         outbox.push(&"large", &raw, vec![writer.into()]).unwrap();
         outbox.push(&"small", &[], Vec::new()).unwrap();
+        outbox.push(&"one more", &[], vec![other.into()]).unwrap();
+        assert_eq!(outbox.0.len(), 1, "they do not leave together");
         let mut inbox = Inbox::default();
         let mut next = || {
             loop {
@@ -238,6 +247,9 @@ mod tests {
         let mut large = next();
         assert_eq!((&*large.head, &large.raw), ("large", &raw));
         assert!(next().fds.is_empty());
+        let mut last = next();
+        File::from(last.fds.remove(0)).write_all(b"ho").unwrap();
+        assert_eq!(io::read_to_string(other_reader).unwrap(), "ho");
         File::from(large.fds.remove(0)).write_all(b"hi").unwrap();
         let mut text = String::new();
         { reader }.read_to_string(&mut text).unwrap();

@@ -69,16 +69,22 @@ impl Restart {
 }
 
 impl Supervisor {
-    /// Sends the worker a message; without one it is lost, as a successor is told the state.
+    /// Tells the worker, by [`Supervisor::send_told`]; without a worker it is lost, as a successor
+    /// is told the state.
     pub(super) fn tell(&mut self, head: &ToWorker, raw: &[u8], fds: Vec<OwnedFd>) {
-        let Some(worker) = &mut self.worker else {
-            return;
-        };
-        let sent = worker
-            .outbox
-            .push(head, raw, fds)
-            .and_then(|()| worker.outbox.flush(&worker.socket));
-        if let Err(error) = sent {
+        if let Some(worker) = &mut self.worker
+            && let Err(error) = worker.outbox.push(head, raw, fds)
+        {
+            log::error(format_args!("tell the worker: {error}"));
+        }
+    }
+
+    /// Sends all that the worker is to be told.
+    pub(super) fn send_told(&mut self) {
+        if let Some(worker) = &mut self.worker
+            && let Err(error) = worker.outbox.flush(&worker.socket)
+        {
+            // It has ended, and its end is told by a signal.
             log::debug(format_args!("tell the worker: {error}"));
         }
     }

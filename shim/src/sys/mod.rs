@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Which side of [`fork`] returned.
@@ -19,7 +20,9 @@ pub enum Fork {
 
 /// fork(2), refused when the process has more than one thread.
 pub fn fork() -> io::Result<Fork> {
-    if std::fs::read_dir("/proc/self/task")?.count() != 1 {
+    // SAFETY: unshare of what a single thread has for itself anyway changes nothing; with others it
+    // is refused.
+    if unsafe { libc::unshare(libc::CLONE_THREAD) } != 0 {
         return Err(io::Error::other("fork with several threads"));
     }
     // SAFETY: with a single thread no lock can be held by a thread that the child lacks, so the
@@ -70,10 +73,10 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
-/// Registers a descriptor whose exceptional conditions (POLLPRI) count.
-pub fn watch_priority(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+/// Registers a descriptor of which only this counts, such as exceptional conditions (POLLPRI).
+pub fn watch_for(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: as for `watch`.
-    Ok(unsafe { AsyncFd::register_with_interest(fd, tokio::io::Interest::PRIORITY) }?)
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
 }
 
 /// Blocks SIGCHLD for this thread and the threads it starts, and returns a non-blocking

@@ -190,22 +190,16 @@ impl Container {
     async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<Timings> {
         let mut watch = Stopwatch::start();
         let (mut io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
-        let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
-        let rootfs = request.rootfs.clone();
-        let hold = self.hold(shim);
         let opened = watch.lap("streams");
-        let (pid, mount, launch) = shim
-            .blocking(move || {
-                let mut watch = Stopwatch::start();
-                mounts::mount_rootfs(&bundle.join("rootfs"), &rootfs)?;
-                let mount = watch.lap("mount");
-                let pid = engine.create(&id, &bundle, &streams)?;
-                Ok((pid, mount, watch.lap("launch")))
-            })
+        let (target, rootfs) = (self.bundle.join("rootfs"), request.rootfs.clone());
+        shim.blocking(move || mounts::mount_rootfs(&target, &rootfs))
             .await?;
-        watch = Stopwatch::start();
+        let mount = watch.lap("mount");
+        let hold = self.hold(shim);
+        let pid = self.engine.create(&self.id, &self.bundle, streams).await?;
+        let launch = watch.lap("launch");
         self.init.launched(pid);
-        shim.link.commit(vec![Change::Watch { pid }], Vec::new());
+        shim.link.commit_soon(vec![Change::Watch { pid }]);
         drop(hold);
         io.attach_terminal(&self.init.names, &self.setting, "")
             .await?;

@@ -341,7 +341,7 @@ mod tests {
         let mut feed = File::from(feed);
         let mut copy = Copy::new(source, watched(sink), SPLICED);
         for _ in 0..2 {
-            feed.write_all(&[0; 64 * 1024]).unwrap();
+            feed.write_all(&vec![0; 64 * 1024]).unwrap();
             copy.proceed(Instant::now()).unwrap();
         }
         assert!(
@@ -368,8 +368,11 @@ mod tests {
         let (source, feed) = pipe();
         File::from(feed).write_all(b" indeed").unwrap();
         let mut copy = Copy::new(source, copy.to, awaiting());
-        std::thread::spawn(move || blocking(drain).read_exact(&mut [0; 17]).unwrap());
+        // The fifo is open for reading here, too: nobody's leaving breaks it.
+        let reader = drain.try_clone().unwrap();
+        std::thread::spawn(move || blocking(reader).read_exact(&mut [0; 17]).unwrap());
         run(&mut copy).unwrap();
+        drop(drain);
     }
 
     #[test]

@@ -70,16 +70,21 @@ impl Container {
         }
         self.init.check(Operation::Exec)?;
         shim.link
-            .commit(vec![process.keep_launching(&self.id)], Vec::new());
+            .commit_soon(vec![process.keep_launching(&self.id)]);
         let (mut io, streams) = Io::open(&process.names, &self.setting, &process.exec_id).await?;
-        let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
-        let (exec_id, document) = (process.exec_id.clone(), process.document.clone());
         let hold = self.hold(shim);
-        let pid = shim
-            .blocking(move || engine.exec(&id, &bundle, &exec_id, &document, &streams))
+        let pid = self
+            .engine
+            .exec(
+                &self.id,
+                &self.bundle,
+                &process.exec_id,
+                &process.document,
+                streams,
+            )
             .await?;
         process.launched(pid);
-        shim.link.commit(vec![Change::Watch { pid }], Vec::new());
+        shim.link.commit_soon(vec![Change::Watch { pid }]);
         drop(hold);
         process.set_state(State::Running);
         let terminal = io.attach_terminal(&process.names, &self.setting, &process.exec_id);
@@ -121,16 +126,8 @@ impl Container {
         io.drain(DRAIN).await;
         process.set_state(State::Deleted);
         self.execs.borrow_mut().remove(exec_id);
-        let pid_file = self.bundle.join(format!("{exec_id}.pid"));
-        match std::fs::remove_file(&pid_file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                log::warn(format_args!("remove {}: {error}", pid_file.display()));
-            }
-            _ => {}
-        }
-        // A successor would not know of the exec any more, so nothing else may be left of it.
         let prefix = keys::process(&self.id, exec_id);
-        shim.link.commit(vec![Change::Drop { prefix }], Vec::new());
+        shim.link.commit_soon(vec![Change::Drop { prefix }]);
         Ok(deleted(&process))
     }
 }
