@@ -24,10 +24,10 @@ pub(super) enum Bound {
     New(UnixListener),
 }
 
-/// Path of the socket. The name keeps the shims of different programs apart, which share the
-/// directory.
+/// Path of the socket: the one that runc's shim would have, as clients that look for a shim know
+/// no other way.
 pub(super) fn path(directory: &Path, containerd: &str, namespace: &str, group: &str) -> PathBuf {
-    let key = format!("xebec/{containerd}/{namespace}/{group}");
+    let key = format!("{containerd}/{namespace}/{group}");
     let mut name = String::with_capacity(64);
     for byte in Sha256::digest(key.as_bytes()) {
         for digit in [byte >> 4, byte & 15] {
@@ -108,6 +108,9 @@ mod tests {
             )
         };
         let one = of("a");
+        // As runc's shim has it.
+        let name = "82795ca4b9b166c1139546afbf9dfd59d74776e0b49c8edfbb195f9d8b9e94a6";
+        assert_eq!(one, Path::new(DIRECTORY).join(name));
         assert_ne!(one, of("b"));
         assert_eq!(one, of("a"));
         assert!(one.as_os_str().len() <= 106, "{}", one.display());
