@@ -3,6 +3,7 @@
 mod bad_input;
 mod crowds;
 mod insight;
+mod loggers;
 mod logs;
 mod sandbox;
 mod spans;

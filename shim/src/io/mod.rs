@@ -269,10 +269,7 @@ impl Io {
             keep.copy(through_a_buffer(), source, sink);
             self.add(TERMINAL_STDIN, keep, setting);
         }
-        let (awaits_reader, sink) = match terminal_sink(&names.stdout)? {
-            Sink::Fifo(fifo) => (true, fifo),
-            Sink::File(file) => (false, file.into()),
-        };
+        let (awaits_reader, sink) = self.terminal_sink(names, setting, exec_id).await?;
         let keep = Keep::new(setting, exec_id, TERMINAL);
         if awaits_reader && let Some(store) = Store::new(setting, exec_id, TERMINAL, None) {
             keep.commit("", relay::copies([&master, &sink])?);
@@ -285,6 +282,33 @@ impl Io {
         keep.copy(copying, master, sink);
         self.add(TERMINAL, keep, setting);
         Ok(())
+    }
+
+    /// Opens where a terminal's output goes, and whether that is a fifo; it is read in any case.
+    async fn terminal_sink(
+        &mut self,
+        names: &Names,
+        setting: &Setting,
+        exec_id: &str,
+    ) -> Result<(bool, OwnedFd)> {
+        let sink = match target::parse(&names.stdout)? {
+            Target::Null => Sink::File(open_append(Path::new("/dev/null"))?),
+            Target::Fifo(path) | Target::File(path) => open_sink(&path)?,
+            Target::Binary { program, arguments } => {
+                let (out, out_end) = pipe(setting)?;
+                // A terminal has no second output: the logger sees the end of it at once.
+                let (err, _) = pipe(setting)?;
+                let keep = Keep::new(setting, exec_id, LOGGER);
+                let plan = logger::Plan::new(&program, &arguments, setting, keep);
+                self.logger = Some(Logger::start(plan, [out, err]).await?);
+                let end = nonblocking(out_end).context(|| "prepare a logger's pipe".into())?;
+                return Ok((false, end));
+            }
+        };
+        Ok(match sink {
+            Sink::Fifo(fifo) => (true, fifo),
+            Sink::File(file) => (false, file.into()),
+        })
     }
 
     /// Relays an output of init's to a fifo. At its end readers of `late` are released.
@@ -448,16 +472,6 @@ fn open_target(target: &Target) -> Result<Option<Sink>> {
         Target::Fifo(path) => open_sink(path).map(Some),
         Target::File(path) => Ok(Some(Sink::File(open_append(path)?))),
         Target::Null | Target::Binary { .. } => Ok(None),
-    }
-}
-
-/// Opens where a terminal's output goes; it is read in any case.
-fn terminal_sink(name: &str) -> Result<Sink> {
-    match target::parse(name)? {
-        Target::Null | Target::Binary { .. } => {
-            Ok(Sink::File(open_append(Path::new("/dev/null"))?))
-        }
-        Target::Fifo(path) | Target::File(path) => open_sink(&path),
     }
 }
 

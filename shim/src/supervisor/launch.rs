@@ -117,16 +117,20 @@ impl Launching {
 
     /// Collects the process if it has ended; without an answer that is a failure.
     pub(super) fn collect(&mut self) -> Option<Outcome> {
-        let pid = Pid::from_raw(self.pid).filter(|_| !self.gone)?;
+        // It may be the program by now, whose end is for others to collect.
+        let told = self.becomes_program.then(|| self.progress()).flatten();
+        let Some(pid) = Pid::from_raw(self.pid).filter(|_| !self.gone) else {
+            return told;
+        };
         let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG;
         let status = match rustix::process::waitid(WaitId::Pid(pid), options) {
-            Ok(None) => return None,
+            Ok(None) => return told,
             Ok(Some(status)) => super::children::code(&status),
             Err(_) => super::children::UNKNOWN_STATUS,
         };
         // An answer may have been on its way, and a container that waits for its start may hold
         // the other end of the socket, so that its end never shows.
-        let outcome = self.progress();
+        let outcome = told.or_else(|| self.progress());
         self.gone = true;
         if self.socket.take().is_none() {
             return outcome;
@@ -161,7 +165,7 @@ fn run(supervisor: Pid, socket: UnixStream, message: Message<Request>) -> ! {
 fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
     // Of all that the supervisor holds, a container that waits for its start must not keep
     // anything open: containerd waits for the end of its connection, and clients for streams'.
-    let (socket, fds) = keep_only(socket, message.fds)?;
+    let (mut socket, fds) = keep_only(socket, message.fds)?;
     sys::restore_signals()?;
     let reply = match message.head {
         Request::Runtime(request) => {
@@ -182,6 +186,10 @@ fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
             arguments,
             environment,
         } => {
+            // Its descriptors go where the socket is, which is to tell of a failure, and to close
+            // when there is none.
+            let beyond = 3 + fds.len() as i32;
+            socket = rustix::io::fcntl_dupfd_cloexec(&socket, beyond)?.into();
             let mut command = Command::new(program);
             command.args(arguments).envs(environment);
             command.stdin(Standard::null());
