@@ -1,22 +1,17 @@
 //! Very many calls at once.
 
 use integration::leftovers::Inventory;
-use integration::shim::{Shim, exec_request, kill_request, start_request, wait_request};
+use integration::shim::{exec_request, kill_request, start_request, wait_request};
 use xebec_proto::task::{ExecProcessRequest, StartResponse, WaitResponse};
 
-use crate::{assert_restored, bundle, descriptors, host, wait_for_program};
+use crate::{assert_restored, descriptors, host, sleeper};
 
 const SLEEP: &[&str] = &["sleep", "1000"];
 
 #[test]
 fn hundreds_of_execs_at_once_with_and_without_terminals_leave_nothing() {
     let host = host();
-    let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
-    shim.warm_up("c", bundle.path()).unwrap();
-    shim.create("c", bundle.path()).unwrap();
-    let init = shim.start_process("c", "").unwrap();
-    wait_for_program(&host, init, "sleep");
+    let mut shim = sleeper(&host);
     let pid = shim.pid().unwrap();
     let before = Inventory::of(&host).unwrap();
     let open = descriptors(&host, pid);
@@ -57,12 +52,7 @@ fn hundreds_of_execs_at_once_with_and_without_terminals_leave_nothing() {
 #[test]
 fn a_thousand_execs_and_kills_at_once_are_all_answered_and_leave_nothing() {
     let host = host();
-    let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
-    shim.warm_up("c", bundle.path()).unwrap();
-    shim.create("c", bundle.path()).unwrap();
-    let init = shim.start_process("c", "").unwrap();
-    wait_for_program(&host, init, "sleep");
+    let mut shim = sleeper(&host);
     let pid = shim.pid().unwrap();
     let before = Inventory::of(&host).unwrap();
     let open = descriptors(&host, pid);

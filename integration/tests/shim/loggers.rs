@@ -154,12 +154,15 @@ fn a_logger_that_dies_is_followed_by_another_whoever_is_the_worker() {
 #[test]
 fn a_logger_that_is_absent_or_never_ready_is_refused_and_one_that_hangs_is_ended() {
     let host = host();
-    let (bundle, mut shim) = shim(&host, TALK);
+    let (mut bundle, mut shim) = shim(&host, TALK);
     let before = Inventory::of(&host).unwrap();
-    for (name, code, words) in [
-        ("absent", UNKNOWN, "/srv/absent"),
-        ("lazy", FAILED_PRECONDITION, "was not ready in 10s"),
+    for (name, terminal, code, words) in [
+        ("absent", false, UNKNOWN, "/srv/absent"),
+        ("absent", true, UNKNOWN, "/srv/absent"),
+        ("lazy", false, FAILED_PRECONDITION, "was not ready in 10s"),
     ] {
+        bundle.config["process"]["terminal"] = json!(terminal);
+        bundle.write().unwrap();
         let request = creation(&bundle, &format!("binary:///srv/{name}"));
         let answer = shim.task.call::<CreateTaskResponse>("Create", &request);
         let (refusal, message) = refused(answer);

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use integration::bundle::Bundle;
 use integration::hosts::{HostOptions, NativeHost};
 use integration::leftovers::Inventory;
+use integration::shim::Shim;
 use xebec_proto::ttrpc::Status;
 
 /// Codes of gRPC.
@@ -33,6 +34,17 @@ fn host() -> NativeHost {
 
 fn bundle<'a>(host: &'a NativeHost, id: &str, argv: &[&str]) -> Bundle<'a> {
     Bundle::create(host, format!("/bundles/{id}"), argv).expect("a bundle")
+}
+
+/// The shim of a container `c` that sleeps; it has done everything once.
+fn sleeper(host: &NativeHost) -> Shim {
+    let bundle = bundle(host, "c", &["sleep", "1000"]);
+    let mut shim = Shim::start(host, bundle.path(), "c", b"").unwrap();
+    shim.warm_up("c", bundle.path()).unwrap();
+    shim.create("c", bundle.path()).unwrap();
+    let init = shim.start_process("c", "").unwrap();
+    wait_for_program(host, init, "sleep");
+    shim
 }
 
 /// What a refused call was refused with.

@@ -8,9 +8,8 @@ use integration::leftovers::Inventory;
 use integration::shim::{Shim, exec_request};
 use xebec_proto::task::{ExecProcessRequest, ResizePtyRequest};
 
-use crate::{assert_restored, bundle, descriptors, host, wait_for_program};
+use crate::{assert_restored, descriptors, host, sleeper};
 
-const SLEEP: &[&str] = &["sleep", "1000"];
 /// Fifos of the host.
 const IN: &str = "/tmp/keyboard";
 const OUT: &str = "/tmp/screen";
@@ -32,12 +31,7 @@ fn expect(from: &mut File, expected: &str) {
 #[test]
 fn streams_need_no_worker_and_the_next_one_has_the_terminal() {
     let host = host();
-    let bundle = bundle(&host, "c", SLEEP);
-    let mut shim = Shim::start(&host, bundle.path(), "c", b"").unwrap();
-    shim.warm_up("c", bundle.path()).unwrap();
-    shim.create("c", bundle.path()).unwrap();
-    let init = shim.start_process("c", "").unwrap();
-    wait_for_program(&host, init, "sleep");
+    let mut shim = sleeper(&host);
     let pid = shim.pid().unwrap();
     host.check(&["mkfifo", IN, OUT]).unwrap();
     let before = Inventory::of(&host).unwrap();

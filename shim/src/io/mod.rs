@@ -158,8 +158,7 @@ impl Io {
         if let Target::Binary { program, arguments } = &stdout {
             let (out, out_end) = pipe(setting)?;
             let (err, err_end) = pipe(setting)?;
-            let keep = Keep::new(setting, exec_id, LOGGER);
-            let plan = logger::Plan::new(program, arguments, setting, keep);
+            let plan = logger_plan(program, arguments, setting, exec_id);
             io.logger = Some(Logger::start(plan, [out, err]).await?);
             (streams.stdout, streams.stderr) = (Some(out_end), Some(err_end));
             return Ok((io, streams));
@@ -298,8 +297,7 @@ impl Io {
                 let (out, out_end) = pipe(setting)?;
                 // A terminal has no second output: the logger sees the end of it at once.
                 let (err, _) = pipe(setting)?;
-                let keep = Keep::new(setting, exec_id, LOGGER);
-                let plan = logger::Plan::new(&program, &arguments, setting, keep);
+                let plan = logger_plan(&program, &arguments, setting, exec_id);
                 self.logger = Some(Logger::start(plan, [out, err]).await?);
                 let end = nonblocking(out_end).context(|| "prepare a logger's pipe".into())?;
                 return Ok((false, end));
@@ -464,6 +462,17 @@ fn look_for_reader(target: &Target) -> (Option<OwnedFd>, Option<PathBuf>) {
         Err(Errno::NXIO) => (None, Some(path.clone())),
         writer => (writer.ok(), None),
     }
+}
+
+/// How the logger of a process is started.
+fn logger_plan(
+    program: &Path,
+    arguments: &[String],
+    setting: &Setting,
+    exec_id: &str,
+) -> logger::Plan {
+    let keep = Keep::new(setting, exec_id, LOGGER);
+    logger::Plan::new(program, arguments, setting, keep)
 }
 
 /// Opens where an output goes; `None` if that is nowhere.
