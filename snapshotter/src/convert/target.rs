@@ -42,7 +42,7 @@ impl Target {
     /// Largest chunk in bytes unless something else is said. Other writers of eStargz take 4 MiB,
     /// with which a start by profile fetches a third more (python3-numpy 17.6 MB against 13.0,
     /// nodejs 24.7 against 18.7); blobs are 0.3 % larger with this. With 128 KiB profiles name 4 to
-    /// 7 % less, but a start without one waits 8 to 13 % more often, and python3-numpy fetches 5 % more.
+    /// 7 % less, but a start without one waits 5 to 13 % more often, and python3-numpy fetches 5 % more.
     pub fn default_chunk_size(self) -> u64 {
         match self {
             Self::Estargz => 256 << 10,
