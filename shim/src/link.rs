@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -34,6 +35,9 @@ pub struct Link {
 
 /// Most launches at once: a crowd of them does not run faster side by side.
 const AT_ONCE: usize = 2;
+/// How long a launch counts as one of these: after that it waits for a hook, not for a processor,
+/// and holds nobody up.
+const TURN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 struct Launches {
@@ -139,8 +143,8 @@ impl Link {
         raw: &[u8],
         fds: Vec<OwnedFd>,
     ) -> Outcome {
-        let (sender, outcome) = oneshot::channel();
-        let _turn = self
+        let (sender, mut outcome) = oneshot::channel();
+        let turn = self
             .at_once
             .acquire()
             .await
@@ -159,9 +163,13 @@ impl Link {
         };
         self.send(&launch, raw, fds);
         // The sender stays in the map until it is used; a worker without supervisor ends.
-        outcome
-            .await
-            .unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
+        let in_turn = tokio::time::timeout(TURN, &mut outcome).await;
+        drop(turn);
+        let outcome = match in_turn {
+            Ok(outcome) => outcome,
+            _ => outcome.await,
+        };
+        outcome.unwrap_or_else(|_| Err("the supervisor is gone".to_owned()))
     }
 
     /// Asks the supervisor how it and the streams are. To be called on the event loop's thread.

@@ -1,10 +1,11 @@
-//! Very many calls at once.
+//! Very many calls at once, and some that take long.
 
 use integration::leftovers::Inventory;
-use integration::shim::{exec_request, kill_request, start_request, wait_request};
-use xebec_proto::task::{ExecProcessRequest, StartResponse, WaitResponse};
+use integration::shim::{create_request, exec_request, kill_request, start_request, wait_request};
+use serde_json::json;
+use xebec_proto::task::{CreateTaskResponse, ExecProcessRequest, StartResponse, WaitResponse};
 
-use crate::{assert_restored, descriptors, host, sleeper};
+use crate::{assert_restored, bundle, descriptors, host, sleeper};
 
 const SLEEP: &[&str] = &["sleep", "1000"];
 
@@ -81,5 +82,41 @@ fn a_thousand_execs_and_kills_at_once_are_all_answered_and_leave_nothing() {
     }
     assert_restored(&host, &before);
     assert_eq!(descriptors(&host, pid), open);
+    shim.end("c").unwrap();
+}
+
+#[test]
+fn containers_whose_hooks_take_long_hold_no_others_up() {
+    let host = host();
+    let mut shim = sleeper(&host);
+    let quick = bundle(&host, "quick", SLEEP);
+    let mut slow = bundle(&host, "slow", SLEEP);
+    let script = "until [ -e /tmp/gate ]; do sleep 0.02; done";
+    slow.config["hooks"] = json!({ "createRuntime": [
+        { "path": integration::bundle::busybox(), "args": ["sh", "-c", script] }
+    ]});
+    slow.write().unwrap();
+    let before = Inventory::of(&host).unwrap();
+    let ids = ["slow-1", "slow-2", "slow-3"];
+    let created = ids.map(|id| {
+        let request = create_request(id, slow.path());
+        shim.task.send("Create", &request).unwrap()
+    });
+    shim.create("quick", quick.path()).unwrap();
+    shim.start_process("quick", "").unwrap();
+    shim.exec("quick", "e", &["true"]).unwrap();
+    shim.start_process("quick", "e").unwrap();
+    assert_eq!(shim.wait("quick", "e").unwrap(), 0);
+    host.check(&["touch", "/tmp/gate"]).unwrap();
+    for (id, stream) in ids.into_iter().zip(created) {
+        shim.task
+            .answer::<CreateTaskResponse>(stream)
+            .unwrap()
+            .unwrap();
+        shim.delete(id, "").unwrap();
+    }
+    shim.end("quick").unwrap();
+    host.check(&["rm", "/tmp/gate"]).unwrap();
+    assert_restored(&host, &before);
     shim.end("c").unwrap();
 }
