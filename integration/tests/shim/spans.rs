@@ -15,6 +15,15 @@ use crate::{INVALID_ARGUMENT, NOT_FOUND, assert_restored, bundle, host, refused}
 const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
 const CALLER: &str = "b7ad6b7169203331";
 
+/// The calls that are traced, and the phases that each of them has.
+const PHASES: [(&str, &[&str]); 5] = [
+    ("Create", &["streams", "mount", "launch", "console"]),
+    ("Start", &["start"]),
+    ("Exec", &[]),
+    ("Start", &["streams", "launch", "console"]),
+    ("Kill", &[]),
+];
+
 /// Has the calls that follow be part of a trace.
 fn be_traced(shim: &mut Shim, flags: &str) {
     let parent = format!("00-{TRACE}-{CALLER}-{flags}");
@@ -60,6 +69,8 @@ fn traced_calls_and_the_phases_of_a_start_are_spans_below_the_callers() {
     be_traced(&mut shim, "01");
     shim.create("c", bundle.path()).unwrap();
     shim.start_process("c", "").unwrap();
+    shim.exec("c", "e", &["true"]).unwrap();
+    shim.start_process("c", "e").unwrap();
     let kill = kill_request("c", "x", 9);
     assert_eq!(refused(shim.task.call::<()>("Kill", &kill)).0, NOT_FOUND);
     let spans = collector.spans_when(|spans| spans.iter().any(|span| method(span) == "Kill"));
@@ -92,7 +103,7 @@ fn the_calls_are_below_their_caller(spans: &[Span]) {
         calls.push(&span.name);
     }
     let service = "containerd.task.v3.Task";
-    let expected = ["Create", "Start", "Kill"].map(|method| format!("{service}/{method}"));
+    let expected = PHASES.map(|(method, _)| format!("{service}/{method}"));
     assert_eq!(calls, expected);
     let create = format!("{:?}", find(spans, "Create").attributes);
     assert!(create.contains("container.id"), "{create}");
@@ -105,17 +116,14 @@ fn the_calls_are_below_their_caller(spans: &[Span]) {
 }
 
 fn the_phases_are_below_their_calls(spans: &[Span]) {
-    for (call, phases) in [
-        ("Create", &["streams", "mount", "launch", "console"][..]),
-        ("Start", &["start"]),
-    ] {
-        let call = find(spans, call);
+    let calls = spans.iter().filter(|span| span.name.contains('/'));
+    for (call, (_, phases)) in calls.zip(PHASES) {
         let below = spans
             .iter()
             .filter(|span| span.parent_span_id == call.span_id);
         let below: Vec<&Span> = below.collect();
         let names: Vec<&str> = below.iter().map(|span| &*span.name).collect();
-        assert_eq!(names, phases);
+        assert_eq!(names, phases, "{}", call.name);
         let mut at = call.start_time_unix_nano;
         for phase in below {
             assert!(at <= phase.start_time_unix_nano, "{spans:#?}");

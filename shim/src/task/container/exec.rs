@@ -17,6 +17,8 @@ use crate::task::keys;
 use crate::task::process::Process;
 use crate::task::service::Shim;
 use crate::task::state::{Operation, State};
+use crate::task::timings::Stopwatch;
+use crate::trace;
 
 impl Container {
     /// Registers a further process; it starts later.
@@ -71,7 +73,9 @@ impl Container {
         self.init.check(Operation::Exec)?;
         shim.link
             .commit_soon(vec![process.keep_launching(&self.id)]);
+        let mut watch = Stopwatch::start();
         let (mut io, streams) = Io::open(&process.names, &self.setting, &process.exec_id).await?;
+        let opened = watch.lap("streams");
         let hold = self.hold(shim);
         let pid = self
             .engine
@@ -83,6 +87,7 @@ impl Container {
                 streams,
             )
             .await?;
+        let launch = watch.lap("launch");
         process.launched(pid);
         shim.link.commit_soon(vec![Change::Watch { pid }]);
         drop(hold);
@@ -93,6 +98,7 @@ impl Container {
             log::with(&[("id", &self.id), ("exec_id", &process.exec_id)])
                 .error(format_args!("terminal: {error}"));
         }
+        trace::note(&[opened, launch, watch.lap("console")]);
         process.io.replace(io);
         self.announce_exec(shim, process);
         self.watch(shim, process);
