@@ -122,6 +122,12 @@ impl Link {
         self.send(&ToSupervisor::Answer { connection }, frame, Vec::new());
     }
 
+    /// The shim is about to end, whatever becomes of this worker. This leaves with the answer to
+    /// the call that it ends by.
+    pub fn ending(&self) {
+        self.push(&ToSupervisor::Ending, &[], Vec::new());
+    }
+
     /// The shim is to end. Returns when the supervisor has been told, and everything before.
     pub async fn bye(&self) -> io::Result<()> {
         self.send(&ToSupervisor::Bye, &[], Vec::new());

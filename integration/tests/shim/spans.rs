@@ -143,13 +143,41 @@ fn a_successor_goes_on(host: &NativeHost, shim: &mut Shim, collector: &Collector
         .unwrap();
 }
 
+/// A collector that never answers, and its endpoint.
+fn silent_collector(host: &NativeHost) -> (TcpListener, String) {
+    let silent = host.in_network(|| TcpListener::bind("127.0.0.1:0"));
+    let silent = silent.unwrap().unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    (silent, endpoint)
+}
+
+#[test]
+fn a_shim_ends_though_its_worker_is_killed_between_the_answer_and_the_farewell() {
+    let host = host();
+    // The worker waits a second for this collector before it says farewell.
+    let (_silent, endpoint) = silent_collector(&host);
+    let bundle = bundle(&host, "c", &["sleep", "1000"]);
+    let before = Inventory::of(&host).unwrap();
+    let variables = [("OTEL_EXPORTER_OTLP_ENDPOINT", &*endpoint)];
+    let mut shim = start(&host, bundle.path(), "c", &variables);
+    be_traced(&mut shim, "01");
+    shim.create("c", bundle.path()).unwrap();
+    shim.delete("c", "").unwrap();
+    let script = "read x; exec pkill -KILL -x xebec-worker";
+    let mut killer = host.spawn(&["sh", "-c", script]).unwrap();
+    shim.shutdown().unwrap();
+    drop(killer.stdin.take());
+    killer.wait().unwrap();
+    // The connection is still there: a shim that had a new worker would stay for it.
+    assert_restored(&host, &before);
+    assert!(!shim.is_listening());
+}
+
 #[test]
 fn a_collector_that_takes_nothing_holds_nothing_up() {
     let host = host();
     let bundle = bundle(&host, "c", &["sleep", "1000"]);
-    let silent = host.in_network(|| TcpListener::bind("127.0.0.1:0"));
-    let silent = silent.unwrap().unwrap();
-    let silent_endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let (_silent, silent_endpoint) = silent_collector(&host);
     let before = Inventory::of(&host).unwrap();
     for (id, endpoint) in [
         ("silent", &*silent_endpoint),

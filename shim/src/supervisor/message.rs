@@ -115,6 +115,9 @@ pub(crate) enum ToSupervisor {
     Release,
     /// How is the supervisor? It answers with [`ToWorker::Insight`].
     Inquire,
+    /// The shim is about to end: who asked for it is told so with what is said next, and this
+    /// worker has no successor.
+    Ending,
     /// Nothing is left to do: end once containerd has its events and answers.
     Bye,
 }

@@ -125,7 +125,9 @@ struct Supervisor {
     restart: Restart,
     /// Since when nobody is connected and there is no container.
     idle: Option<Instant>,
-    /// The worker has said farewell.
+    /// A worker has said that the shim is about to end.
+    is_ending: bool,
+    /// The worker has said farewell, or can say it no more.
     leaving: Option<Leaving>,
 }
 
@@ -185,6 +187,7 @@ impl Supervisor {
             since: Instant::now(),
             restart: Restart::default(),
             idle: None,
+            is_ending: false,
             leaving: None,
         })
     }
@@ -547,6 +550,7 @@ impl Supervisor {
                 };
                 self.tell(&answer, &[], Vec::new());
             }
+            ToSupervisor::Ending => self.is_ending = true,
             ToSupervisor::Bye => self.leave(),
         }
     }

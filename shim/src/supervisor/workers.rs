@@ -158,8 +158,13 @@ impl Supervisor {
             return;
         };
         self.holds = 0;
-        if self.leaving.is_none() {
-            log::error(format_args!("the worker ended with status {status}"));
+        if self.leaving.is_some() {
+            return;
+        }
+        log::error(format_args!("the worker ended with status {status}"));
+        if self.is_ending {
+            self.leave();
+        } else {
             self.restart.died(Instant::now(), worker.since);
         }
     }
@@ -270,9 +275,9 @@ mod tests {
     use crate::supervisor::tests::supervisor;
     use std::process::Command;
 
-    /// A supervisor whose worker has said farewell and ended before anybody listened.
+    /// A supervisor whose worker has said `last` and ended before anybody listened.
     #[expect(clippy::zombie_processes, reason = "the supervisor collects it")]
-    fn bereaved(directory: &std::path::Path) -> Supervisor {
+    fn bereaved(directory: &std::path::Path, last: ToSupervisor) -> Supervisor {
         let mut supervisor = supervisor(directory);
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -280,7 +285,7 @@ mod tests {
         let pid = Pid::from_raw(worker.id() as i32).unwrap();
         supervisor.worker = Some(Worker::new(pid, ours));
         let mut outbox = Outbox::default();
-        for head in [ToSupervisor::Hold, ToSupervisor::Bye] {
+        for head in [ToSupervisor::Hold, last] {
             outbox.push(&head, &[], Vec::new()).unwrap();
         }
         assert!(outbox.flush(&theirs).unwrap());
@@ -300,17 +305,20 @@ mod tests {
 
     #[test]
     fn a_farewell_counts_when_the_end_of_the_worker_is_noticed_first() {
-        let directory = tempfile::tempdir().unwrap();
-        let mut supervisor = bereaved(directory.path());
-        let status = supervisor.kill_worker();
-        supervisor.worker_died(status);
-        has_heard_the_farewell(&mut supervisor);
+        // The second worker was killed before it came to say farewell.
+        for last in [ToSupervisor::Bye, ToSupervisor::Ending] {
+            let directory = tempfile::tempdir().unwrap();
+            let mut supervisor = bereaved(directory.path(), last);
+            let status = supervisor.kill_worker();
+            supervisor.worker_died(status);
+            has_heard_the_farewell(&mut supervisor);
+        }
     }
 
     #[test]
     fn a_farewell_counts_when_the_worker_can_be_told_nothing_any_more() {
         let directory = tempfile::tempdir().unwrap();
-        let mut supervisor = bereaved(directory.path());
+        let mut supervisor = bereaved(directory.path(), ToSupervisor::Bye);
         supervisor.tell(&ToWorker::Closed { connection: 1 }, &[], Vec::new());
         while supervisor.worker.is_some() {
             supervisor.hear_worker();

@@ -63,6 +63,12 @@ pub struct Shim {
 }
 
 impl Shim {
+    /// Has the shim end once the running calls have their answers.
+    pub fn end(&self) {
+        self.link.ending();
+        self.shutdown.notify_one();
+    }
+
     /// Runs `work` on one of the few blocking threads.
     pub async fn blocking<T: Send + 'static>(
         &self,
@@ -428,7 +434,7 @@ impl TaskService {
     fn shutdown(&self, _: &ShutdownRequest) -> Result<Vec<u8>> {
         // Others of the pod still live here.
         if self.has_no_tasks() && self.sandboxes.is_empty() {
-            self.shim.shutdown.notify_one();
+            self.shim.end();
         }
         empty(Ok(()))
     }

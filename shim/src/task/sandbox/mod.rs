@@ -292,7 +292,7 @@ impl Sandboxes {
     async fn shutdown(&self, request: &ShutdownSandboxRequest, has_tasks: bool) -> Result<()> {
         if self.is_empty() && !has_tasks {
             // Its creation has failed, and the shim was started for nothing.
-            self.shim.shutdown.notify_one();
+            self.shim.end();
             return Ok(());
         }
         let sandbox = self.sandbox(&request.sandbox_id)?;
@@ -311,7 +311,7 @@ impl Sandboxes {
         self.shim
             .link
             .commit(vec![Change::Drop { prefix }], Vec::new());
-        self.shim.shutdown.notify_one();
+        self.shim.end();
         Ok(())
     }
 }
