@@ -5,7 +5,7 @@ use integration::command::Output;
 use integration::hosts::NativeHost;
 use serde_json::json;
 
-use super::{host, ok, xebec};
+use super::{assert_restored, host, ok, settled, xebec};
 
 /// The same command line by runc and by xebec; in the script, `$R` is the runtime.
 #[track_caller]
@@ -249,4 +249,50 @@ fn a_container_can_be_deleted_as_soon_as_it_is_killed() {
         bundle.path()
     );
     host.check_sh(&script).unwrap();
+}
+
+#[test]
+fn runc_lists_ends_and_deletes_our_containers_and_starts_nothing_in_them() {
+    let host = host();
+    let mut bundle = Bundle::create(&host, "/tmp/b", &["sleep", "1000"]).unwrap();
+    bundle.config["hooks"] = json!({ "poststop": [
+        { "path": "/usr/bin/touch", "args": ["touch", "/tmp/poststop"], "timeout": 5 }
+    ]});
+    let warm = Bundle::create(&host, "/tmp/warm", &["true"]).unwrap();
+    let before = settled(&host, &warm);
+    let document = r#"{"args":["touch","/tmp/started"],"cwd":"/"}"#;
+    for shares_pids in [false, true] {
+        if shares_pids {
+            let namespaces = bundle.config["linux"]["namespaces"].as_array_mut();
+            namespaces.unwrap().retain(|it| it["type"] != "pid");
+        }
+        bundle.write().unwrap();
+        host.write_file("/tmp/process.json", document).unwrap();
+        let script = "R='runc --root /run/both'; X='xebec --root /run/both'
+            $X create --bundle /tmp/b c </dev/null >/dev/null 2>&1
+            $R list | awk '/^c / { print $3, $4 }'
+            $X start c
+            $R state c | jq -c '[.id, .pid > 0, .status, .bundle, .rootfs]'
+            test $($R state c | jq .pid) = $($X state c | jq .pid)
+            until $R ps c | grep -o 'sleep 1000'; do sleep 0.05; done
+            $R exec c touch /tmp/started 2>/dev/null && exit 1
+            $R exec --process /tmp/process.json c 2>/dev/null && exit 1
+            test ! -e /tmp/b/rootfs/tmp/started -a ! -e /tmp/started
+            $R kill c KILL; until $R list | grep -q stopped; do sleep 0.05; done
+            $X state c | jq -r .status
+            $R delete c; ls /run/both; rm /tmp/poststop
+            $X run --detach --bundle /tmp/b c </dev/null >/dev/null 2>&1
+            $R delete --force c; ls /run/both
+            rmdir /run/both; rm /tmp/poststop /tmp/process.json";
+        let said = host.check_sh(script).unwrap();
+        let expected = [
+            "created /tmp/b",
+            r#"["c",true,"running","/tmp/b","/tmp/b/rootfs"]"#,
+            "sleep 1000",
+            "stopped",
+        ];
+        let lines: Vec<_> = said.lines().collect();
+        assert_eq!(lines, expected);
+        assert_restored(&host, &before);
+    }
 }

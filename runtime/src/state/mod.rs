@@ -1,5 +1,6 @@
 //! A container's record: its id, its files below the state root, its status.
 
+mod for_runc;
 mod id;
 mod process;
 mod readiness;

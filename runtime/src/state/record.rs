@@ -21,7 +21,11 @@ pub(crate) struct Record {
     pub(crate) id: ContainerId,
     pub(crate) bundle: PathBuf,
     /// The configuration, when it is not the bundle's own.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default,
+        rename = "configFile",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub(crate) config: Option<PathBuf>,
     pub(crate) rootfs: PathBuf,
     /// The kernel's number of the mount there, when it is in the mount namespace of the host.

@@ -14,6 +14,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::for_runc::ForRunc;
 use super::record::Record;
 use super::{ContainerId, ContainerState, Status};
 use crate::cgroup::{Cgroup, CgroupPath};
@@ -130,7 +131,7 @@ impl StateDir {
 
     /// Writes the record; a reader sees the old one or the new one.
     pub(crate) fn write(&self, record: &Record) -> Result<()> {
-        let text = serde_json::to_vec(record).map_err(|e| Error::Os {
+        let text = serde_json::to_vec(&ForRunc::of(record)).map_err(|e| Error::Os {
             op: "encode state".to_owned(),
             source: e.into(),
         })?;

@@ -476,6 +476,7 @@ impl Container {
     ) -> Result<()> {
         let process = self.process(exec_id)?;
         if !all || !exec_id.is_empty() {
+            process.refuse_if_ended()?;
             return process.kill(signal as i32);
         }
         process.check(Operation::Kill)?;

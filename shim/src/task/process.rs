@@ -144,6 +144,15 @@ impl Process {
             .unwrap_or_else(|| Exit::now(super::exits::UNKNOWN_STATUS))
     }
 
+    /// Refuses what only a living process can be asked for, even if its end is still to be told:
+    /// somebody else, runc for example, may have killed it and say so.
+    pub(super) fn refuse_if_ended(&self) -> Result<()> {
+        if self.state() != State::Stopped && sys::has_ended(self.pid()) {
+            return Err(Error::NotFound("process already finished".into()));
+        }
+        Ok(())
+    }
+
     /// Signals this process alone.
     pub(super) fn kill(&self, signal: i32) -> Result<()> {
         self.check(Operation::Kill)?;
