@@ -95,10 +95,10 @@ impl Link {
         self.push(&commit, event, Vec::new());
     }
 
-    /// Has a stream copied from the one descriptor to the other.
-    pub(crate) fn copy(&self, key: &str, copying: Copying, fds: [OwnedFd; 2]) {
+    /// Has a stream copied from the first descriptor to the second, or to what is to be opened.
+    pub(crate) fn copy(&self, key: &str, copying: Copying, fds: Vec<OwnedFd>) {
         let key = key.to_owned();
-        self.push(&ToSupervisor::Copy { key, copying }, &[], fds.into());
+        self.push(&ToSupervisor::Copy { key, copying }, &[], fds);
     }
 
     /// Ends a standard input once what has been written to it so far is through.

@@ -5,10 +5,13 @@ use std::io::{Read as _, Write as _};
 
 use integration::hosts::NativeHost;
 use integration::leftovers::Inventory;
-use integration::shim::{Shim, exec_request};
-use xebec_proto::task::{ExecProcessRequest, ResizePtyRequest};
+use integration::shim::{Shim, create_request, exec_request};
+use serde_json::json;
+use xebec_proto::task::{
+    CreateTaskRequest, CreateTaskResponse, ExecProcessRequest, ResizePtyRequest,
+};
 
-use crate::{assert_restored, descriptors, host, sleeper};
+use crate::{assert_restored, bundle, descriptors, host, kill_worker, sleeper};
 
 /// Fifos of the host.
 const IN: &str = "/tmp/keyboard";
@@ -43,6 +46,46 @@ fn streams_need_no_worker_and_the_next_one_has_the_terminal() {
     }
     assert_restored(&host, &before);
     assert_eq!(descriptors(&host, pid), open);
+    shim.end("c").unwrap();
+}
+
+#[test]
+fn who_reads_a_container_sees_no_end_when_the_worker_that_creates_it_is_killed() {
+    let host = host();
+    let mut shim = sleeper(&host);
+    let pid = shim.pid().unwrap();
+    host.check(&["mkfifo", OUT]).unwrap();
+    let mut bundle = bundle(&host, "spoken", &["echo", "not lost"]);
+    let script = "touch /tmp/in-hook; until [ -e /tmp/gate ]; do sleep 0.02; done";
+    bundle.config["hooks"] = json!({ "createRuntime": [
+        { "path": integration::bundle::busybox(), "args": ["sh", "-c", script] }
+    ]});
+    for terminal in [false, true] {
+        bundle.config["process"]["terminal"] = json!(terminal);
+        bundle.write().unwrap();
+        let before = Inventory::of(&host).unwrap();
+        let open = descriptors(&host, pid);
+        let reader = host.spawn(&["cat", OUT]).unwrap();
+        let request = CreateTaskRequest {
+            terminal,
+            stdout: OUT.into(),
+            ..create_request("spoken", bundle.path())
+        };
+        let stream = shim.task.send("Create", &request).unwrap();
+        host.check_sh("until [ -e /tmp/in-hook ]; do sleep 0.02; done")
+            .unwrap();
+        kill_worker(&host, pid);
+        host.check(&["touch", "/tmp/gate"]).unwrap();
+        let _: CreateTaskResponse = shim.task.answer(stream).unwrap().unwrap();
+        shim.start_process("spoken", "").unwrap();
+        assert_eq!(shim.wait("spoken", "").unwrap(), 0);
+        shim.delete("spoken", "").unwrap();
+        let said = reader.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&said.stdout).trim_end(), "not lost");
+        host.check(&["rm", "/tmp/gate", "/tmp/in-hook"]).unwrap();
+        assert_restored(&host, &before);
+        assert_eq!(descriptors(&host, pid), open);
+    }
     shim.end("c").unwrap();
 }
 

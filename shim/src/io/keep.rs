@@ -2,6 +2,7 @@
 //! them, and of those that a logger reads the descriptors.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Setting;
@@ -30,7 +31,17 @@ impl Keep {
 
     /// Has the stream copied.
     pub(super) fn copy(&self, copying: Copying, from: OwnedFd, to: OwnedFd) {
-        self.link.copy(&self.key, copying, [from, to]);
+        self.link.copy(&self.key, copying, vec![from, to]);
+    }
+
+    /// Has an output copied to a fifo.
+    pub(super) fn copy_to_fifo(&self, copying: Copying, from: OwnedFd, fifo: PathBuf) {
+        let copying = Copying {
+            awaits_reader: true,
+            opens: Some(fifo),
+            ..copying
+        };
+        self.link.copy(&self.key, copying, vec![from]);
     }
 
     /// Ends the stream once what has been written to it so far is through.

@@ -15,7 +15,7 @@ pub(crate) mod terminal;
 mod view;
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
@@ -25,7 +25,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{Gid, OFlags, Uid};
-use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::task::{JoinSet, spawn_local};
@@ -33,7 +32,7 @@ use tokio::task::{JoinSet, spawn_local};
 use crate::engine::Streams;
 use crate::error::{Context, Result};
 use crate::link::Link;
-use crate::supervisor::copier::open_writer;
+use crate::supervisor::copier::open_output;
 use crate::supervisor::message::{Copying, Levels};
 use crate::task::exits::Exits;
 use crate::{log, sys};
@@ -125,8 +124,9 @@ enum Terminal {
 
 /// Where an output goes.
 enum Sink {
-    Fifo(OwnedFd),
-    File(File),
+    /// Not opened yet.
+    Fifo(PathBuf),
+    File(OwnedFd),
 }
 
 impl Io {
@@ -168,34 +168,21 @@ impl Io {
             (stdout, STDOUT, &mut streams.stdout),
             (stderr, STDERR, &mut streams.stderr),
         ] {
-            let (reader_there, late) = look_for_reader(&target);
-            let Some(sink) = open_target(&target)? else {
+            let Some(sink) = open_target(target)? else {
                 continue;
             };
-            drop(reader_there);
             let (reader, writer) = pipe(setting)?;
             let source = nonblocking(reader).context(|| "prepare an output".into())?;
             let keep = Keep::new(setting, exec_id, name);
             *end = Some(writer);
-            let (fifo, copying) = match sink {
-                Sink::Fifo(fifo) => (fifo, pipe_to_pipe()),
-                Sink::File(file) => {
-                    keep.copy(through_a_buffer(), source, file.into());
-                    io.add(name, keep, setting);
+            match (sink, Store::new(setting, exec_id, name, None)) {
+                (Sink::File(file), _) => keep.copy(through_a_buffer(), source, file),
+                (Sink::Fifo(fifo), None) => keep.copy_to_fifo(pipe_to_pipe(), source, fifo),
+                (Sink::Fifo(fifo), Some(store)) => {
+                    io.relay_to(keep, store, source, fifo)?;
                     continue;
                 }
-            };
-            if let Some(store) = Store::new(setting, exec_id, name, None) {
-                keep.commit("", relay::copies([&source, &fifo])?);
-                io.relay(keep, store, [source, fifo], late)?;
-                continue;
             }
-            let copying = Copying {
-                awaits_reader: true,
-                late,
-                ..copying
-            };
-            keep.copy(copying, source, fifo);
             io.add(name, keep, setting);
         }
         Ok((io, streams))
@@ -268,31 +255,27 @@ impl Io {
             keep.copy(through_a_buffer(), source, sink);
             self.add(TERMINAL_STDIN, keep, setting);
         }
-        let (awaits_reader, sink) = self.terminal_sink(names, setting, exec_id).await?;
+        let sink = self.terminal_sink(names, setting, exec_id).await?;
         let keep = Keep::new(setting, exec_id, TERMINAL);
-        if awaits_reader && let Some(store) = Store::new(setting, exec_id, TERMINAL, None) {
-            keep.commit("", relay::copies([&master, &sink])?);
-            return self.relay(keep, store, [master, sink], None);
+        match (sink, Store::new(setting, exec_id, TERMINAL, None)) {
+            (Sink::File(file), _) => keep.copy(through_a_buffer(), master, file),
+            (Sink::Fifo(fifo), None) => keep.copy_to_fifo(through_a_buffer(), master, fifo),
+            (Sink::Fifo(fifo), Some(store)) => return self.relay_to(keep, store, master, fifo),
         }
-        let copying = Copying {
-            awaits_reader,
-            ..through_a_buffer()
-        };
-        keep.copy(copying, master, sink);
         self.add(TERMINAL, keep, setting);
         Ok(())
     }
 
-    /// Opens where a terminal's output goes, and whether that is a fifo; it is read in any case.
+    /// Where a terminal's output goes; it is read in any case.
     async fn terminal_sink(
         &mut self,
         names: &Names,
         setting: &Setting,
         exec_id: &str,
-    ) -> Result<(bool, OwnedFd)> {
-        let sink = match target::parse(&names.stdout)? {
-            Target::Null => Sink::File(open_append(Path::new("/dev/null"))?),
-            Target::Fifo(path) | Target::File(path) => open_sink(&path)?,
+    ) -> Result<Sink> {
+        match target::parse(&names.stdout)? {
+            Target::Null => open_append(Path::new("/dev/null")).map(Sink::File),
+            Target::Fifo(path) | Target::File(path) => open_sink(path),
             Target::Binary { program, arguments } => {
                 let (out, out_end) = pipe(setting)?;
                 // A terminal has no second output: the logger sees the end of it at once.
@@ -300,13 +283,17 @@ impl Io {
                 let plan = logger_plan(&program, &arguments, setting, exec_id);
                 self.logger = Some(Logger::start(plan, [out, err]).await?);
                 let end = nonblocking(out_end).context(|| "prepare a logger's pipe".into())?;
-                return Ok((false, end));
+                Ok(Sink::File(end))
             }
-        };
-        Ok(match sink {
-            Sink::Fifo(fifo) => (true, fifo),
-            Sink::File(file) => (false, file.into()),
-        })
+        }
+    }
+
+    /// Relays an output of init's to a fifo, and keeps both for a successor.
+    fn relay_to(&mut self, keep: Keep, store: Store, from: OwnedFd, fifo: PathBuf) -> Result<()> {
+        let what = format!("open stream {}", fifo.display());
+        let (to, late) = open_output(fifo).context(|| what)?;
+        keep.commit("", relay::copies([&from, &to])?);
+        self.relay(keep, store, [from, to], late)
     }
 
     /// Relays an output of init's to a fifo. At its end readers of `late` are released.
@@ -410,6 +397,7 @@ fn pipe_to_pipe() -> Copying {
     Copying {
         splices: true,
         awaits_reader: false,
+        opens: None,
         late: None,
     }
 }
@@ -452,18 +440,6 @@ fn open_fifo(path: &Path, access: OFlags) -> Result<OwnedFd> {
         .context(|| format!("open stream {}", path.display()))
 }
 
-/// Looks whether somebody reads the fifo of an output already, and gives a descriptor that keeps
-/// such a reader from seeing an end; else the path at which one has to be waited for.
-fn look_for_reader(target: &Target) -> (Option<OwnedFd>, Option<PathBuf>) {
-    let Target::Fifo(path) = target else {
-        return (None, None);
-    };
-    match open_writer(path) {
-        Err(Errno::NXIO) => (None, Some(path.clone())),
-        writer => (writer.ok(), None),
-    }
-}
-
 /// How the logger of a process is started.
 fn logger_plan(
     program: &Path,
@@ -475,26 +451,25 @@ fn logger_plan(
     logger::Plan::new(program, arguments, setting, keep)
 }
 
-/// Opens where an output goes; `None` if that is nowhere.
-fn open_target(target: &Target) -> Result<Option<Sink>> {
+/// Opens where an output goes, unless that is a fifo; `None` if it is nowhere.
+fn open_target(target: Target) -> Result<Option<Sink>> {
     match target {
         Target::Fifo(path) => open_sink(path).map(Some),
-        Target::File(path) => Ok(Some(Sink::File(open_append(path)?))),
+        Target::File(path) => Ok(Some(Sink::File(open_append(&path)?))),
         Target::Null | Target::Binary { .. } => Ok(None),
     }
 }
 
-/// Opens an output. A fifo is opened for reading too: then a reader that goes away leaves the
-/// container waiting, not killed by SIGPIPE, and another reader may come.
-fn open_sink(path: &Path) -> Result<Sink> {
-    let is_fifo = std::fs::metadata(path).is_ok_and(|meta| meta.file_type().is_fifo());
+/// Opens an output, unless it is a fifo.
+fn open_sink(path: PathBuf) -> Result<Sink> {
+    let is_fifo = std::fs::metadata(&path).is_ok_and(|meta| meta.file_type().is_fifo());
     if is_fifo {
-        return Ok(Sink::Fifo(open_fifo(path, OFlags::RDWR)?));
+        return Ok(Sink::Fifo(path));
     }
-    Ok(Sink::File(open_append(path)?))
+    Ok(Sink::File(open_append(&path)?))
 }
 
-fn open_append(path: &Path) -> Result<File> {
+fn open_append(path: &Path) -> Result<OwnedFd> {
     let what = || format!("open stream {}", path.display());
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).context(what)?;
@@ -504,5 +479,6 @@ fn open_append(path: &Path) -> Result<File> {
         .create(true)
         .mode(0o644)
         .open(path)
+        .map(OwnedFd::from)
         .context(what)
 }

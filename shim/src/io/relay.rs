@@ -209,6 +209,7 @@ pub(super) fn release(keep: &Keep, to: &AsyncFd<OwnedFd>, late: Option<PathBuf>)
         let copying = Copying {
             splices: true,
             awaits_reader: false,
+            opens: None,
             late,
         };
         keep.copy(copying, ended.into(), to.get_ref().try_clone()?);

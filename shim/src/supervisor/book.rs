@@ -57,6 +57,7 @@ impl Book {
                     }
                 }
                 Change::Drop { prefix } => self.drop_below(&prefix),
+                Change::TakeBack { .. } => {}
                 Change::Watch { pid } => watches.watch.push(pid),
                 Change::Forget { pid } => watches.forget.push(pid),
             }

@@ -28,6 +28,15 @@ pub(super) struct Copier {
     copies: BTreeMap<u32, (String, Copy)>,
     next: u32,
     unread: Vec<Unread>,
+    taken_back: Vec<TakenBack>,
+}
+
+/// The target of a stream that will be made again.
+#[derive(Debug)]
+struct TakenBack {
+    key: String,
+    _fifo: OwnedFd,
+    until: Instant,
 }
 
 /// A fifo whose reader would wait in its open for ever, as there is no writer any more.
@@ -50,6 +59,18 @@ impl Unread {
     }
 }
 
+/// Opens the fifo of an output, never waiting for its reader. It is opened for reading too: then a
+/// reader that goes away leaves the container waiting, not killed by SIGPIPE, and another reader may
+/// come. The second value is the path if no reader was there yet.
+pub(crate) fn open_output(fifo: PathBuf) -> rustix::io::Result<(OwnedFd, Option<PathBuf>)> {
+    // Keeps such a reader from seeing an end.
+    let writer = open_writer(&fifo);
+    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let output = rustix::fs::open(&fifo, flags, Mode::empty())?;
+    let is_late = matches!(writer, Err(Errno::NXIO));
+    Ok((output, is_late.then_some(fifo)))
+}
+
 /// Opens a fifo for writing if somebody reads it; else `NXIO`.
 pub(crate) fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
@@ -57,20 +78,58 @@ pub(crate) fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
 }
 
 impl Copier {
-    /// Begins to copy; `fds` are the source and the target.
-    pub(super) fn add(&mut self, key: String, copying: Copying, fds: Vec<OwnedFd>) {
+    /// Begins to copy; `fds` are the source and the target, if that is not to be opened. The key of
+    /// a stream whose target cannot be opened: it is over.
+    pub(super) fn add(
+        &mut self,
+        key: String,
+        mut copying: Copying,
+        fds: Vec<OwnedFd>,
+    ) -> Option<String> {
         let mut fds = fds.into_iter();
-        let (Some(from), Some(to)) = (fds.next(), fds.next()) else {
-            return log::error(format_args!("stream {key} came without its descriptors"));
+        let from = fds.next();
+        let to = match copying.opens.take() {
+            Some(fifo) => match open_output(fifo) {
+                Ok((fifo, late)) => {
+                    copying.late = late;
+                    Some(fifo)
+                }
+                Err(error) => {
+                    log::error(format_args!("open stream {key}: {error}"));
+                    return Some(key);
+                }
+            },
+            None => fds.next(),
+        };
+        self.taken_back.retain(|fifo| fifo.key != key);
+        let (Some(from), Some(to)) = (from, to) else {
+            log::error(format_args!("stream {key} came without its descriptors"));
+            return None;
         };
         self.copies
             .insert(self.next, (key, Copy::new(from, to, copying)));
         self.next = self.next.wrapping_add(1);
+        None
     }
 
     /// Forgets every stream whose key begins so.
     pub(super) fn drop_below(&mut self, prefix: &str) {
         self.copies.retain(|_, (key, _)| !key.starts_with(prefix));
+    }
+
+    /// The same for streams that will be made again: their readers see no end until then.
+    pub(super) fn take_back(&mut self, prefix: &str) {
+        let until = Instant::now() + LATE;
+        let doomed = self
+            .copies
+            .extract_if(.., |_, (key, _)| key.starts_with(prefix));
+        let fifos = doomed.filter(|(_, (_, copy))| copy.copying.awaits_reader);
+        self.taken_back
+            .extend(fifos.map(|(_, (key, copy))| TakenBack {
+                key,
+                _fifo: copy.into_target(),
+                until,
+            }));
     }
 
     /// The keys of the streams that are open.
@@ -97,7 +156,9 @@ impl Copier {
     /// When to call [`Copier::look`].
     pub(super) fn wake(&self) -> Option<Instant> {
         let copies = self.copies.values().filter_map(|(_, copy)| copy.wake());
-        copies.chain(self.unread.iter().map(|late| late.next)).min()
+        let unread = self.unread.iter().map(|late| late.next);
+        let taken_back = self.taken_back.iter().map(|fifo| fifo.until);
+        copies.chain(unread).chain(taken_back).min()
     }
 
     /// Moves what can be moved of one stream; its key if that is over.
@@ -122,6 +183,7 @@ impl Copier {
     /// Looks for readers that come late; the keys of streams that are over now.
     pub(super) fn look(&mut self, now: Instant) -> Vec<String> {
         self.unread.retain_mut(|fifo| fifo.look(now));
+        self.taken_back.retain(|fifo| now < fifo.until);
         let due = |(number, (_, copy)): (&u32, &(String, Copy))| {
             copy.wake()
                 .is_some_and(|wake| wake <= now)
@@ -170,11 +232,13 @@ impl Copier {
 mod tests {
     use super::*;
     use std::fs::File;
+    use std::io::Write as _;
 
     fn copying(late: Option<PathBuf>) -> Copying {
         Copying {
             splices: true,
             awaits_reader: false,
+            opens: None,
             late,
         }
     }
@@ -201,6 +265,43 @@ mod tests {
         assert_eq!(copier.proceed(number).as_deref(), Some("c/p//out"));
         assert_eq!(copier.proceed(number), None);
         assert_eq!((copier.keys().count(), copier.wake()), (0, None));
+    }
+
+    #[test]
+    fn the_reader_of_a_stream_that_is_made_again_sees_no_end_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = directory.path().join("out");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        let mut copier = Copier::default();
+        let add = |copier: &mut Copier, path: &Path| {
+            let copying = Copying {
+                opens: Some(path.to_owned()),
+                awaits_reader: true,
+                ..copying(None)
+            };
+            let (source, end) = pipe();
+            let over = copier.add("c/p//out".to_owned(), copying, vec![source]);
+            (over, File::from(end))
+        };
+        let (_, end) = add(&mut copier, &fifo);
+        let reading = fifo.clone();
+        let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
+        copier.take_back("c/");
+        copier.drop_below("c/");
+        drop(end);
+        assert_eq!(copier.keys().count(), 0);
+        assert!(copier.wake().is_some(), "for ever");
+        let (_, mut end) = add(&mut copier, &fifo);
+        assert!(copier.taken_back.is_empty());
+        end.write_all(b"all").unwrap();
+        drop(end);
+        while copier.proceed(1).is_none() && copier.look(Instant::now()).is_empty() {
+            std::thread::yield_now();
+        }
+        assert_eq!(reader.join().unwrap(), b"all");
+        let (over, _) = add(&mut copier, &directory.path().join("no/such"));
+        assert_eq!(over.as_deref(), Some("c/p//out"));
     }
 
     #[test]

@@ -97,8 +97,8 @@ pub(crate) enum ToSupervisor {
         key: Option<String>,
         request: Request,
     },
-    /// Copy a stream until it ends or its key is dropped. The descriptors are its source and its
-    /// target.
+    /// Copy a stream until it ends or its key is dropped. The descriptors are its source and, if
+    /// it is not to be opened, its target.
     Copy { key: String, copying: Copying },
     /// End a standard input once what has been written to it so far is through.
     CloseInput { key: String },
@@ -134,6 +134,9 @@ pub(crate) enum Change {
     },
     /// Forget every record and every stream whose key begins so, with its descriptors.
     Drop { prefix: String },
+    /// The streams whose key begins so will be made again: stop copying, but let readers of outputs
+    /// see no end until then.
+    TakeBack { prefix: String },
     /// Tell of this child's end.
     Watch { pid: i32 },
     /// Its end has been dealt with.
@@ -147,6 +150,9 @@ pub(crate) struct Copying {
     pub(crate) splices: bool,
     /// The target is a fifo whose reader may be slow to come for the last bytes.
     pub(crate) awaits_reader: bool,
+    /// The supervisor opens the target, the fifo at this path. A worker that died with the only
+    /// writer would show its reader an end.
+    pub(crate) opens: Option<PathBuf>,
     /// That fifo, if its reader had not come yet when it was opened.
     pub(crate) late: Option<PathBuf>,
 }

@@ -497,8 +497,10 @@ impl Supervisor {
         match head {
             ToSupervisor::Commit { changes, event } => {
                 for change in &changes {
-                    if let Change::Drop { prefix } = change {
-                        self.copier.drop_below(prefix);
+                    match change {
+                        Change::Drop { prefix } => self.copier.drop_below(prefix),
+                        Change::TakeBack { prefix } => self.copier.take_back(prefix),
+                        _ => {}
                     }
                 }
                 let watches = self.book.apply(changes, fds);
@@ -532,7 +534,10 @@ impl Supervisor {
                     Err(error) => self.launched(ticket, None, Err(error.to_string())),
                 }
             }
-            ToSupervisor::Copy { key, copying } => self.copier.add(key, copying, fds),
+            ToSupervisor::Copy { key, copying } => {
+                let ended = self.copier.add(key, copying, fds);
+                self.tell_ended(ended);
+            }
             ToSupervisor::CloseInput { key } => {
                 let ended = self.copier.close(&key);
                 self.tell_ended(ended);

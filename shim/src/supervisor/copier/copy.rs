@@ -101,6 +101,11 @@ impl Copy {
         self.from.as_fd()
     }
 
+    /// What is left of a stream that nobody copies any more.
+    pub(super) fn into_target(self) -> OwnedFd {
+        self.to
+    }
+
     /// What waits in it.
     pub(super) fn level(&self) -> Level {
         let is_pipe = self.copying.splices || self.copying.awaits_reader;
@@ -240,6 +245,7 @@ mod tests {
     const SPLICED: Copying = Copying {
         splices: true,
         awaits_reader: false,
+        opens: None,
         late: None,
     };
     const CARRIED: Copying = Copying {

@@ -13,6 +13,7 @@ use super::Container;
 use crate::error::{Error, Result};
 use crate::io::{Io, Stream};
 use crate::log;
+use crate::supervisor::message::Change;
 
 impl Container {
     /// Takes over a container of an earlier worker. One whose creation was under way is taken
@@ -40,6 +41,10 @@ impl Container {
         let process = Process::inherited(String::new(), init_record);
         let container = Container::plan(shim, id, record.bundle, process, &options, record.told);
         if !is_made {
+            // Whoever asked for it will ask again, and reads its output already.
+            let prefix = keys::container(id);
+            let change = Change::TakeBack { prefix };
+            shim.link.commit(vec![change], Vec::new());
             container.undo(shim).await;
             return Ok(None);
         }
