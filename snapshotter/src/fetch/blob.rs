@@ -1,11 +1,13 @@
 //! A layer blob in a registry, read by ranges: the way of every cold read of a lazy file.
 
+use std::ops::Range;
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
-use reqwest::header::{CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
+use reqwest::header::{CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RANGE};
 use reqwest::{Method, Response, Url};
 
 use crate::digest::Digest;
@@ -15,10 +17,12 @@ use crate::mount::Blobs;
 use super::artifact::Artifact;
 use super::breaker::HostHealth;
 use super::failure::Failure;
-use super::hosts::{Capability, Endpoint};
+use super::hosts::{Capability, Endpoint, host_and_port};
+use super::multipart::{self, Multipart};
 use super::range;
 use super::reference::ImageRef;
 use super::registry::{Registry, Session, pull_scope, subject};
+use super::several::Asking;
 use super::source::{BlobSource, check_range};
 use super::trust::Trust;
 
@@ -114,12 +118,17 @@ impl BlobSource for RemoteBlob {
     }
 
     fn read_parts(&self, offset: u64, len: u64, part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let range = offset..offset.saturating_add(len);
+        self.read_ranges(slice::from_ref(&range), part)
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], part: &mut dyn FnMut(&[u8])) -> Result<()> {
         let (parts, arrived) = Parts::new();
         let (sender, outcome) = mpsc::sync_channel(1);
-        let blob = Arc::clone(&self.0);
+        let (blob, ranges) = (Arc::clone(&self.0), ranges.into());
         self.0.session.handle.spawn(async move {
             // The receiver waits until this has happened.
-            let _ = sender.send(blob.stream(offset, len, parts).await);
+            let _ = sender.send(blob.stream(ranges, parts).await);
         });
         // Ends when the task has dropped its end of the channel.
         for bytes in arrived {
@@ -128,6 +137,12 @@ impl BlobSource for RemoteBlob {
         outcome
             .recv()
             .unwrap_or_else(|_| Err(Error::Internal("the registry client has shut down".into())))
+    }
+
+    fn takes_several(&self) -> bool {
+        let Blob { session, image, .. } = &*self.0;
+        let first = session.first(image, Capability::Blob);
+        first.is_some_and(|endpoint| session.several.offer(&self.0.asked(&endpoint)))
     }
 
     fn suspect(&self, offset: u64, len: u64) -> bool {
@@ -171,20 +186,33 @@ impl Parts {
 impl Blob {
     async fn read(self: Arc<Self>, offset: u64, len: u64) -> Result<Vec<u8>> {
         let (parts, arrived) = Parts::new();
-        self.stream(offset, len, parts).await?;
+        let range = offset..offset.saturating_add(len);
+        self.stream([range].into(), parts).await?;
         Ok(arrived.try_iter().collect::<Vec<Bytes>>().concat())
     }
 
-    async fn stream(self: Arc<Self>, offset: u64, len: u64, parts: Arc<Parts>) -> Result<()> {
-        check_range(&format!("blob {}", self.digest), self.size, offset, len)?;
+    async fn stream(self: Arc<Self>, ranges: Arc<[Range<u64>]>, parts: Arc<Parts>) -> Result<()> {
+        let mut len = 0;
+        for range in &*ranges {
+            let bytes = range.end - range.start;
+            check_range(
+                &format!("blob {}", self.digest),
+                self.size,
+                range.start,
+                bytes,
+            )?;
+            len += bytes;
+        }
         if len == 0 {
             return Ok(());
         }
+        let offset = ranges[0].start;
         let action = format!("read of {len} bytes at {offset} of blob {}", self.digest);
         // A slow line is not an outage: what is long may take long, as long as it flows.
         let limit = self.session.config.deadline + Duration::from_secs(len / SLOW_LINE);
-        let read =
-            |_, endpoint| Arc::clone(&self).read_from(endpoint, offset, len, Arc::clone(&parts));
+        let read = |_, endpoint| {
+            Arc::clone(&self).read_from(endpoint, Arc::clone(&ranges), Arc::clone(&parts))
+        };
         self.session
             .attempt_avoiding(
                 &self.trust.suspects(),
@@ -197,34 +225,135 @@ impl Blob {
             .await
     }
 
+    /// Reads what has not arrived yet: at once, or one range after the other.
     async fn read_from(
         self: Arc<Self>,
         endpoint: Arc<Endpoint>,
-        offset: u64,
-        len: u64,
+        ranges: Arc<[Range<u64>]>,
         parts: Arc<Parts>,
     ) -> Result<(), Failure> {
-        let before = parts.arrived();
-        let read = self
-            .read_rest(&endpoint, offset + before, len - before, &parts)
-            .await;
-        if parts.arrived() > before {
-            let sent = offset + before..offset + parts.arrived();
-            self.trust.note(sent, endpoint.label());
+        let mut one_by_one = false;
+        loop {
+            let before = parts.arrived();
+            let rest = range::after(&ranges, before);
+            let Some(first) = rest.first() else {
+                return Ok(());
+            };
+            let asking = if one_by_one || rest.len() == 1 {
+                None
+            } else {
+                self.session.several.ask(&self.asked(&endpoint))
+            };
+            let read = match asking {
+                Some(asking) => self.read_several(&endpoint, &rest, &parts, asking).await,
+                None => self.read_one(&endpoint, first, &parts).await.map(|()| true),
+            };
+            for sent in range::until(&rest, parts.arrived() - before) {
+                self.trust.note(sent, endpoint.label());
+            }
+            one_by_one |= !read?;
         }
-        read
     }
 
-    async fn read_rest(
+    async fn read_one(
         &self,
         endpoint: &Endpoint,
-        offset: u64,
-        len: u64,
+        wanted: &Range<u64>,
         parts: &Parts,
     ) -> Result<(), Failure> {
+        let (offset, len) = (wanted.start, wanted.end - wanted.start);
+        let (response, target) = self.ask(endpoint, &range::request(offset, len)).await?;
+        self.receive(response, offset, len, parts).await?;
+        self.remember_new(endpoint, target);
+        Ok(())
+    }
+
+    /// Asks for all of `wanted` in one request. Whether it made sense: if not, what has not arrived
+    /// is to be asked for range by range.
+    async fn read_several(
+        &self,
+        endpoint: &Endpoint,
+        wanted: &[Range<u64>],
+        parts: &Parts,
+        asking: Asking,
+    ) -> Result<bool, Failure> {
+        let (before, mut target) = (parts.arrived(), None);
+        let read = self.try_several(endpoint, wanted, parts, &mut target).await;
+        let failure = match &read {
+            Ok(()) => None,
+            Err(Failure::Protocol(_)) => read.as_ref().err(),
+            // A server may as well hang up when it sees such a request.
+            Err(failure) if asking.is_first() && parts.arrived() == before => Some(failure),
+            Err(_) => return read.map(|()| true),
+        };
+        if let Some(failure) = failure {
+            tracing::debug!(host = endpoint.label(), %failure, "not asked for several ranges");
+        }
+        let by = target.as_ref().map(host_and_port);
+        asking.learn(by.as_deref(), failure.is_none());
+        self.remember_new(endpoint, target);
+        Ok(read.is_ok())
+    }
+
+    async fn try_several(
+        &self,
+        endpoint: &Endpoint,
+        wanted: &[Range<u64>],
+        parts: &Parts,
+        target: &mut Option<Url>,
+    ) -> Result<(), Failure> {
+        let asked = self.ask(endpoint, &range::request_several(wanted)).await?;
+        *target = asked.1;
+        let response = asked.0;
+        if !response.status().is_success() && response.status().as_u16() != 416 {
+            return Err(self.session.refusal(response).await);
+        }
+        let reader = self.reader(&response, wanted).map_err(Failure::Protocol)?;
+        self.receive_several(response, reader, parts).await
+    }
+
+    /// What reads an answer to a request for several ranges.
+    fn reader(&self, response: &Response, wanted: &[Range<u64>]) -> Result<Multipart, String> {
+        let header = |name: HeaderName| response.headers().get(name)?.to_str().ok();
+        let status = response.status().as_u16();
+        if status != 206 {
+            return Err(format!("status {status} to a request for several ranges"));
+        }
+        if let Some(boundary) = header(CONTENT_TYPE).and_then(multipart::boundary) {
+            return Ok(Multipart::new(boundary, wanted, self.size));
+        }
+        let told = header(CONTENT_RANGE).ok_or("status 206 without ranges")?;
+        Multipart::single(range::told(told, self.size)?, wanted, self.size)
+    }
+
+    async fn receive_several(
+        &self,
+        response: Response,
+        mut reader: Multipart,
+        parts: &Parts,
+    ) -> Result<(), Failure> {
+        let mut pieces = self.session.pieces(response);
+        while let Some(piece) = pieces.next().await? {
+            let give = |found| parts.push(piece.slice(found));
+            reader.feed(&piece, give).map_err(Failure::Protocol)?;
+        }
+        if reader.is_complete() {
+            return Ok(());
+        }
+        Err(Failure::Protocol(
+            "the answer lacks some of the ranges".into(),
+        ))
+    }
+
+    /// Asks for ranges; the answer, and the URL on another host that gave it.
+    async fn ask(
+        &self,
+        endpoint: &Endpoint,
+        ranges: &str,
+    ) -> Result<(Response, Option<Url>), Failure> {
         let mut headers = HeaderMap::new();
-        let value = HeaderValue::from_str(&range::request(offset, len))
-            .map_err(|error| Failure::Protocol(error.to_string()))?;
+        let value =
+            HeaderValue::from_str(ranges).map_err(|error| Failure::Protocol(error.to_string()))?;
         headers.insert(RANGE, value);
         if let Some(target) = self.target(endpoint) {
             let make =
@@ -234,20 +363,14 @@ impl Blob {
                 .send_foreign(endpoint, &target, self.session.config.stall_timeout, make)
                 .await?;
             if !response.status().is_client_error() && !response.status().is_redirection() {
-                return self.receive(response, offset, len, parts).await;
+                return Ok((response, Some(target)));
             }
             // The signed URL has expired.
             self.remember(endpoint, None);
         }
         let subject = subject(&self.image, &self.scope);
         let request = (Method::GET, self.path.as_str());
-        let (response, target) = self
-            .session
-            .get(endpoint, subject, request, &headers)
-            .await?;
-        self.receive(response, offset, len, parts).await?;
-        self.remember(endpoint, target);
-        Ok(())
+        self.session.get(endpoint, subject, request, &headers).await
     }
 
     async fn receive(
@@ -299,6 +422,12 @@ impl Blob {
         Ok(())
     }
 
+    /// The host that is asked at first.
+    fn asked(&self, endpoint: &Endpoint) -> String {
+        let target = self.target(endpoint);
+        target.map_or_else(|| endpoint.label(), |target| host_and_port(&target))
+    }
+
     fn target(&self, endpoint: &Endpoint) -> Option<Url> {
         let targets = self
             .targets
@@ -308,6 +437,13 @@ impl Blob {
             .iter()
             .find(|(base, _, since)| *base == endpoint.base && since.elapsed() < REMEMBER)
             .map(|(_, target, _)| target.clone())
+    }
+
+    /// Remembers a target, unless it is the one that is known: that one grows old.
+    fn remember_new(&self, endpoint: &Endpoint, target: Option<Url>) {
+        if self.target(endpoint).is_none() {
+            self.remember(endpoint, target);
+        }
     }
 
     fn remember(&self, endpoint: &Endpoint, target: Option<Url>) {

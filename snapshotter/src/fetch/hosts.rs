@@ -137,7 +137,8 @@ pub(super) fn with_proxies(
     Ok(all)
 }
 
-fn host_and_port(url: &Url) -> String {
+/// As hosts are called.
+pub(super) fn host_and_port(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port()
         .map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))

@@ -26,6 +26,7 @@ mod kubernetes;
 pub mod manifest;
 #[cfg(test)]
 mod mirrors;
+pub mod multipart;
 #[cfg(test)]
 mod outage;
 mod pace;
@@ -38,6 +39,9 @@ mod reference;
 mod referrers;
 mod registry;
 mod request;
+#[cfg(test)]
+mod scattered;
+mod several;
 mod source;
 #[cfg(test)]
 mod tokens;

@@ -1,5 +1,7 @@
 //! The headers of HTTP range requests (RFC 9110, section 14).
 
+use std::ops::Range;
+
 use super::failure::Failure;
 
 /// How far into a blob something may end for a server that ignores ranges: all that comes before it
@@ -9,6 +11,36 @@ const MAX_SKIPPED: u64 = 16 << 20;
 /// Value of the `Range` header for `len` bytes at `offset`; `len` is at least 1.
 pub(super) fn request(offset: u64, len: u64) -> String {
     format!("bytes={offset}-{}", offset + len - 1)
+}
+
+/// The same for several ranges, none of which is empty.
+pub(super) fn request_several(ranges: &[Range<u64>]) -> String {
+    let ranges = ranges
+        .iter()
+        .map(|range| format!("{}-{}", range.start, range.end - 1));
+    format!("bytes={}", ranges.collect::<Vec<_>>().join(","))
+}
+
+/// What is left of `ranges` without their first `skipped` bytes.
+pub(super) fn after(ranges: &[Range<u64>], mut skipped: u64) -> Vec<Range<u64>> {
+    let cut = |range: &Range<u64>| {
+        let here = skipped.min(range.end - range.start);
+        skipped -= here;
+        range.start + here..range.end
+    };
+    let left = ranges.iter().map(cut);
+    left.filter(|range| !range.is_empty()).collect()
+}
+
+/// The first `len` bytes of `ranges`.
+pub(super) fn until(ranges: &[Range<u64>], mut len: u64) -> Vec<Range<u64>> {
+    let cut = |range: &Range<u64>| {
+        let here = len.min(range.end - range.start);
+        len -= here;
+        range.start..range.start + here
+    };
+    let taken = ranges.iter().map(cut);
+    taken.filter(|range| !range.is_empty()).collect()
 }
 
 /// Checks the status and `Content-Range` of the answer to a request for `len` bytes at `offset` of
@@ -35,20 +67,28 @@ pub(super) fn check(
     let Some(header) = content_range else {
         return refuse("status 206 without Content-Range".into());
     };
-    let Some((first, last, total)) = parse(header) else {
-        return refuse(format!("malformed Content-Range {header:?}"));
-    };
-    if (first, last) != (offset, offset + len - 1) {
+    let told = told(header, size).map_err(Failure::Protocol)?;
+    if told != (offset..offset + len) {
         return refuse(format!(
-            "asked for bytes {offset}-{}, got {first}-{last}",
-            offset + len - 1
+            "asked for bytes {offset}-{}, got {}-{}",
+            offset + len - 1,
+            told.start,
+            told.end - 1
         ));
     }
+    Ok(())
+}
+
+/// The range that a `Content-Range` tells of a blob of `size` bytes: never empty, and within it.
+pub(super) fn told(header: &str, size: u64) -> Result<Range<u64>, String> {
+    let malformed = || format!("malformed Content-Range {header:?}");
+    let (first, last, total) = parse(header).ok_or_else(malformed)?;
     match total {
-        Some(total) if total != size => refuse(format!(
+        Some(total) if total != size => Err(format!(
             "the server's blob has {total} bytes, the manifest says {size}"
         )),
-        _ => Ok(()),
+        _ if first <= last && last < size => Ok(first..last + 1),
+        _ => Err(malformed()),
     }
 }
 
@@ -100,6 +140,19 @@ mod tests {
     fn the_request_names_the_last_byte_inclusively() {
         assert_eq!(request(0, 1), "bytes=0-0");
         assert_eq!(request(100, 50), "bytes=100-149");
+        assert_eq!(request_several(&[0..1, 100..150]), "bytes=0-0,100-149");
+    }
+
+    #[test]
+    fn ranges_are_cut_where_an_answer_has_ended() {
+        let ranges = [10..20, 50..51, 30..40];
+        assert_eq!(after(&ranges, 0), ranges);
+        assert_eq!(after(&ranges, 4), [14..20, 50..51, 30..40]);
+        assert_eq!(after(&ranges, 11), ranges[2..]);
+        assert!(after(&ranges, 21).is_empty());
+        assert!(until(&ranges, 0).is_empty());
+        assert_eq!(until(&ranges, 12), [10..20, 50..51, 30..31]);
+        assert_eq!(until(&ranges, 21), ranges);
     }
 
     #[test]

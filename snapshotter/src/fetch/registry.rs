@@ -25,6 +25,7 @@ use super::kubelet::Plugins;
 use super::kubernetes::Secrets;
 use super::passed::Passed;
 use super::reference::ImageRef;
+use super::several::Several;
 use super::turns::Turns;
 
 /// First pause between two attempts; it doubles up to the last.
@@ -146,6 +147,7 @@ impl Registry {
             unlisting: Mutex::default(),
             breakers: Breakers::new(config.patience),
             turns: Turns::new(config.requests_per_host),
+            several: Arc::default(),
             config,
         });
         Ok(Self {
@@ -188,6 +190,8 @@ pub(super) struct Session {
     pub(super) unlisting: Mutex<HashSet<String>>,
     pub(super) breakers: Arc<Breakers>,
     turns: Turns,
+    /// Which hosts answer requests for several ranges.
+    pub(super) several: Arc<Several>,
 }
 
 impl Session {
@@ -333,6 +337,13 @@ impl Session {
         } else {
             good
         }
+    }
+
+    /// The endpoint that is asked first for `capability`, if one was asked before.
+    pub(super) fn first(&self, image: &ImageRef, capability: Capability) -> Option<Arc<Endpoint>> {
+        let known = self.known().get(image.host()).cloned()?;
+        let able = self.able(&known, capability, &[]);
+        able.first().map(|endpoint| Arc::clone(endpoint))
     }
 
     /// Whether there are hosts for `image` that are not among `avoided`.

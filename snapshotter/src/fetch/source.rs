@@ -1,6 +1,7 @@
 //! Random access to the bytes of a layer blob, wherever it lies.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
@@ -19,6 +20,18 @@ pub trait BlobSource: Send + Sync {
     fn read_parts(&self, offset: u64, len: u64, part: &mut dyn FnMut(&[u8])) -> Result<()> {
         part(&self.read_range(offset, len)?);
         Ok(())
+    }
+
+    /// The same for several ranges, the bytes of one after those of the other, in one request where
+    /// that is possible. None of them is empty.
+    fn read_ranges(&self, ranges: &[Range<u64>], part: &mut dyn FnMut(&[u8])) -> Result<()> {
+        let mut ranges = ranges.iter();
+        ranges.try_for_each(|range| self.read_parts(range.start, range.end - range.start, part))
+    }
+
+    /// Whether several ranges are worth asking for at once; whoever asks this does it then.
+    fn takes_several(&self) -> bool {
+        false
     }
 
     /// Says that the bytes of this range do not match their digest. Whether they are worth another

@@ -18,6 +18,7 @@ mod plan;
 pub mod pool;
 mod prefetch;
 mod quiet;
+mod request;
 mod timed;
 mod touch;
 pub(crate) mod unpack;
@@ -36,6 +37,7 @@ use self::flight::{Claim, Flights, Landing};
 pub use self::plan::Plan;
 use self::pool::{Class, Pool};
 use self::quiet::Quiet;
+use self::request::{MAX_RANGES, Request};
 use self::timed::Timed;
 use self::touch::Watchers;
 use self::unpack::Unpacker;
@@ -49,12 +51,6 @@ use crate::timeline::{Timeline, What};
 
 /// Result of what several threads may wait for together.
 pub type Shared<T> = Result<T, Arc<Error>>;
-
-/// Packed bytes between two units that are fetched along rather than skipped: at 100 Mbit/s and
-/// 20 ms a request costs as much as 250 KB, at 1 Gbit/s and 2 ms as well.
-const MAX_GAP: u64 = 64 << 10;
-/// Most packed bytes of one request: bounds memory, and the time until its first unit is there.
-const MAX_RUN: u64 = 4 << 20;
 
 /// One layer: its store, its registry, and who fetches what.
 pub struct Filler {
@@ -264,55 +260,77 @@ impl Filler {
     }
 
     /// Fetches claimed units, neighbours together. The outcome reaches whoever waits for a unit.
-    fn fetch(&self, mut claims: Vec<Claim>, class: Class) {
+    fn fetch(&self, claims: Vec<Claim>, class: Class) {
+        self.fetch_by(claims, class, |blob| self.takes_several(blob));
+    }
+
+    /// The same, with several ranges in one request of a blob if `takes_several` says so.
+    fn fetch_by(&self, mut claims: Vec<Claim>, class: Class, takes_several: impl Fn(u16) -> bool) {
         // Readers' units come first in the list, and the run that holds the first one comes first.
         while let Some(first) = claims.first().map(Claim::unit) {
             claims.sort_unstable_by_key(|claim| (claim.unit() < first, claim.unit()));
-            let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
-            let ranges = units.map(|unit| (unit.blob, unit.offset..unit.end()));
-            let rest = claims.split_off(run_length(ranges));
-            self.fetch_run(claims, class);
+            let units = || {
+                let units = claims.iter().map(|claim| self.index().unit(claim.unit()));
+                units.map(|unit| (unit.blob, unit.offset..unit.end()))
+            };
+            let blob = self.index().unit(first).blob;
+            let mut request = Request::of(units(), MAX_RANGES);
+            if request.ranges.len() > 1 && !takes_several(blob) {
+                request = Request::of(units(), 1);
+            }
+            let rest = claims.split_off(request.places.len());
+            let source = self.sources.get(usize::from(blob)).map(|source| &**source);
+            self.fetch_request(claims, &request, source, class);
             claims = rest;
         }
     }
 
-    /// One range request; each unit lands as soon as its bytes are there.
-    fn fetch_run(&self, run: Vec<Claim>, class: Class) {
-        let first = self.index().unit(run[0].unit());
-        let start = first.offset;
-        let len = self.index().unit(run[run.len() - 1].unit()).end() - start;
+    /// Whether the next request can ask for several ranges of a blob; whoever asks this does it then.
+    fn takes_several(&self, blob: u16) -> bool {
+        let source = self.sources.get(usize::from(blob));
+        source.is_some_and(|source| source.takes_several())
+    }
+
+    /// One request; each unit lands as soon as its bytes are there.
+    fn fetch_request(
+        &self,
+        claims: Vec<Claim>,
+        request: &Request,
+        source: Option<&dyn BlobSource>,
+        class: Class,
+    ) {
+        let (start, len) = (request.ranges[0].start, request.len());
         let begun = Instant::now();
         let disturbance = (class != Class::Background).then(|| self.pool.disturb());
-        let mut packed = Vec::with_capacity(len as usize);
+        let mut packed = Vec::with_capacity(len);
         let mut unpacker = Unpacker::default();
         let mut spoilt = Vec::new();
-        let mut run = run.into_iter().peekable();
+        let mut due = claims
+            .into_iter()
+            .zip(request.places.iter().cloned())
+            .peekable();
         let mut take = |part: &[u8]| {
             packed.extend_from_slice(part);
-            let has_arrived = |claim: &Claim| {
-                self.index().unit(claim.unit()).end() - start <= packed.len() as u64
-            };
-            while let Some(claim) = run.next_if(has_arrived) {
-                spoilt.extend(self.arrive(claim, start, &packed, &mut unpacker));
+            let has_arrived = |due: &(Claim, Range<usize>)| due.1.end <= packed.len();
+            while let Some((claim, place)) = due.next_if(has_arrived) {
+                spoilt.extend(self.arrive(claim, &packed[place], &mut unpacker));
             }
         };
-        let source = self.sources.get(usize::from(first.blob));
         let read = match source {
-            Some(source) => source.read_parts(start, len, &mut take),
-            None => Err(Error::Internal(format!(
-                "blob {} has no source",
-                first.blob
-            ))),
+            Some(source) => source.read_ranges(&request.ranges, &mut take),
+            None => Err(Error::Internal("a blob has no source".to_owned())),
         };
         drop(disturbance);
         counters::times(class).add(begun.elapsed());
         self.counters.fetched(class, packed.len() as u64);
-        self.timed.note(begun, || What::Fetch {
-            layer: self.layer(),
-            cause: class.name().to_owned(),
-            offset: start,
-            bytes: packed.len() as u64,
-        });
+        for (offset, bytes) in request.arrived(packed.len()) {
+            self.timed.note(begun, || What::Fetch {
+                layer: self.layer(),
+                cause: class.name().to_owned(),
+                offset,
+                bytes,
+            });
+        }
         if let Err(error) = read {
             self.counters.failed();
             if let Some(unlogged) = self.failures.speak() {
@@ -322,12 +340,12 @@ impl Filler {
                 );
             }
             let error = Arc::new(error);
-            for claim in run {
+            for (claim, _) in due {
                 claim.land(Err(Arc::clone(&error)));
             }
         }
         for (claim, error) in spoilt {
-            self.fetch_again(claim, error, source.map(|source| &**source));
+            self.fetch_again(claim, error, source);
         }
     }
 
@@ -353,18 +371,14 @@ impl Filler {
         }));
     }
 
-    /// Makes a unit local whose bytes are in `packed`, which begins at `start` of the blob. Gives
-    /// the claim back if they are wrong, as others may have the right ones.
+    /// Makes a unit local whose bytes are `packed`. Gives the claim back if they are wrong, as
+    /// others may have the right ones.
     fn arrive(
         &self,
         claim: Claim,
-        start: u64,
         packed: &[u8],
         unpacker: &mut Unpacker,
     ) -> Option<(Claim, Error)> {
-        let unit = self.index().unit(claim.unit());
-        let from = (unit.offset - start) as usize;
-        let packed = &packed[from..from + unit.len as usize];
         match self.store(claim.unit(), packed, unpacker) {
             Ok(()) => claim.land(Ok(())),
             Err(error) if is_spoilt(&error) => {
@@ -373,7 +387,7 @@ impl Filler {
             }
             Err(error) => {
                 tracing::error!(
-                    layer = %self.layer(), offset = unit.offset, %error,
+                    layer = %self.layer(), unit = claim.unit(), %error,
                     "fetched bytes cannot be kept; reads of them get EIO"
                 );
                 claim.land(Err(Arc::new(error)));
@@ -433,24 +447,6 @@ impl Filler {
     fn layer(&self) -> Digest {
         self.index().layer()
     }
-}
-
-/// How many of the leading ranges go into one request: neighbours in one blob with small gaps, up
-/// to a bound.
-fn run_length(mut ranges: impl Iterator<Item = (u16, Range<u64>)>) -> usize {
-    let Some((blob, mut run)) = ranges.next() else {
-        return 0;
-    };
-    let mut last = run.start;
-    let joins = |(in_blob, range): &(u16, Range<u64>)| {
-        // Neighbours may have bytes in common.
-        let gap = range.start.saturating_sub(run.end);
-        let follows = range.start >= last && range.end >= run.end && gap <= MAX_GAP;
-        let joins = *in_blob == blob && follows && range.end - run.start <= MAX_RUN;
-        (last, run.end) = (range.start, range.end);
-        joins
-    };
-    1 + ranges.take_while(joins).count()
 }
 
 #[cfg(test)]

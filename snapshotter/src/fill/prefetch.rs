@@ -5,7 +5,8 @@ use std::sync::{Arc, mpsc};
 
 use super::flight::Claim;
 use super::pool::Class;
-use super::{Filler, MAX_RUN, Shared};
+use super::request::MAX_RUN;
+use super::{Filler, Shared};
 use crate::error::Error;
 use crate::index::LayerIndex;
 

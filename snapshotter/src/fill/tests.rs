@@ -15,6 +15,8 @@ use crate::store::{Origin, Store};
 struct Source {
     blob: Mutex<Vec<u8>>,
     asked: Mutex<Vec<(u64, u64)>>,
+    /// How many ranges each request had that may have several; none may.
+    several: Mutex<Option<Vec<usize>>>,
     dead: AtomicBool,
     /// Bytes of the blob from here on do not arrive for now.
     gate: AtomicU64,
@@ -25,6 +27,7 @@ impl Source {
         Self {
             blob: Mutex::new(blob),
             asked: Mutex::default(),
+            several: Mutex::default(),
             dead: AtomicBool::new(false),
             gate: AtomicU64::new(u64::MAX),
         }
@@ -55,6 +58,18 @@ impl BlobSource for Source {
             std::thread::sleep(std::time::Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    fn read_ranges(&self, ranges: &[Range<u64>], part: &mut dyn FnMut(&[u8])) -> crate::Result<()> {
+        if let Some(several) = &mut *self.several.lock().unwrap() {
+            several.push(ranges.len());
+        }
+        let mut ranges = ranges.iter();
+        ranges.try_for_each(|range| self.read_parts(range.start, range.end - range.start, part))
+    }
+
+    fn takes_several(&self) -> bool {
+        self.several.lock().unwrap().is_some()
     }
 }
 
@@ -204,26 +219,6 @@ fn a_walk_soon_fetches_in_large_pieces() {
     }
     let asked = bench.source.asked.lock().unwrap().len();
     assert!(asked < 25, "{asked} requests for 4 MB");
-}
-
-#[test]
-fn neighbouring_units_make_one_request_and_far_ones_two() {
-    let unit = |offset, len| (0, offset..offset + len);
-    for (what, units, expected) in [
-        ("adjacent", vec![unit(0, 10), unit(10, 10)], 2),
-        ("a small gap", vec![unit(0, 10), unit(10 + MAX_GAP, 10)], 2),
-        ("a large gap", vec![unit(0, 10), unit(11 + MAX_GAP, 10)], 1),
-        (
-            "the second lies before",
-            vec![unit(500, 10), unit(0, 10)],
-            1,
-        ),
-        ("too much", vec![unit(0, MAX_RUN), unit(MAX_RUN, 10)], 1),
-        ("another blob", vec![unit(0, 10), (1, 10..20)], 1),
-        ("one that is too large alone", vec![unit(0, 2 * MAX_RUN)], 1),
-    ] {
-        assert_eq!(run_length(units.into_iter()), expected, "{what}");
-    }
 }
 
 #[test]
@@ -428,6 +423,38 @@ fn what_a_profile_holds_is_fetched_before_anyone_asks_and_nothing_else() {
     plan.begin(&fresh.filler, u64::MAX);
     fresh.settle();
     assert_eq!(fresh.source.asked.lock().unwrap().len(), 4, "begun once");
+}
+
+#[test]
+fn scattered_ranges_of_a_profile_share_a_request_where_a_server_sends_several() {
+    let order = [70, 3, 4, 5, 71, 90];
+    let profile = profile_of(&bench(files(100, 20_000)), &order);
+    let fresh = bench(files(100, 20_000));
+    *fresh.source.several.lock().unwrap() = Some(Vec::new());
+    Plan::new(profile, Arc::clone(&fresh.pool)).begin(&fresh.filler, u64::MAX);
+    fresh.settle();
+    assert_eq!(*fresh.source.several.lock().unwrap(), Some(vec![3]));
+    for n in 0..100 {
+        let is_local = fresh.filler.is_local(&fresh.file(n), 0, 20_000);
+        assert_eq!(is_local, order.contains(&n), "file {n}");
+    }
+    for n in order {
+        let bytes = fresh.filler.read(&fresh.file(n), 0, 20_000).unwrap();
+        assert_eq!(bytes, noise(n as u64, 20_000));
+    }
+}
+
+#[test]
+fn a_profile_of_much_is_fetched_in_requests_of_little() {
+    let order: Vec<usize> = (0..100).step_by(5).collect();
+    let profile = profile_of(&bench(files(100, 40_000)), &order);
+    let fresh = bench(files(100, 40_000));
+    *fresh.source.several.lock().unwrap() = Some(Vec::new());
+    Plan::new(profile, Arc::clone(&fresh.pool)).begin(&fresh.filler, u64::MAX);
+    fresh.settle();
+    let several = fresh.source.several.lock().unwrap().clone().unwrap();
+    assert_eq!(several.iter().sum::<usize>(), order.len());
+    assert_eq!(several.len(), 4, "six of 40 KB in 256 KiB: {several:?}");
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod estargz;
 mod harness;
 mod index;
 mod manifest;
+mod multipart;
 mod nydus;
 mod ordinary;
 mod zstdchunked;

@@ -131,3 +131,73 @@ async fn every_metric_moves_with_what_it_counts() {
     assert!(value(&shown, "store_bytes", "") <= QUOTA, "{shown}");
     assert!(value(&shown, "evicted_bytes_total", "") >= 1 << 20);
 }
+
+/// The same contents by a mirror that is asked first, and by their registry.
+fn with_mirror(dir: &Path, files: &[(String, Vec<u8>)]) -> [Image; 2] {
+    let [mirror, registry] = [image(files), image(files)];
+    let hosts = dir.join(format!("hosts/{}", registry.address));
+    fs::create_dir_all(&hosts).unwrap();
+    let text = format!(
+        "server = \"http://{}\"\n[host.\"http://{}\"]\n",
+        registry.address, mirror.address
+    );
+    fs::write(hosts.join("hosts.toml"), text).unwrap();
+    [mirror, registry]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_tell_of_hosts_that_send_wrong_bytes_or_nothing_and_of_a_fill_that_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let contents = files(3, 8);
+    let [mirror, registry] = with_mirror(dir.path(), &contents);
+    let text = format!(
+        "mount = \"fuse\"\n[fill]\nbackground = true\ndelay = 0\nrate = 1\n\
+         [registry]\nhosts_dir = \"{}\"\npatience = 1\n[metrics]\naddress = \"127.0.0.1:0\"\n",
+        dir.path().join("hosts").display()
+    );
+    let config = dir.path().join("config.toml");
+    fs::write(&config, text).unwrap();
+    let daemon = Daemon::start_with(dir, &["--config", config.to_str().unwrap()]).await;
+    let mut client = daemon.client().await;
+    let top = pull(&mut client, "default", &registry).await;
+    spoil(&mirror);
+    let shown = metrics(&daemon);
+    for name in [
+        "registry_failures",
+        "registry_wrong_bytes_total",
+        "background_pauses_total",
+    ] {
+        assert_eq!(value(&shown, name, ""), 0, "{shown}");
+    }
+    let mounts = client.prepare("c", &top).await.unwrap();
+    let tree = Mounted::new(daemon.dir(), &mounts[0]);
+    assert!(fs::read(tree.path().join("large0")).unwrap() == contents[0].1);
+    let shown = wait_for(&daemon, "registry_wrong_bytes_total", |count| count > 0);
+    let of_registry = format!("host=\"{}\"", registry.address);
+    assert_eq!(
+        value(&shown, "registry_wrong_bytes_total", &of_registry),
+        0,
+        "{shown}"
+    );
+
+    for host in [&mirror, &registry] {
+        host.hang_up();
+    }
+    wait_for(&daemon, "registry_failures", |count| count > 0);
+    let begun = Instant::now();
+    while value(
+        &metrics(&daemon),
+        "background_pauses_total",
+        "for=\"registry\"",
+    ) == 0
+    {
+        assert!(
+            begun.elapsed() < Duration::from_mins(2),
+            "{}",
+            metrics(&daemon)
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(tree);
+    client.remove("c").await.unwrap();
+}

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -29,10 +29,18 @@ pub(crate) struct Layer {
 /// The image and its server; both go with this.
 pub(crate) struct Image {
     dir: TempDir,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     pub(crate) layers: Vec<Layer>,
     served: Arc<AtomicU64>,
-    delay: Arc<AtomicU64>,
+    manner: Arc<Manner>,
+}
+
+/// How the server answers.
+#[derive(Default)]
+struct Manner {
+    /// In milliseconds.
+    delay: AtomicU64,
+    hangs_up: AtomicBool,
 }
 
 impl Image {
@@ -53,13 +61,13 @@ impl Image {
         let address = listener.local_addr().unwrap();
         let served = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&served);
-        let delay = Arc::new(AtomicU64::new(0));
-        let wait = Arc::clone(&delay);
+        let manner = Arc::<Manner>::default();
+        let how = Arc::clone(&manner);
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let (blobs, count) = (lazy.join("blobs/sha256"), Arc::clone(&count));
-                let wait = Arc::clone(&wait);
-                std::thread::spawn(move || answer(&stream.unwrap(), &blobs, &count, &wait));
+                let how = Arc::clone(&how);
+                std::thread::spawn(move || answer(&stream.unwrap(), &blobs, &count, &how));
             }
         });
         Self {
@@ -67,13 +75,19 @@ impl Image {
             address,
             layers,
             served,
-            delay,
+            manner,
         }
     }
 
     /// Every answer is late by this time from now on.
     pub(crate) fn delay(&self, time: Duration) {
-        self.delay.store(time.as_millis() as u64, Ordering::SeqCst);
+        let time = time.as_millis() as u64;
+        self.manner.delay.store(time, Ordering::SeqCst);
+    }
+
+    /// Every request is answered by the end of its connection from now on.
+    pub(crate) fn hang_up(&self) {
+        self.manner.hangs_up.store(true, Ordering::SeqCst);
     }
 
     /// Where a layer's blob lies on the server's disk.
@@ -194,10 +208,15 @@ fn read_layers(dir: &Path) -> Vec<Layer> {
 }
 
 /// Answers requests on one connection: `HEAD` and `GET` of blobs, whole or one range.
-fn answer(stream: &TcpStream, blobs: &Path, served: &AtomicU64, delay: &AtomicU64) {
+fn answer(stream: &TcpStream, blobs: &Path, served: &AtomicU64, manner: &Manner) {
     let mut reader = BufReader::new(stream);
     while let Some((method, path, range)) = request(&mut reader) {
-        std::thread::sleep(Duration::from_millis(delay.load(Ordering::SeqCst)));
+        let delay = manner.delay.load(Ordering::SeqCst);
+        std::thread::sleep(Duration::from_millis(delay));
+        if manner.hangs_up.load(Ordering::SeqCst) {
+            return;
+        }
+        let path = path.split('?').next().unwrap_or_default();
         let name = path.rsplit_once("sha256:").map_or("", |(_, name)| name);
         let file: Option<PathBuf> = Some(blobs.join(name)).filter(|path| path.is_file());
         let Some(file) = file else {
