@@ -5,6 +5,8 @@ use std::ops::Range;
 /// Packed bytes between two units that are fetched along rather than skipped: at 100 Mbit/s and
 /// 20 ms a request costs as much as 250 KB, at 1 Gbit/s and 2 ms as well.
 const MAX_GAP: u64 = 64 << 10;
+/// The same where one request can have several ranges: one more of them costs next to nothing.
+const SMALL_GAP: u64 = 4 << 10;
 /// Most packed bytes of one request: bounds memory, and the time until its first unit is there.
 pub(super) const MAX_RUN: u64 = 4 << 20;
 /// Most ranges of one request: more look like an attack to some servers.
@@ -26,6 +28,7 @@ impl Request {
         let (mut ranges, mut places) = (Vec::<Range<u64>>::new(), Vec::new());
         // Bytes of all ranges but the last; blob and beginning of the unit before.
         let (mut before, mut last) = (0, None);
+        let most_between = if most > 1 { SMALL_GAP } else { MAX_GAP };
         for (blob, unit) in units {
             if last.is_some_and(|(of, _)| of != blob) {
                 break;
@@ -34,7 +37,7 @@ impl Request {
                 // Neighbours may have bytes in common.
                 let gap = unit.start.saturating_sub(range.end);
                 let in_order = last.is_some_and(|(_, start)| unit.start >= start);
-                in_order && unit.end >= range.end && gap <= MAX_GAP
+                in_order && unit.end >= range.end && gap <= most_between
             };
             let len = |range: &Range<u64>| range.end - range.start;
             let fits = |bytes: u64| bytes <= MAX_RUN || places.is_empty();
@@ -85,18 +88,11 @@ mod tests {
 
     #[test]
     fn neighbouring_units_make_one_range_and_far_ones_two() {
+        let gap = |gap| vec![unit(0, 10), unit(10 + gap, 10)];
         for (what, units, [at_once, in_one_range]) in [
             ("adjacent", vec![unit(0, 10), unit(10, 10)], [2, 2]),
-            (
-                "a small gap",
-                vec![unit(0, 10), unit(10 + MAX_GAP, 10)],
-                [2, 2],
-            ),
-            (
-                "a large gap",
-                vec![unit(0, 10), unit(11 + MAX_GAP, 10)],
-                [2, 1],
-            ),
+            ("a small gap", gap(MAX_GAP), [2, 2]),
+            ("a large gap", gap(MAX_GAP + 1), [2, 1]),
             (
                 "the second lies before",
                 vec![unit(500, 10), unit(0, 10)],
@@ -126,6 +122,10 @@ mod tests {
                 [at_once, in_one_range],
                 "{what}"
             );
+        }
+        for (between, count) in [(SMALL_GAP, 1), (SMALL_GAP + 1, 2)] {
+            let request = Request::of(gap(between).into_iter(), MAX_RANGES);
+            assert_eq!(request.ranges.len(), count, "{between} bytes between");
         }
         let far = (0..100).map(|n| unit(n * 1_000_000, 10));
         assert_eq!(Request::of(far, MAX_RANGES).ranges.len(), MAX_RANGES);
