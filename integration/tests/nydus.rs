@@ -161,3 +161,58 @@ fn an_image_whose_chunks_lie_in_the_blobs_of_another_is_read_right() {
     assert!(theirs.stdout.lines().count() > 300, "{theirs:?}");
     assert_eq!(ours.stdout, theirs.stdout);
 }
+
+/// Converts the image $1 with the flags $2, lays contents where the bootstrap says that they are,
+/// mounts it by the kernel alone, and says whether that is what an ordinary unpack is.
+const BY_THE_KERNEL: &str = r#"
+set -e
+mkdir -p /var/lib/by-the-kernel; cd /var/lib/by-the-kernel
+blob() { echo out/blobs/sha256/${1#sha256:}; }
+rm -rf out image device-*
+xebec-snapshotter image convert oci:/srv/corpus/redis oci:out --to nydus $2
+manifest=$(blob $(jq -r '.manifests[0].digest' out/index.json))
+test "$2" = "" || manifest=$(blob $(jq -r '.manifests[-1].digest' out/index.json))
+tar -xzf $(blob $(jq -r '.layers[-1].digest' $manifest))
+truncate -s 1G device-1 device-2
+mkdir -p plain boot
+ctr images mount --snapshotter overlayfs $1 plain > /dev/null
+(cd plain; find usr/bin etc -type f) > files
+while read -r file; do
+    dump.erofs -e --device=device-1 --device=device-2 --path=/$file image/image.boot |
+        tr -s '.:|#' ' ' | awk -v file=$file '$NF ~ /^[12]$/ && $(NF-1) == "device" { print file, $2, $4, $5, $NF }'
+done < files > extents
+while read -r file from len to device; do
+    dd if=plain/$file of=device-$device bs=4096 skip=$((from / 4096)) seek=$((to / 4096)) \
+        count=$((len / 4096)) conv=notrunc status=none
+done < extents
+mount -t erofs -o ro,X-mount.noloop,device=$PWD/device-1,device=$PWD/device-2 image/image.boot boot
+for tree in plain boot; do
+    (cd $tree; find . -mindepth 1 \( -type d -printf '%p %y %m %U %G %T@\n' \
+        -o -printf '%p %y %m %U %G %T@ %n %s %l\n' \) | sort > ../$tree.tree
+     xargs sha256sum < ../files > ../$tree.sums)
+done
+umount boot
+ctr images unmount --snapshotter overlayfs $PWD/plain > /dev/null
+cut -d' ' -f5 extents | sort -u | xargs
+wc -l < plain.tree
+wc -l < plain.sums
+diff plain.tree boot.tree >&2 && diff plain.sums boot.sums >&2 && echo the same
+"#;
+
+#[test]
+fn the_kernel_itself_reads_what_is_converted_with_and_without_its_layers() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let image = host.push("redis").expect("the image is pushed");
+    Ctr::new(&host).pull(&image, "overlayfs").unwrap();
+    for flags in ["", "--oci-ref"] {
+        let told = host.check(&["bash", "-c", BY_THE_KERNEL, "sh", &image, flags]);
+        let told = told.expect("the bootstrap is read");
+        let lines: Vec<&str> = told.lines().collect();
+        let [.., devices, names, files, same] = lines[..] else {
+            panic!("{told}");
+        };
+        assert_eq!((devices, same), ("1 2", "the same"), "{told}");
+        let number = |text: &str| text.trim().parse::<u32>().unwrap();
+        assert!(number(names) > 4000 && number(files) > 300, "{told}");
+    }
+}
