@@ -483,9 +483,17 @@ fn what_was_fetched_is_told_and_the_rest_of_an_image_is_fetched_by_command() {
     let answers = format!("{}  answers", link.address());
     assert!(status.contains(&answers), "{status}");
 
-    host.check(&["xebec-snapshotter", "prefetch", &remote])
-        .unwrap();
+    let prefetch = ["xebec-snapshotter", "prefetch", "--format", "json", &remote];
+    let told = host.check(&prefetch).unwrap();
     link.cut();
+    host.write_file("/tmp/prefetched", &told).unwrap();
+    let told = host.check_sh(
+        "jq -c '[.image, (.layers | length), (.layers | all(.local_bytes >= .data_bytes))]' /tmp/prefetched
+         jq -cS .layers[] /tmp/prefetched > /tmp/layers
+         xebec-snapshotter status --format json | jq -cS '.layers | sort_by(.digest)[]' > /tmp/all
+         grep -cFxf /tmp/layers /tmp/all",
+    );
+    assert_eq!(told.unwrap(), format!("[\"{remote}\",2,true]\n2\n"));
     let read = ctr.exec("c", &["sh", "-c", READ_ALL]).unwrap();
     assert!(read.success() && read.stderr.is_empty(), "{read:?}");
     let absent = format!("{}/busybox:v1", Service::REGISTRY);

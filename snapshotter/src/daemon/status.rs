@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::HostHealth;
-use crate::mount::Lazy;
+use crate::mount::{LayerId, Lazy};
 use crate::service::{DiskUse, LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
 use crate::store::Limits;
@@ -104,11 +104,14 @@ pub struct Answer {
     /// The disk use that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub du: Option<DiskUse>,
+    /// The layers that are whole now.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filled: Vec<LayerLine>,
 }
 
 /// What was asked for.
 enum Found {
-    Nothing,
+    Filled(Vec<LayerLine>),
     Timeline(Start),
     Du(DiskUse),
 }
@@ -210,18 +213,37 @@ impl Reporter {
             }
             (Ok(request), Some(lazy)) => match request.timeline {
                 Some(name) => self.timeline(lazy, &name).map(Found::Timeline),
-                None => fill(lazy, &request.fill).map(|()| Found::Nothing),
+                None => fill(lazy, &request.fill).map(|()| self.filled(lazy, &request.fill)),
             },
         };
         let mut answer = Answer::default();
         match obeyed {
-            Ok(Found::Nothing) => {}
+            Ok(Found::Filled(layers)) => answer.filled = layers,
             Ok(Found::Timeline(start)) => answer.timeline = Some(start),
             Ok(Found::Du(found)) => answer.du = Some(found),
             Err(error) => answer.error = Some(error),
         }
         serde_json::to_string(&answer)
             .map_err(|error| Error::Internal(format!("encode the answer: {error}")))
+    }
+
+    /// The layers that have data of their own.
+    fn filled(&self, lazy: &Lazy, layers: &[Digest]) -> Found {
+        let layers = layers.iter().map(|layer| LayerId::from(*layer));
+        let kept = layers.filter(|layer| lazy.contains(*layer));
+        Found::Filled(kept.map(|layer| self.layer(layer)).collect())
+    }
+
+    fn layer(&self, layer: LayerId) -> LayerLine {
+        let state = self.snapshotter.layer(layer).unwrap_or_else(|error| {
+            // One unreadable layer must not hide all the others.
+            tracing::warn!(%layer, %error, "report a layer");
+            LayerState::default()
+        });
+        LayerLine {
+            digest: layer.to_string(),
+            state,
+        }
     }
 
     fn timeline(&self, lazy: &Lazy, name: &str) -> Result<Start, String> {
@@ -242,13 +264,7 @@ impl Reporter {
                 mounts.entry(tree).or_default().push(name.clone());
             }
             if let Some(layer) = record.layer {
-                let digest = layer.to_string();
-                let state = self.snapshotter.layer(layer).unwrap_or_else(|error| {
-                    // One unreadable layer must not hide all the others.
-                    tracing::warn!(%layer, %error, "report a layer");
-                    LayerState::default()
-                });
-                layers.insert(layer, LayerLine { digest, state });
+                layers.insert(layer, self.layer(layer));
             }
             snapshots.push(SnapshotLine {
                 name,
