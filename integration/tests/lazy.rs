@@ -489,9 +489,9 @@ fn what_was_fetched_is_told_and_the_rest_of_an_image_is_fetched_by_command() {
     host.write_file("/tmp/prefetched", &told).unwrap();
     let told = host.check_sh(
         "jq -c '[.image, (.layers | length), (.layers | all(.local_bytes >= .data_bytes))]' /tmp/prefetched
-         jq -cS .layers[] /tmp/prefetched > /tmp/layers
-         xebec-snapshotter status --format json | jq -cS '.layers | sort_by(.digest)[]' > /tmp/all
-         grep -cFxf /tmp/layers /tmp/all",
+         as_they_are='.layers[] | {digest, data_bytes, blob_bytes, inodes}'
+         jq -c \"$as_they_are\" /tmp/prefetched > /tmp/layers
+         xebec-snapshotter status --format json | jq -c \"$as_they_are\" | grep -cFxf /tmp/layers",
     );
     assert_eq!(told.unwrap(), format!("[\"{remote}\",2,true]\n2\n"));
     let read = ctr.exec("c", &["sh", "-c", READ_ALL]).unwrap();
