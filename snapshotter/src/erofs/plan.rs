@@ -93,10 +93,18 @@ pub(super) fn nodes(tree: &Tree) -> impl Iterator<Item = (u32, Node)> {
 
 fn most_frequent_time(tree: &Tree) -> (i64, u32) {
     let mut counts: HashMap<(i64, u32), usize> = HashMap::new();
+    // Neighbours mostly have the same.
+    let mut run = ((0, 0), 0);
     for (_, node) in nodes(tree) {
         let inode = tree.inode(node);
-        *counts.entry((inode.mtime, inode.mtime_nsec)).or_default() += 1;
+        let time = (inode.mtime, inode.mtime_nsec);
+        if time != run.0 {
+            *counts.entry(run.0).or_default() += run.1;
+            run = (time, 0);
+        }
+        run.1 += 1;
     }
+    *counts.entry(run.0).or_default() += run.1;
     // Among equals the earliest: the same tree always gives the same image.
     let most = counts
         .into_iter()

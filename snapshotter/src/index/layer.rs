@@ -238,6 +238,8 @@ impl LayerIndex {
     }
 
     /// Inode `id`, which must be below [`LayerIndex::inodes`].
+    // Who looks at one field decodes no other.
+    #[inline]
     pub fn inode(&self, id: u32) -> Inode {
         self.record(self.sections.inodes, id)
     }
@@ -335,6 +337,7 @@ impl LayerIndex {
         &self.bytes[start..start + len as usize]
     }
 
+    #[inline]
     fn record<R: Record>(&self, section: usize, id: u32) -> R {
         R::get(&self.bytes[section + id as usize * R::LEN..])
     }

@@ -107,6 +107,7 @@ macro_rules! integer_fields {
             fn set(&self, out: &mut [u8]) {
                 out[..size_of::<Self>()].copy_from_slice(&self.to_le_bytes());
             }
+            #[inline]
             fn get(bytes: &[u8]) -> Self {
                 let mut raw = [0; size_of::<Self>()];
                 raw.copy_from_slice(&bytes[..size_of::<Self>()]);
@@ -152,7 +153,9 @@ macro_rules! record {
             }
 
             #[allow(unused_assignments, reason = "the last field's end is not needed")]
+            #[inline]
             fn get(bytes: &[u8]) -> Self {
+                let bytes = &bytes[..Self::LEN];
                 let mut at = 0;
                 $(
                     let $field = <$kind as Field>::get(&bytes[at..]);

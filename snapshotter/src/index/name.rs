@@ -1,7 +1,5 @@
 //! Paths and names as layers hold them, checked before they become directory entries.
 
-use bstr::ByteSlice;
-
 use crate::formats::Flaw;
 
 /// Longest file name on Linux.
@@ -57,7 +55,7 @@ pub(super) fn clean(path: &[u8]) -> Result<&[u8], Flaw> {
     if rest == b"." || (rest.is_empty() && matches!(path, b"./" | b".")) {
         return Ok(b"");
     }
-    for component in rest.split_str("/") {
+    for component in components(rest) {
         check(component).map_err(|reason| Flaw::entry(path, reason))?;
     }
     Ok(rest)
@@ -78,9 +76,17 @@ pub(super) fn check_hidden(path: &[u8], hidden: &[u8]) -> Result<(), Flaw> {
     check(hidden).map_err(|_| Flaw::entry(path, "the whiteout hides no valid name"))
 }
 
+/// The components of a path, empty ones among them.
+pub(super) fn components(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    path.split(|byte| *byte == b'/')
+}
+
 /// Parent path and last component.
 pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    path.rsplit_once_str("/").unwrap_or((b"", path))
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
+    }
 }
 
 #[cfg(test)]

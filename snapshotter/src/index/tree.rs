@@ -106,6 +106,8 @@ impl Tree {
             tree,
             linked: HashMap::new(),
             unread: Vec::new(),
+            same_name: Vec::new(),
+            top: Vec::new(),
         };
         merge.run()?;
         Ok(merge.finish())
@@ -210,6 +212,10 @@ struct Merge {
     /// Nodes of inodes that may have more than one name, and how many they have.
     linked: HashMap<Part, (u32, u32)>,
     unread: Vec<Unread>,
+    /// The entries of the name that is looked at, from the topmost layer down, and what of them is
+    /// to be seen.
+    same_name: Vec<(u16, Dirent)>,
+    top: Vec<Part>,
 }
 
 /// A directory whose entries are still to be read.
@@ -331,14 +337,14 @@ impl Merge {
         let node = self.tree.directories[unread.directory].node;
         let first = self.tree.entries.len() as u32;
         let mut directories = 0;
-        while let Some(same_name) = self.next_name(&mut cursors) {
-            let Some(top) = topmost(&same_name) else {
+        while self.next_name(&mut cursors) {
+            let (layer, dirent) = self.same_name[0];
+            let Some(part) = self.topmost() else {
                 continue;
             };
-            let (layer, dirent) = same_name[0];
-            let parts = self.visible(top.iter().copied());
+            let parts = self.visible(self.top.iter().copied());
             if parts.is_empty() {
-                self.leaf(top[0]);
+                self.leaf(part);
             } else {
                 directories += 1;
                 self.directory(parts, node, depth);
@@ -356,8 +362,8 @@ impl Merge {
         Ok(())
     }
 
-    /// The entries of the least name that is left, from the topmost layer down.
-    fn next_name(&self, cursors: &mut [(u16, Range<u32>)]) -> Option<Vec<(u16, Dirent)>> {
+    /// Goes to the least name that is left, if there is one.
+    fn next_name(&mut self, cursors: &mut [(u16, Range<u32>)]) -> bool {
         let layers = &self.tree.layers;
         let peek = |(layer, range): &(u16, Range<u32>)| {
             let index = &layers[usize::from(*layer)];
@@ -365,30 +371,34 @@ impl Merge {
         };
         let name =
             |(layer, dirent): &(u16, Dirent)| layers[usize::from(*layer)].dirent_name(dirent);
-        let least = cursors.iter().filter_map(peek).min_by_key(name)?;
-        let mut same = Vec::with_capacity(1);
+        self.same_name.clear();
+        let Some(least) = cursors.iter().filter_map(peek).min_by_key(name) else {
+            return false;
+        };
+        let is_alone = cursors.len() == 1;
         for cursor in cursors {
             if let Some(entry) = peek(cursor)
-                && name(&entry) == name(&least)
+                && (is_alone || name(&entry) == name(&least))
             {
-                same.push(entry);
+                self.same_name.push(entry);
                 cursor.1.start += 1;
             }
         }
-        Some(same)
+        true
     }
-}
 
-/// What is to be seen under a name: the inodes down to the first whiteout.
-fn topmost(same_name: &[(u16, Dirent)]) -> Option<Vec<Part>> {
-    let mut parts = Vec::with_capacity(same_name.len());
-    for (layer, dirent) in same_name {
-        if let Some(inode) = dirent.inode() {
-            parts.push((*layer, inode));
+    /// Finds what is to be seen under the name: the inodes down to the first whiteout. The topmost
+    /// of them.
+    fn topmost(&mut self) -> Option<Part> {
+        self.top.clear();
+        for (layer, dirent) in &self.same_name {
+            if let Some(inode) = dirent.inode() {
+                self.top.push((*layer, inode));
+            }
+            if dirent.hides() {
+                break;
+            }
         }
-        if dirent.hides() {
-            break;
-        }
+        self.top.first().copied()
     }
-    (!parts.is_empty()).then_some(parts)
 }

@@ -68,13 +68,17 @@ pub fn index(
     read(json, builder, Codec::Gzip, toc_offset)
 }
 
+/// Bytes of JSON that an entry takes, about, as converters write it.
+const ENTRY: usize = 300;
+
 /// Fills `builder` from a TOC whose chunks are packed by `codec` and end before `end` in the blob.
 pub(super) fn read(
     json: &[u8],
-    builder: LayerBuilder,
+    mut builder: LayerBuilder,
     codec: Codec,
     end: u64,
 ) -> Result<LayerIndex, Flaw> {
+    builder.expect(json.len() / ENTRY);
     let mut reader = Reader {
         builder,
         codec,

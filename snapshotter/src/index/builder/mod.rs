@@ -192,6 +192,16 @@ impl LayerBuilder {
         builder
     }
 
+    /// Makes room for so many entries: growing by and by would move all of them several times.
+    pub fn expect(&mut self, entries: usize) {
+        let entries = entries.min(MAX_ENTRIES);
+        self.by_hash.reserve(entries);
+        self.names.reserve(entries);
+        self.inodes.reserve(entries);
+        self.named_by.reserve(entries);
+        self.chunks.reserve(entries);
+    }
+
     /// Adds a directory; one that only entries below it named so far gets these attributes.
     pub fn directory(&mut self, path: impl AsRef<[u8]>, meta: &Meta) -> Result<(), Flaw> {
         let path = path.as_ref();

@@ -47,7 +47,7 @@ impl LayerBuilder {
             return Ok(self.last_directory.1);
         }
         let mut inode = 0;
-        for component in directory.split_str("/").filter(|c| !c.is_empty()) {
+        for component in name::components(directory).filter(|c| !c.is_empty()) {
             inode = match self.find(inode, component) {
                 Err(free) => self.add(free, component, implied_directory(), path)?,
                 Ok(at) => match self.names[at as usize].target {
@@ -176,7 +176,7 @@ impl LayerBuilder {
     pub(super) fn look_up(&self, path: &[u8]) -> Option<u32> {
         let mut inode = 0;
         let mut at = None;
-        for component in path.split_str("/") {
+        for component in name::components(path) {
             if let Some(previous) = at {
                 match self.names[previous as usize].target {
                     Target::Inode(id) => inode = id,
