@@ -111,7 +111,7 @@ impl<'a> Author<'a> {
     }
 
     /// An index of SOCI's of this type that lists these blobs.
-    fn soci_index(&self, media_type: &str, listed: Vec<Value>) -> Value {
+    fn soci_index(&self, media_type: &str, listed: &[Value]) -> Value {
         json!({
             "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": media_type,
             "config": self.blob(media_type, b"{}"), "layers": listed,
@@ -121,8 +121,8 @@ impl<'a> Author<'a> {
 
     /// Puts an index of the first version, which refers to the image as it is.
     fn put_v1(&self) {
-        let ztocs = self.ztocs().into_iter().map(|(listed, _)| listed);
-        let mut index = self.soci_index(V1, ztocs.collect());
+        let ztocs: Vec<_> = self.ztocs().into_iter().map(|(listed, _)| listed).collect();
+        let mut index = self.soci_index(V1, &ztocs);
         let subject = digest(self.manifest.as_bytes());
         index["subject"] = descriptor(MANIFEST, &subject, self.manifest.len());
         let mut entry = self.manifest(&index);
@@ -144,7 +144,7 @@ impl<'a> Author<'a> {
             prefetch["annotations"] = ztoc["annotations"].clone();
             listed.extend([ztoc, prefetch]);
         }
-        let mut index = self.manifest(&self.soci_index(V2, listed));
+        let mut index = self.manifest(&self.soci_index(V2, &listed));
         let mut manifest: Value = serde_json::from_str(&self.manifest).unwrap();
         manifest["annotations"] = json!({"com.amazon.soci.index-digest": index["digest"]});
         let mut image = self.manifest(&manifest);
