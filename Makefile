@@ -16,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz chaos soak differential lint install uninstall clean
+.PHONY: help build demo test bench fuzz chaos soak suites differential lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -53,6 +53,10 @@ soak: ## kill containerd and shims' workers while pods and containers come and g
 	$(HOST) setup
 	XEBEC_SOAK_SECONDS=$(SECONDS) XEBEC_SOAK_SEED=$${XEBEC_SOAK_SEED:-$$(date +%s)} \
 	    $(CARGO) test -p integration --test soak -- --nocapture
+
+suites: ## containerd's own suites of tests, of its clients and of CRI, against our shim
+	$(HOST) setup --suites --image busybox --image pause --image nginx
+	$(CARGO) test -p integration --test suites -- --ignored --nocapture --test-threads 1
 
 lint: $(DENY) ## rustfmt, clippy -D warnings, cargo deny
 	$(CARGO) fmt --all --check

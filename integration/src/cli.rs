@@ -91,6 +91,9 @@ struct Setup {
     /// What all tests need: the VM host, every image of the corpus, cargo-nextest
     #[arg(long)]
     vm: bool,
+    /// containerd's own suites of tests, for `make suites`
+    #[arg(long)]
+    suites: bool,
     /// Build only this image of the corpus; may be repeated
     #[arg(long = "image", value_name = "NAME")]
     images: Vec<String>,
@@ -114,10 +117,12 @@ fn run(command: Command) -> Result<i32> {
     match command {
         Command::Setup(Setup {
             vm,
+            suites,
             images,
             skip_build,
         }) => setup::run(&SetupOptions {
             vm,
+            suites,
             images,
             skip_build,
         })

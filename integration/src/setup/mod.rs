@@ -6,6 +6,7 @@ pub mod disk;
 pub mod mirror;
 pub mod packages;
 pub mod rootfs;
+pub mod suites;
 pub mod tools;
 
 use crate::corpus;
@@ -17,6 +18,8 @@ use crate::paths::{Paths, require_root};
 pub struct SetupOptions {
     /// What all tests need: the VM host, old containerds and other clients, every image but the large one, cargo-nextest.
     pub vm: bool,
+    /// containerd's own suites of tests.
+    pub suites: bool,
     /// Only these images of the corpus; none named means the first few, or with `vm` all.
     pub images: Vec<String>,
     /// Leave the product's binaries as they are.
@@ -32,6 +35,9 @@ pub fn run(options: &SetupOptions) -> Result<()> {
     if options.vm {
         disk::build(&paths)?;
         tools::build(&paths)?;
+    }
+    if options.suites {
+        suites::build(&paths)?;
     }
     let images = match (options.images.as_slice(), options.vm) {
         ([], true) => corpus::DEFAULT.map(str::to_owned).to_vec(),

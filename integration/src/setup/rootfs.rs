@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::mirror;
 use crate::command;
@@ -101,9 +102,19 @@ pub fn build(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Runs mmdebstrap in namespaces that end, with every mount and process, when this process does.
+/// Runs mmdebstrap, [`contained`].
 pub(crate) fn debootstrap(paths: &Paths, arguments: &[&str], log: &str, step: &Step) -> Result<()> {
-    let mut argv = [
+    let mut command = contained(paths, &[&["mmdebstrap", "--mode=root"], arguments].concat());
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .env("LC_ALL", "C");
+    let log = paths.cache.join("logs").join(format!("{log}.log"));
+    command::follow(&mut command, &log, |line| step.detail(line))
+}
+
+/// A command in namespaces that end, with every mount and process, when this process does.
+pub(super) fn contained(paths: &Paths, argv: &[&str]) -> Command {
+    let mut contained = [
         "unshare",
         "--mount",
         "--pid",
@@ -112,14 +123,8 @@ pub(crate) fn debootstrap(paths: &Paths, arguments: &[&str], log: &str, step: &S
         "--mount-proc",
     ]
     .to_vec();
-    argv.extend(["mmdebstrap", "--mode=root"]);
-    argv.extend(arguments);
-    let mut command = leash::command(&paths.program, &argv);
-    command
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .env("LC_ALL", "C");
-    let log = paths.cache.join("logs").join(format!("{log}.log"));
-    command::follow(&mut command, &log, |line| step.detail(line))
+    contained.extend(argv);
+    leash::command(&paths.program, &contained)
 }
 
 fn configure(root: &Path) -> Result<()> {
