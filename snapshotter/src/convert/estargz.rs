@@ -23,6 +23,7 @@ use crate::formats::estargz::toc::{
 };
 
 use super::entry::toc_entry;
+use super::hot::{Cut, Cuts};
 use super::layer::Written;
 use super::member::{Member, Piece, Plan, Pool, compress};
 use super::order::order;
@@ -103,6 +104,7 @@ impl<'a> Planner<'a> {
 
     fn run(mut self, mut give: impl FnMut(Step) -> Result<()>) -> Result<()> {
         let (order, first) = order(self.entries, &self.style.prioritized);
+        let cuts = self.style.cuts(self.entries);
         let landmark = if first > 0 {
             PREFETCH_LANDMARK
         } else {
@@ -112,7 +114,7 @@ impl<'a> Planner<'a> {
             if place == first {
                 self.landmark(landmark, &mut give)?;
             }
-            self.entry(&self.entries[*at], &mut give)?;
+            self.entry(*at, &cuts, &mut give)?;
         }
         if first == order.len() {
             self.landmark(landmark, &mut give)?;
@@ -139,7 +141,13 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn entry(&mut self, entry: &TarEntry, give: &mut impl FnMut(Step) -> Result<()>) -> Result<()> {
+    fn entry(
+        &mut self,
+        number: usize,
+        cuts: &Cuts<'_>,
+        give: &mut impl FnMut(Step) -> Result<()>,
+    ) -> Result<()> {
+        let entry = &self.entries[number];
         let length = entry.data_at - entry.header_at;
         self.header(
             Piece::Spooled {
@@ -155,23 +163,20 @@ impl<'a> Planner<'a> {
             return Ok(());
         }
         let mut described = described.into_iter();
-        let mut done = 0;
-        while done < entry.size {
+        for Cut { at, length, is_hot } in cuts.of(number, entry.size) {
             self.close(give)?;
-            let length = self.style.chunk_size.min(entry.size - done);
             let mut chunk = described.next().unwrap_or_else(|| TocEntry {
                 name: entry.name.to_string(),
                 kind: EntryType::Chunk,
                 ..TocEntry::default()
             });
-            chunk.chunk_offset = done;
-            done += length;
+            chunk.chunk_offset = at;
             // The last chunk's length follows from the file's.
-            chunk.chunk_size = if done < entry.size { length } else { 0 };
+            chunk.chunk_size = if at + length < entry.size { length } else { 0 };
             self.toc.push(chunk);
-            self.plan.chunk = length;
+            (self.plan.chunk, self.plan.is_hot) = (length, is_hot);
             self.plan.pieces.push(Piece::Spooled {
-                at: entry.data_at + done - length,
+                at: entry.data_at + at,
                 length,
             });
         }
@@ -333,6 +338,8 @@ mod tests {
 
     use flate2::read::{GzDecoder, MultiGzDecoder};
 
+    use super::super::guided::Recorded;
+    use super::super::hot::{Hot, Sizes};
     use super::super::member::Packing;
     use super::super::spool::spool;
     use super::super::tar::Reader;
@@ -388,16 +395,21 @@ mod tests {
     }
 
     fn written(archive: &[u8], chunk_size: u64, prioritized: &[&str]) -> (Written, Vec<u8>) {
-        let dir = std::env::temp_dir();
         let prioritized = prioritized.iter().map(ToString::to_string).collect();
         let style = Style {
             target: Target::Estargz,
-            chunk_size,
+            chunk_sizes: Sizes::new(Some(chunk_size), 0),
             level: 6,
             prioritized,
+            hot: Hot::default(),
         };
+        written_so(archive, &style)
+    }
+
+    fn written_so(archive: &[u8], style: &Style) -> (Written, Vec<u8>) {
+        let dir = std::env::temp_dir();
         let spool = spool(archive, &dir, "layer").unwrap();
-        let written = write(spool, &style, &Pool::new(3, Packing::Gzip(6)), &dir).unwrap();
+        let written = write(spool, style, &Pool::new(3, Packing::Gzip(6)), &dir).unwrap();
         let mut blob = vec![0; written.size as usize];
         written.file.read_exact_at(&mut blob, 0).unwrap();
         (written, blob)
@@ -467,10 +479,47 @@ mod tests {
     #[test]
     fn every_chunk_is_where_the_toc_says_with_its_digest() {
         let archive = layer(42, 200);
-        let (written, blob) = written(&archive, 4096, &[]);
-        let (toc, json) = toc(&blob);
+        let (done, blob) = written(&archive, 4096, &[]);
+        check_chunks(&archive, &done, &blob);
+    }
+
+    #[test]
+    fn what_a_start_reads_has_chunks_of_its_own() {
+        let archive = layer(42, 200);
+        let large = contents(&archive);
+        let large = large
+            .iter()
+            .filter(|(_, (_, _, content))| content.len() == 20_000);
+        let recorded = large.map(|(name, _)| Recorded {
+            path: name.clone(),
+            at: 0,
+            ranges: vec![(4000, 5000)],
+        });
+        let recorded: Vec<_> = recorded.collect();
+        let hot = Hot::new(&recorded);
+        let style = Style {
+            target: Target::Estargz,
+            chunk_sizes: Sizes::new(None, 16_384),
+            level: 1,
+            prioritized: Vec::new(),
+            hot,
+        };
+        let (done, blob) = written_so(&archive, &style);
+        check_chunks(&archive, &done, &blob);
+        assert_eq!(Digest::of(&unzip(&blob)), done.diff_id);
+        let (toc, _) = toc(&blob);
+        let first = &recorded[0].path;
+        let chunks = toc.entries.iter().filter(|entry| entry.name == *first);
+        let chunks: Vec<_> = chunks
+            .map(|entry| (entry.chunk_offset, entry.chunk_size))
+            .collect();
+        assert_eq!(chunks, [(0, 12_288), (12_288, 0)], "three pages, the rest");
+    }
+
+    fn check_chunks(archive: &[u8], written: &Written, blob: &[u8]) {
+        let (toc, json) = toc(blob);
         assert_eq!(Digest::of(&json), written.toc_digest);
-        let expected = contents(&archive);
+        let expected = contents(archive);
         let mut size = 0;
         let mut files = 0;
         for entry in &toc.entries {

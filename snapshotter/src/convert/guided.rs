@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::beside::describe;
-use super::image::{Format, Options, Report, convert, plan};
+use super::hot::Hot;
+use super::image::{Format, Options, Report, convert_hot, plan};
 use super::inspect::index_of_layer;
 use super::progress::Observer;
 use super::store::Store;
@@ -40,7 +41,8 @@ pub struct Optimized {
 }
 
 /// Converts an image by a profile of it: the files that the profile's reads belong to come first
-/// where the format has an order, and the profile is told again in terms of the converted layers.
+/// where the format has an order and get chunks of their own where it has chunks of any size, and
+/// the profile is told again in terms of the converted layers.
 ///
 /// # Errors
 /// The profile has to be one of an image of the source, as its layers are now.
@@ -78,7 +80,8 @@ pub(super) fn convert_by(
     ) {
         options.prioritized.extend_from_slice(&opened);
     }
-    let report = convert(registry, &options, observer, undo)?;
+    let hot = Hot::new(recorded);
+    let report = convert_hot(registry, &options, hot, observer, undo)?;
     let profile = match options.format {
         Format::Nydus => None,
         Format::Layers(_) | Format::Index => {

@@ -16,6 +16,7 @@ use crate::fetch::manifest::{
 use crate::fetch::{FetchedManifest, Platform, Registry};
 
 use super::beside::put_artifact;
+use super::hot::{Hot, Sizes};
 use super::layer::{DoneLayer, LayerReport, Workshop};
 use super::member::Pool;
 use super::nydus;
@@ -104,13 +105,31 @@ pub fn convert(
     observer: &dyn Observer,
     undo: &Undo,
 ) -> Result<Report> {
+    convert_hot(registry, options, Hot::default(), observer, undo)
+}
+
+/// The same, with chunks of its own for what a start reads.
+pub(super) fn convert_hot(
+    registry: &Registry,
+    options: &Options,
+    hot: Hot,
+    observer: &dyn Observer,
+    undo: &Undo,
+) -> Result<Report> {
     let outcome =
         Store::source(registry, &options.source, &options.temp_dir, undo).and_then(|source| {
             let destination = Store::destination(registry, &options.destination, undo)?;
             let known = options.chunk_dict.as_ref();
             let known = known.map(|it| Store::source(registry, it, &options.temp_dir, undo));
             let known = known.transpose()?;
-            convert_between(&source, &destination, known.as_ref(), options, observer)
+            convert_between(
+                &source,
+                &destination,
+                known.as_ref(),
+                options,
+                hot,
+                observer,
+            )
         });
     match &outcome {
         Ok(_) => undo.keep_all(),
@@ -124,6 +143,7 @@ fn convert_between(
     destination: &Store<'_>,
     known: Option<&Store<'_>>,
     options: &Options,
+    hot: Hot,
     observer: &dyn Observer,
 ) -> Result<Report> {
     if options.format == Format::Nydus && options.destination.is_docker_archive() {
@@ -146,11 +166,10 @@ fn convert_between(
     };
     let style = Style {
         target,
-        chunk_size: options
-            .chunk_size
-            .unwrap_or_else(|| target.default_chunk_size()),
+        chunk_sizes: Sizes::new(options.chunk_size, target.default_chunk_size()),
         level: options.level.unwrap_or_else(|| target.default_level()),
         prioritized: options.prioritized.clone(),
+        hot,
     };
     style.check()?;
     if options.format == Format::Index && destination.is_partial() {
@@ -170,7 +189,7 @@ fn convert_between(
         source,
         destination,
         style: &style,
-        rewrite: options.rewrite || !options.prioritized.is_empty(),
+        rewrite: options.rewrite || !options.prioritized.is_empty() || !style.hot.is_empty(),
         pool: &pool,
         dir: &options.temp_dir,
         observer,

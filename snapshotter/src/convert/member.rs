@@ -1,7 +1,6 @@
 //! gzip members (RFC 1952) and zstd frames (RFC 8878), compressed on a pool of threads.
 
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -9,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use flate2::{Compress, Compression, Crc, FlushCompress, Status};
+use libdeflater::{CompressionLvl, Compressor};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -50,27 +50,64 @@ pub(super) enum Packing {
     Zstd(i32),
 }
 
-/// A thread's compressor; its state is used again and again.
+/// Levels at which what a start reads is packed, whatever that costs.
+const HARD_ZSTD: i32 = 19;
+
+/// A compressor; its state is used again and again.
 enum Packer {
     Gzip(Compress),
+    HardGzip(Compressor),
     Zstd(zstd::bulk::Compressor<'static>),
 }
 
 impl Packer {
-    fn new(packing: Packing) -> io::Result<Self> {
-        Ok(match packing {
-            Packing::Gzip(level) => Self::Gzip(Compress::new(Compression::new(level), false)),
-            Packing::Zstd(level) => Self::Zstd(zstd::bulk::Compressor::new(level)?),
-        })
+    fn new(packing: Packing) -> Result<Self> {
+        match packing {
+            Packing::Gzip(level) => Ok(Self::Gzip(Compress::new(Compression::new(level), false))),
+            Packing::Zstd(level) => zstd::bulk::Compressor::new(level)
+                .map(Self::Zstd)
+                .map_err(|error| Error::Internal(format!("zstd: {error}"))),
+        }
+    }
+
+    /// The one for what a start reads.
+    fn hard(packing: Packing) -> Result<Self> {
+        match packing {
+            Packing::Gzip(_) => Ok(Self::HardGzip(Compressor::new(CompressionLvl::best()))),
+            Packing::Zstd(level) => Self::new(Packing::Zstd(level.max(HARD_ZSTD))),
+        }
     }
 
     fn pack(&mut self, plain: &[u8]) -> Result<Vec<u8>> {
         match self {
             Self::Gzip(deflate) => compress(plain, deflate),
+            Self::HardGzip(deflate) => compress_hard(plain, deflate),
             Self::Zstd(zstd) => zstd
                 .compress(plain)
                 .map_err(|error| Error::Internal(format!("zstd: {error}"))),
         }
+    }
+}
+
+/// A thread's compressors, made when they are first needed.
+struct Packers {
+    packing: Packing,
+    ordinary: Option<Packer>,
+    hard: Option<Packer>,
+}
+
+impl Packers {
+    fn get(&mut self, is_hot: bool) -> Result<&mut Packer> {
+        let (place, new): (_, fn(Packing) -> Result<Packer>) = if is_hot {
+            (&mut self.hard, Packer::hard)
+        } else {
+            (&mut self.ordinary, Packer::new)
+        };
+        let packer = match place.take() {
+            Some(packer) => packer,
+            None => new(self.packing)?,
+        };
+        Ok(place.insert(packer))
     }
 }
 
@@ -81,6 +118,8 @@ pub(super) struct Plan {
     pub(super) pieces: Vec<Piece>,
     /// The first so many bytes are a chunk, whose digest is wanted.
     pub(super) chunk: u64,
+    /// A start reads it: it is to be as small as can be.
+    pub(super) is_hot: bool,
 }
 
 /// A member that is made.
@@ -154,16 +193,18 @@ impl Drop for Pool {
 }
 
 fn work(jobs: &Mutex<Receiver<Job>>, packing: Packing) {
-    let mut packer = Packer::new(packing);
+    let mut packers = Packers {
+        packing,
+        ordinary: None,
+        hard: None,
+    };
     loop {
         let next = jobs.lock().expect("no panic while a job is taken").recv();
         let Ok(job) = next else {
             return;
         };
-        let member = match &mut packer {
-            Ok(packer) => make(&job.plan, &job.spool, packer),
-            Err(error) => Err(Error::Internal(format!("zstd: {error}"))),
-        };
+        let packer = packers.get(job.plan.is_hot);
+        let member = packer.and_then(|packer| make(&job.plan, &job.spool, packer));
         // The layer this was for may have failed meanwhile.
         let _ = job.reply.send(member);
     }
@@ -214,11 +255,31 @@ pub(super) fn compress(plain: &[u8], deflate: &mut Compress) -> Result<Vec<u8>> 
         }
         member.reserve(plain.len() / 4 + MARGIN);
     }
+    end(&mut member, plain);
+    Ok(member)
+}
+
+/// One gzip member, as small as can be.
+fn compress_hard(plain: &[u8], deflate: &mut Compressor) -> Result<Vec<u8>> {
+    let mut member = HEADER.to_vec();
+    member.resize(
+        HEADER.len() + deflate.deflate_compress_bound(plain.len()),
+        0,
+    );
+    let length = deflate
+        .deflate_compress(plain, &mut member[HEADER.len()..])
+        .map_err(|error| Error::Internal(format!("deflate: {error}")))?;
+    member.truncate(HEADER.len() + length);
+    end(&mut member, plain);
+    Ok(member)
+}
+
+/// Appends a member's trailer.
+fn end(member: &mut Vec<u8>, plain: &[u8]) {
     let mut crc = Crc::new();
     crc.update(plain);
     member.extend_from_slice(&crc.sum().to_le_bytes());
     member.extend_from_slice(&(plain.len() as u32).to_le_bytes());
-    Ok(member)
 }
 
 #[cfg(test)]
@@ -257,6 +318,31 @@ mod tests {
     }
 
     #[test]
+    fn what_a_start_reads_is_packed_smaller() {
+        let text = include_bytes!("member.rs").to_vec();
+        let member = |packing, is_hot| {
+            let plan = Plan {
+                pieces: vec![Piece::Bytes(text.clone())],
+                chunk: 0,
+                is_hot,
+            };
+            let file = Arc::new(tempfile::tempfile().unwrap());
+            let made = Pool::new(1, packing).submit(plan, &file).recv().unwrap();
+            made.unwrap().compressed
+        };
+        for packing in [Packing::Gzip(9), Packing::Zstd(3)] {
+            let (ordinary, hot) = (member(packing, false), member(packing, true));
+            assert!(hot.len() < ordinary.len(), "{packing:?}");
+        }
+        assert_eq!(unzip(&member(Packing::Gzip(9), true)), text);
+        let harder = member(Packing::Zstd(22), true);
+        assert!(
+            harder == member(Packing::Zstd(22), false),
+            "never less than was asked for"
+        );
+    }
+
+    #[test]
     fn the_pool_gathers_pieces_and_hashes_the_chunk_at_their_start() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"0123456789").unwrap();
@@ -265,7 +351,12 @@ mod tests {
             Piece::Spooled { at: 2, length: 3 },
             Piece::Bytes(b"xyz".to_vec()),
         ];
-        let receiver = pool.submit(Plan { pieces, chunk: 3 }, &Arc::new(file));
+        let plan = Plan {
+            pieces,
+            chunk: 3,
+            is_hot: false,
+        };
+        let receiver = pool.submit(plan, &Arc::new(file));
         let member = receiver.recv().unwrap().unwrap();
         assert_eq!(member.plain, b"234xyz");
         assert_eq!(unzip(&member.compressed), b"234xyz");
@@ -276,7 +367,10 @@ mod tests {
     fn a_spool_file_that_is_too_short_is_an_error() {
         let pool = Pool::new(1, Packing::Gzip(6));
         let pieces = vec![Piece::Spooled { at: 0, length: 1 }];
-        let plan = Plan { pieces, chunk: 0 };
+        let plan = Plan {
+            pieces,
+            ..Plan::default()
+        };
         let receiver = pool.submit(plan, &Arc::new(tempfile::tempfile().unwrap()));
         assert!(receiver.recv().unwrap().is_err());
     }

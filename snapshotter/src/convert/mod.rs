@@ -3,8 +3,9 @@
 //! [`convert`] takes an image from one [`Place`] to another. A layer goes through it twice: `spool`
 //! decompresses it into a nameless file and lists its entries; `estargz` writes them again in the
 //! order that `order` gives, with every chunk a gzip member of its own, or `zstdchunked` as they
-//! are, with every chunk a zstd frame, and a `tarsplit`. Members and frames are made by the threads
-//! of `member`; `target` knows the formats. The same input gives the same digests.
+//! are, with every chunk a zstd frame, and a `tarsplit`. `hot` cuts files into chunks. Members and
+//! frames are made by the threads of `member`; `target` knows the formats. The same input gives the
+//! same digests.
 
 mod archive;
 mod beside;
@@ -12,6 +13,7 @@ mod containerd;
 mod entry;
 mod estargz;
 mod guided;
+mod hot;
 mod image;
 mod inspect;
 mod layer;

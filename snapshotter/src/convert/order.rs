@@ -88,11 +88,11 @@ pub fn parse_list(text: &str) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::tar::reader::{Raw, Time};
     use super::*;
 
-    fn entry(name: &str, kind: EntryType, link: &str) -> TarEntry {
+    pub(in crate::convert) fn entry(name: &str, kind: EntryType, link: &str) -> TarEntry {
         TarEntry {
             name: name.into(),
             kind,

@@ -9,9 +9,11 @@ use crate::error::{Error, Result};
 use crate::fetch::BlobSource;
 use crate::fetch::manifest::Descriptor;
 
+use super::hot::{Cuts, Hot, Sizes};
 use super::layer::Written;
 use super::member::{Packing, Pool};
 use super::spool::Spool;
+use super::tar::TarEntry;
 use super::{estargz, reuse, zstdchunked};
 
 /// Media types of gzip layers in OCI and in docker images.
@@ -72,11 +74,11 @@ impl Target {
 #[derive(Debug, Clone)]
 pub(super) struct Style {
     pub(super) target: Target,
-    /// Largest chunk in bytes.
-    pub(super) chunk_size: u64,
+    pub(super) chunk_sizes: Sizes,
     pub(super) level: u32,
     /// Paths that come first, in their order.
     pub(super) prioritized: Vec<String>,
+    pub(super) hot: Hot,
 }
 
 impl Style {
@@ -94,6 +96,11 @@ impl Style {
             return Err(Error::InvalidArgument(reason.to_owned()));
         }
         Ok(())
+    }
+
+    /// How the files of a layer with these entries are cut.
+    pub(super) fn cuts(&self, entries: &[TarEntry]) -> Cuts<'_> {
+        Cuts::new(entries, &self.hot, self.chunk_sizes)
     }
 
     pub(super) fn packing(&self) -> Packing {
@@ -141,7 +148,7 @@ impl Style {
     pub(super) fn write(&self, spool: Spool, pool: &Pool, dir: &Path) -> Result<Written> {
         match self.target {
             Target::Estargz => estargz::write(spool, self, pool, dir),
-            Target::ZstdChunked => zstdchunked::write(spool, self.chunk_size, pool, dir),
+            Target::ZstdChunked => zstdchunked::write(spool, self, pool, dir),
         }
     }
 }
@@ -153,9 +160,10 @@ mod tests {
     fn style(target: Target) -> Style {
         Style {
             target,
-            chunk_size: 1,
+            chunk_sizes: Sizes::new(None, 1),
             level: target.default_level(),
             prioritized: Vec::new(),
+            hot: Hot::default(),
         }
     }
 

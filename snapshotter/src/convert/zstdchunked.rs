@@ -21,11 +21,13 @@ use crate::formats::zstdchunked::{
 };
 
 use super::entry::toc_entry;
+use super::hot::Cuts;
 use super::layer::Written;
 use super::member::{Member, Piece, Plan, Pool};
 use super::spool::Spool;
 use super::tar::TarEntry;
 use super::tar::reader::Time;
+use super::target::Style;
 use super::tarsplit::{Crc64, TarSplit};
 
 /// Largest frame of what lies between files.
@@ -34,7 +36,7 @@ const MAX_GLUE: u64 = 1 << 20;
 const META_LEVEL: i32 = 9;
 
 /// Writes the spooled layer into a nameless file in `dir`.
-pub(super) fn write(spool: Spool, chunk_size: u64, pool: &Pool, dir: &Path) -> Result<Written> {
+pub(super) fn write(spool: Spool, style: &Style, pool: &Pool, dir: &Path) -> Result<Written> {
     let Spool { file, mut entries } = spool;
     let length = file
         .metadata()
@@ -43,8 +45,9 @@ pub(super) fn write(spool: Spool, chunk_size: u64, pool: &Pool, dir: &Path) -> R
     let is_exact = make_unique(&mut entries);
     let archive = Arc::new(file);
     let mut assembly = Assembly::new(&entries, Arc::clone(&archive), is_exact, dir)?;
+    let cuts = style.cuts(&entries);
     let mut pending = VecDeque::with_capacity(pool.window());
-    for frame in frames(&entries, length, chunk_size) {
+    for frame in frames(&entries, length, &cuts) {
         if pending.len() == pool.window() {
             assembly.finish_first(&mut pending)?;
         }
@@ -52,6 +55,7 @@ pub(super) fn write(spool: Spool, chunk_size: u64, pool: &Pool, dir: &Path) -> R
         let plan = Plan {
             pieces: vec![Piece::Spooled { at, length }],
             chunk: if frame.file.is_some() { length } else { 0 },
+            is_hot: frame.is_hot,
         };
         pending.push_back((frame, pool.submit(plan, &archive)));
     }
@@ -83,27 +87,42 @@ struct Frame {
     length: u64,
     /// The entry whose content they are.
     file: Option<usize>,
+    /// Whether a start reads them.
+    is_hot: bool,
 }
 
 /// Cuts an archive of `length` bytes into frames, without gap.
-fn frames(entries: &[TarEntry], length: u64, chunk_size: u64) -> impl Iterator<Item = Frame> + '_ {
+fn frames<'a>(
+    entries: &'a [TarEntry],
+    length: u64,
+    cuts: &'a Cuts<'a>,
+) -> impl Iterator<Item = Frame> + 'a {
     let mut end = 0;
-    let with_content = entries.iter().enumerate().filter(|(_, e)| e.size > 0);
-    let contents = with_content.map(|(i, e)| (Some(i), e.data_at, e.data_at + e.size));
-    let whole = contents.chain(std::iter::once((None, length, length)));
-    whole.flat_map(move |(file, from, to)| {
-        let glue = pieces(end, from, MAX_GLUE, None);
+    let files = entries.iter().enumerate().filter(|(_, e)| e.size > 0);
+    files.map(Some).chain([None]).flat_map(move |file| {
+        let (from, to) = file.map_or((length, length), |(_, e)| (e.data_at, e.data_at + e.size));
+        let before = glue(end, from);
         end = to;
-        glue.chain(pieces(from, to, chunk_size, file))
+        let content = file.into_iter().flat_map(move |(number, entry)| {
+            cuts.of(number, entry.size).map(move |cut| Frame {
+                at: entry.data_at + cut.at,
+                length: cut.length,
+                file: Some(number),
+                is_hot: cut.is_hot,
+            })
+        });
+        before.chain(content)
     })
 }
 
-fn pieces(from: u64, to: u64, size: u64, file: Option<usize>) -> impl Iterator<Item = Frame> {
-    let count = to.saturating_sub(from).div_ceil(size);
+/// What lies between files.
+fn glue(from: u64, to: u64) -> impl Iterator<Item = Frame> {
+    let count = to.saturating_sub(from).div_ceil(MAX_GLUE);
     (0..count).map(move |i| Frame {
-        at: from + i * size,
-        length: size.min(to - from - i * size),
-        file,
+        at: from + i * MAX_GLUE,
+        length: MAX_GLUE.min(to - from - i * MAX_GLUE),
+        file: None,
+        is_hot: false,
     })
 }
 
@@ -377,10 +396,13 @@ fn joined(numbers: &[u64]) -> String {
 mod tests {
     use std::io::Read;
 
-    use super::super::member::Packing;
+    use super::super::guided::Recorded;
+    use super::super::hot::{Hot, Sizes};
     use super::super::spool::spool;
+    use super::super::target::Target;
     use super::*;
     use crate::formats::zstdchunked::{Position, index, unpack_toc};
+    use crate::index::LayerIndex;
 
     const CHUNK: u64 = 4096;
 
@@ -420,10 +442,24 @@ mod tests {
     }
 
     fn written(archive: &[u8], threads: usize) -> (Written, Vec<u8>) {
+        written_for(archive, threads, Hot::default())
+    }
+
+    fn written_for(archive: &[u8], threads: usize, hot: Hot) -> (Written, Vec<u8>) {
         let dir = std::env::temp_dir();
         let spool = spool(archive, &dir, "layer").unwrap();
-        let pool = Pool::new(threads, Packing::Zstd(3));
-        let written = write(spool, CHUNK, &pool, &dir).unwrap();
+        let style = Style {
+            target: Target::ZstdChunked,
+            chunk_sizes: Sizes {
+                ordinary: CHUNK,
+                hot: 2 * CHUNK,
+            },
+            level: 3,
+            prioritized: Vec::new(),
+            hot,
+        };
+        let pool = Pool::new(threads, style.packing());
+        let written = write(spool, &style, &pool, &dir).unwrap();
         let mut blob = vec![0; written.size as usize];
         written.file.read_exact_at(&mut blob, 0).unwrap();
         (written, blob)
@@ -455,22 +491,17 @@ mod tests {
         assert_eq!(first.annotations, second.annotations);
     }
 
-    #[test]
-    fn our_own_reader_finds_every_chunk_by_annotation_and_footer() {
-        let (done, blob) = written(&sample(), 2);
+    /// The layer as our own reader sees it; each chunk must be what its frame alone unpacks to.
+    fn checked(done: &Written, blob: &[u8]) -> LayerIndex {
         let size = blob.len() as u64;
-        let position = annotation(&done, CONTAINERS.position).unwrap();
+        let position = annotation(done, CONTAINERS.position).unwrap();
         let position = Position::parse(position, size).unwrap();
-        assert_eq!(Position::of_footer(&blob, size).unwrap(), Some(position));
+        assert_eq!(Position::of_footer(blob, size).unwrap(), Some(position));
         let packed = &blob[position.offset as usize..][..position.packed as usize];
-        let checksum = annotation(&done, CONTAINERS.checksum).unwrap();
+        let checksum = annotation(done, CONTAINERS.checksum).unwrap();
         assert_eq!(checksum, Digest::of(packed).to_string());
         let json = unpack_toc(packed, position).unwrap();
         let index = index(&json, done.digest, done.toc_digest, size, position).unwrap();
-        // The root, etc, its four files, the long directory and its file.
-        assert_eq!(index.inodes(), 8);
-        // small, four of large, x; the zeros are holes.
-        assert_eq!(index.chunks(), 6);
         for id in 0..index.chunks() {
             let chunk = index.chunk(id);
             let unit = index.unit(chunk.unit);
@@ -481,6 +512,52 @@ mod tests {
                 "nothing but the chunk"
             );
             assert_eq!(Digest::of(&bytes).as_bytes(), &chunk.digest);
+        }
+        index
+    }
+
+    #[test]
+    fn our_own_reader_finds_every_chunk_by_annotation_and_footer() {
+        let (done, blob) = written(&sample(), 2);
+        let index = checked(&done, &blob);
+        // The root, etc, its four files, the long directory and its file.
+        assert_eq!(index.inodes(), 8);
+        // small, four of large, x; the zeros are holes.
+        assert_eq!(index.chunks(), 6);
+    }
+
+    #[test]
+    fn what_a_start_reads_is_apart_and_packed_harder_in_the_same_archive() {
+        let text = |i: u32| format!("{} and {} ", i % 977, i * i % 499);
+        let large: Vec<u8> = (0..8000).flat_map(|i| text(i).into_bytes()).collect();
+        let archive = archive(|tar| add(tar, "large", &large));
+        let hot = Hot::new(&[Recorded {
+            path: "large".to_owned(),
+            at: 0,
+            ranges: vec![(5 * CHUNK + 1, 2 * CHUNK), (5 * CHUNK, 10)],
+        }]);
+        let (done, blob) = written_for(&archive, 1, hot.clone());
+        assert!(unpacked(&blob) == archive && done.diff_id == Digest::of(&archive));
+        assert!(
+            written_for(&archive, 4, hot).1 == blob,
+            "the same each time"
+        );
+        let index = checked(&done, &blob);
+        let chunks: Vec<_> = (0..index.chunks()).map(|id| index.chunk(id)).collect();
+        let ends: Vec<u64> = chunks[..9].iter().map(|chunk| chunk.file_offset).collect();
+        // Three pages are hot, of which a chunk holds two.
+        assert_eq!(ends, [0, 1, 2, 3, 4, 5, 7, 8, 9].map(|page| page * CHUNK));
+        let frame = |chunk: &crate::index::Chunk| {
+            let unit = index.unit(chunk.unit);
+            blob[unit.offset as usize..unit.end() as usize].to_vec()
+        };
+        for (number, level) in [(4, 3), (5, 19), (6, 19), (7, 3)] {
+            let plain = &large[ends[number] as usize..ends[number + 1] as usize];
+            let expected = zstd::bulk::compress(plain, level).unwrap();
+            assert!(
+                frame(&chunks[number]) == expected,
+                "level {level} of {number}"
+            );
         }
     }
 

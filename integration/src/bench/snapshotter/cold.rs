@@ -20,7 +20,7 @@ pub(super) const FULL: [&str; 2] = [OVERLAYFS, "erofs"];
 /// A row of cold starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// An eStargz image, and a profile of such a start.
+    /// An image that was converted by a profile of such a start, and that profile.
     Profile,
     /// The same without a profile.
     Estargz,
@@ -94,8 +94,8 @@ fn ours<'a>(node: &'a Node, network: Network, image: &'a Image, profile: &'a Pro
             node.forget(profile)?;
             node.cold(stack, network, image.recipe, reference)
         };
-        let guided = start(&image.estargz, Some(&profile.file))?;
-        let warm = node.warm(stack, network, image.recipe, &image.estargz)?;
+        let guided = start(&profile.image, Some(&profile.file))?;
+        let warm = node.warm(stack, network, image.recipe, &profile.image)?;
         let lazy = start(&image.estargz, None)?;
         let plain = start(&image.ordinary, None)?;
         let wire = network.wire_ms(profile.bytes);

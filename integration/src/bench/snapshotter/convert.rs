@@ -23,13 +23,30 @@ impl Converted {
         self.once(target, &[format, image])
     }
 
-    /// As [`Self::convert`], of an image that was converted, by a profile of it.
-    pub(super) fn convert_by(&self, profile: &Path, image: &str, format: &str) -> Result<String> {
+    /// The same to eStargz in chunks of a page each, which records best what is read.
+    pub(super) fn convert_finely(&self, image: &str) -> Result<String> {
+        let target = image.replacen(":v1", ":fine", 1);
+        self.once(target, &["estargz", "--chunk-size", "4096", image])
+    }
+
+    /// As [`Self::convert`], of an image that was converted, by a profile of it, which is told again
+    /// in terms of the new image where `output` says.
+    pub(super) fn convert_by(
+        &self,
+        profile: &Path,
+        image: &str,
+        format: &str,
+        output: Option<&Path>,
+    ) -> Result<String> {
         let target = format!("{image}-guided-{format}");
-        self.once(
-            target,
-            &[format, "--profile", &profile.to_string_lossy(), image],
-        )
+        let profile = profile.to_string_lossy();
+        let output = output.map(Path::to_string_lossy);
+        let mut arguments = vec![format, "--profile", &profile];
+        if let Some(output) = &output {
+            arguments.extend(["--profile-output", output]);
+        }
+        arguments.push(image);
+        self.once(target, &arguments)
     }
 
     fn once(&self, target: String, arguments: &[&str]) -> Result<String> {

@@ -40,6 +40,8 @@ const IMAGES: [&str; 3] = ["python3-numpy", "nodejs", "openjdk"];
 const READS: u32 = 3;
 /// Rounds of second starts for each of those: cheap, and held against a peer to a twentieth.
 const STARTS: u32 = 10;
+/// The format of images that are converted by a profile.
+const GUIDED: &str = "zstd-chunked";
 /// Where profiles are kept, out of what a node forgets.
 const PROFILES: &str = "/root/profiles";
 
@@ -54,8 +56,15 @@ struct Image {
     layer_bytes: u64,
 }
 
-/// What was recorded of a start of the converted image.
+/// What was recorded of a start, and the image that was converted by it.
 struct Profile {
+    /// The image that was started for it: eStargz in chunks of a page each.
+    fine: String,
+    /// What was recorded of that.
+    recorded: PathBuf,
+    /// The image converted by that, to the format in which it needs the fewest bytes.
+    image: String,
+    /// The same start in terms of that image.
     file: PathBuf,
     /// What it needs on the wire.
     bytes: u64,
@@ -108,10 +117,10 @@ impl Measurable for Part {
         match self {
             Self::Cold => {
                 let (node, images) = (&fixtures.node, &fixtures.images);
-                let profiles = images.iter().map(|image| record(node, image));
+                let converted = &fixtures.converted;
+                let profiles = images.iter().map(|image| learn(node, converted, image));
                 let profiles = profiles.collect::<Result<Vec<_>>>()?;
                 let mut starts = cold::tasks(node, images, &profiles);
-                let converted = &fixtures.converted;
                 starts.extend(peers::tasks(node, converted, images, &profiles));
                 Ok(suite::run(&mut starts, rounds, random, tell))
             }
@@ -184,25 +193,44 @@ fn push(name: &str) -> Result<String> {
     Ok(reference)
 }
 
-/// Starts an image twice on a node that has never seen it, and takes the profile of that: the second
-/// start, by the profile of the first one, adds what the kernel reads ahead when nothing makes it wait.
-fn record(node: &Node, image: &Image) -> Result<Profile> {
-    let file = Path::new(PROFILES).join(format!("{}.json", image.recipe.name));
+/// Starts an image on a node that has never seen it, and converts it by the profile of that.
+fn learn(node: &Node, converted: &Converted, image: &Image) -> Result<Profile> {
     fs::create_dir_all(PROFILES).map_err(Error::file("create", Path::new(PROFILES)))?;
-    let export = ["xebec-snapshotter", "profile", "export", "-o"];
-    for known in [None, Some(file.as_path())] {
-        node.forget(known)?;
-        node::pull(&image.estargz, Stack::XEBEC)?;
-        node::run(Stack::XEBEC, image.recipe, &image.estargz)?;
-        node.pause()?;
-        output(&[&export[..], &[&file.to_string_lossy(), &image.estargz]].concat())?;
-        node.resume()?;
-    }
+    let file = |what: &str| Path::new(PROFILES).join(format!("{}{what}.json", image.recipe.name));
+    let (recorded, file) = (file(""), file("-guided"));
+    // The second start, by the profile of the first one, adds what the kernel reads ahead when
+    // nothing makes it wait; so does that of the converted image, which is cut otherwise.
+    let fine = converted.convert_finely(&image.ordinary)?;
+    record(node, image.recipe, &fine, None, &recorded)?;
+    record(node, image.recipe, &fine, Some(&recorded), &recorded)?;
+    let guided = converted.convert_by(&recorded, &fine, GUIDED, Some(&file))?;
+    record(node, image.recipe, &guided, Some(&file), &file)?;
     let json = fs::read(&file).map_err(Error::file("read", &file))?;
     Ok(Profile {
+        fine,
+        recorded,
+        image: guided,
         bytes: profile_bytes(&json)?,
         file,
     })
+}
+
+/// Starts an image on a node that has never seen it, but knows a profile perhaps, and writes what is
+/// known then to `file`.
+fn record(
+    node: &Node,
+    recipe: &Recipe,
+    image: &str,
+    known: Option<&Path>,
+    file: &Path,
+) -> Result<()> {
+    node.forget(known)?;
+    node::pull(image, Stack::XEBEC)?;
+    node::run(Stack::XEBEC, recipe, image)?;
+    node.pause()?;
+    let export = ["xebec-snapshotter", "profile", "export", "-o"];
+    output(&[&export[..], &[&file.to_string_lossy(), image]].concat())?;
+    node.resume()
 }
 
 fn layer_bytes(image: &str) -> Result<u64> {

@@ -178,7 +178,7 @@ impl Peer {
         match (self.form, profile) {
             (Form::Converted(format), None) => converted.convert(&image.ordinary, format),
             (Form::Converted(format), Some(profile)) => {
-                converted.convert_by(&profile.file, &image.estargz, format)
+                converted.convert_by(&profile.recorded, &profile.fine, format, None)
             }
             (Form::Ztoc, _) => {
                 node::pull(&image.ordinary, Stack::RUNC)?;

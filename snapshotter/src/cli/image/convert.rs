@@ -70,8 +70,9 @@ pub(super) struct ConvertArgs {
     #[arg(long, value_name = "FILE")]
     prioritize: Option<PathBuf>,
     /// Profile of a start of SRC, as `profile export` writes it: what it names comes first in
-    /// estargz and nydus, and it is told again in terms of the converted layers, beside the image
-    /// where that is in a registry
+    /// estargz and nydus, has chunks of its own in estargz and zstd-chunked, packed as small as can
+    /// be, and it is told again in terms of the converted layers, beside the image where that is in
+    /// a registry
     #[arg(long, value_name = "FILE")]
     pub(super) profile: Option<PathBuf>,
     /// File to write that profile to, as `profile import` takes it
