@@ -42,6 +42,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     for (file, package, _) in &MESSAGES[..wanted] {
         config_for(package).compile_fds(protox::compile([file], ["protos"])?)?;
     }
+    if enabled("CRIU") {
+        for (file, package) in [
+            ("criu.proto", "criu.rpc"),
+            ("criu_images.proto", "criu.images"),
+        ] {
+            config_for(package).compile_fds(protox::compile([file], ["protos"])?)?;
+        }
+    }
     if enabled("SNAPSHOTS") {
         let fds = protox::compile(["snapshots.proto"], ["protos"])?;
         tonic_prost_build::configure()

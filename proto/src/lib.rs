@@ -19,6 +19,16 @@ generated! {
     /// `containerd.types`: mounts, envelopes, runtime information.
     types, "containerd.types"
 }
+#[cfg(feature = "criu")]
+generated! {
+    /// Requests to CRIU, its notifications and answers.
+    criu, "criu.rpc"
+}
+#[cfg(feature = "criu")]
+generated! {
+    /// Parts of CRIU's image files.
+    criu_images, "criu.images"
+}
 #[cfg(feature = "task")]
 generated! {
     /// `containerd.v1.types`: process status.

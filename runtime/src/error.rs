@@ -90,6 +90,9 @@ pub enum Error {
         /// What the parser said.
         reason: String,
     },
+    /// CRIU could not be started, or did not do what it was asked for.
+    #[error("criu failed: {0}")]
+    Criu(String),
     /// An operation on the container's cgroup failed.
     #[error(transparent)]
     Cgroup(#[from] crate::cgroup::CgroupError),

@@ -177,7 +177,7 @@ pub fn features() -> Value {
         },
         "annotations": {
             "xebec.version": env!("CARGO_PKG_VERSION"),
-            "xebec.checkpoint.enabled": "false",
+            "xebec.checkpoint.enabled": "true",
         },
         // Become properties of the container's unit.
         "potentiallyUnsafeConfigAnnotations": ["org.systemd.property."],

@@ -12,6 +12,7 @@
 mod begin;
 mod caller;
 pub mod cgroup;
+mod checkpoint;
 mod error;
 mod features;
 mod launch;
@@ -33,11 +34,16 @@ pub mod state;
 mod sys;
 
 pub use begin::begin;
+pub use checkpoint::{
+    CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, RestoreOptions,
+};
 pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;
 pub use mapped::OwnerMap;
 pub use own_binary::protect_own_binary;
-pub use request::{Console, CreateRequest, ExecRequest, Launched, Stdio, reserve_preserved};
+pub use request::{
+    Console, CreateRequest, ExecRequest, Launched, Stdio, adopt_writable, reserve_preserved,
+};
 pub use runtime::{Runtime, RuntimeOptions, parse_resources, read_process};
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};

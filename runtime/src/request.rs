@@ -28,6 +28,15 @@ pub enum Stdio {
     },
 }
 
+impl Stdio {
+    /// `/dev/null`, three times.
+    pub const NONE: Self = Self::Fds {
+        stdin: None,
+        stdout: None,
+        stderr: None,
+    };
+}
+
 /// Who receives the master of the pseudo-terminal when `process.terminal` is set.
 #[derive(Debug, Default)]
 pub enum Console {
@@ -173,6 +182,21 @@ pub fn reserve_preserved(count: u32) -> Result<()> {
     // It may have one of these numbers itself.
     let _ = nothing.into_raw_fd();
     Ok(())
+}
+
+/// Takes over a descriptor that this process was given, and that nothing in it owns yet.
+///
+/// # Errors
+/// It is not open, or not for writing.
+pub fn adopt_writable(number: i32) -> Result<OwnedFd> {
+    let refuse = |errno| {
+        let reason = errno_words(Errno::raw_os_error(errno));
+        Error::InvalidArgument(format!("invalid descriptor {number}: {reason}"))
+    };
+    if number < 3 {
+        return Err(refuse(Errno::BADF));
+    }
+    crate::sys::adopt(number).map_err(refuse)
 }
 
 /// A process that the runtime has started.

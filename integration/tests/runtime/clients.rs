@@ -418,3 +418,44 @@ kill $dockerd; wait
         ],
     );
 }
+
+#[test]
+fn podman_checkpoints_and_restores_containers_with_their_files() {
+    let host = host_of_clients();
+    let output = tell(
+        &host,
+        r#"
+count='i=0; while true; do i=$((i+1)); echo $i >/count; sleep 0.1; done'
+podman run -d --name c --network none busybox sh -c "$count" >/dev/null
+until podman exec c test -s /count 2>/dev/null; do sleep 0.1; done
+podman exec c touch /tmp/mark
+say checkpoint podman container checkpoint c
+say ended podman inspect --format '{{.State.Status}} {{.State.Checkpointed}}' c
+say restore podman container restore c
+say runs podman inspect --format '{{.State.Status}} {{.State.Restored}}' c
+before=$(podman exec c cat /count); sleep 1; after=$(podman exec c cat /count)
+say counts test ${after:-0} -gt ${before:-0}
+say export podman container checkpoint --export /srv/c.tar.zst --leave-running c
+say goes-on podman inspect --format '{{.State.Status}}' c
+podman rm -f -t 0 c >/dev/null
+say import podman container restore --import /srv/c.tar.zst --name d
+say mark podman exec d ls /tmp/mark
+say remove podman rm -f -t 0 d
+"#,
+    );
+    assert_told(
+        &output,
+        &[
+            "checkpoint: c; 0",
+            "ended: exited true; 0",
+            "restore: c; 0",
+            "runs: running true; 0",
+            "counts: ; 0",
+            "export: c; 0",
+            "goes-on: running; 0",
+            "import: *; 0",
+            "mark: /tmp/mark; 0",
+            "remove: d; 0",
+        ],
+    );
+}

@@ -6,6 +6,7 @@ mod adversity;
 mod attacks;
 mod attacks_mounts;
 mod cgroups;
+mod checkpoint;
 mod cli;
 mod clients;
 mod compat;

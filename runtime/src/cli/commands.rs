@@ -7,8 +7,8 @@ use xebec_runtime::Result;
 use super::globals::Globals;
 use super::log::Log;
 use super::{
-    Context, create, delete, events, exec, features, generate, kill, list, mounts, pause, ps, run,
-    spec, start, state, update,
+    Context, checkpoint, create, delete, events, exec, features, generate, kill, list, mounts,
+    pause, ps, restore, run, spec, start, state, update,
 };
 
 /// Declares the enumeration, and what clap would derive for it; by hand, so that one command can be
@@ -26,7 +26,10 @@ macro_rules! commands {
                 match name {
                     $($name => Some(
                         // Last, as options that commands share bring their own description.
-                        <$type>::augment_args(clap::Command::new($name)).about($about)
+                        // As in Go, an option may be given again, and the last one counts.
+                        <$type>::augment_args(clap::Command::new($name))
+                            .about($about)
+                            .args_override_self(true)
                     ),)*
                     _ => None,
                 }
@@ -52,6 +55,7 @@ macro_rules! commands {
 }
 
 commands! {
+    "checkpoint", "Write a running container into files" => Checkpoint(checkpoint::Checkpoint),
     "create", "Create a container; its process waits for `start`" => Create(create::Create),
     "delete", "Delete a stopped container, or any with --force" => Delete(delete::Delete),
     "events", "Print statistics and out-of-memory kills of a container, as JSON"
@@ -63,6 +67,7 @@ commands! {
     "mounts", "Add mounts to a running container, or remove them" => Mounts(mounts::Mounts),
     "pause", "Freeze all processes of a container" => Pause(pause::Pause),
     "ps", "List the processes of a container" => Ps(ps::Ps),
+    "restore", "Make a running container of a checkpoint" => Restore(restore::Restore),
     "resume", "Thaw a paused container" => Resume(pause::Resume),
     "run", "Create and start a container, and wait for its end" => Run(run::Run),
     "spec", "Write a config.json to start from" => Spec(spec::SpecCommand),
@@ -119,6 +124,7 @@ impl Command {
             })
         };
         match self {
+            Self::Checkpoint(command) => command.carry_out(&open()?),
             Self::Completions(command) => command.carry_out(),
             Self::Create(command) => command.carry_out(&open()?),
             Self::Delete(command) => command.carry_out(&open()?),
@@ -131,6 +137,7 @@ impl Command {
             Self::Mounts(command) => command.carry_out(&open()?),
             Self::Pause(command) => command.carry_out(&open()?),
             Self::Ps(command) => command.carry_out(&open()?),
+            Self::Restore(command) => command.carry_out(&open()?),
             Self::Resume(command) => command.carry_out(&open()?),
             Self::Run(command) => command.carry_out(&open()?),
             Self::Spec(command) => command.carry_out(),

@@ -1,6 +1,7 @@
 //! The command line: one file a command, each a screen over the library.
 
 mod activation;
+mod checkpoint;
 mod commands;
 mod create;
 mod delete;
@@ -19,6 +20,7 @@ mod mounts;
 mod notify;
 mod pause;
 mod ps;
+mod restore;
 mod run;
 mod signals;
 mod size;
@@ -49,7 +51,7 @@ Examples:
 
 /// An OCI runtime, command-line compatible with runc.
 #[derive(Debug, Parser)]
-#[command(name = "xebec", version, disable_version_flag = true, after_help = EXAMPLES)]
+#[command(name = "xebec", version, disable_version_flag = true, args_override_self = true, after_help = EXAMPLES)]
 pub(crate) struct Cli {
     #[command(flatten)]
     globals: Globals,

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use crate::error::{ChildFailure, Error, Failure, Result, Step};
@@ -79,6 +79,15 @@ impl ChildEnd {
     /// Its number, to be kept when others are closed.
     pub(super) fn raw_fd(&self) -> RawFd {
         self.socket.as_raw_fd()
+    }
+
+    /// The same under a number above `last`, for a child that wants those below for others.
+    pub(super) fn above(self, last: RawFd) -> Result<Self> {
+        let socket = fcntl_dupfd_cloexec(&self.socket, last + 1).map_err(Error::os("dup"))?;
+        Ok(Self {
+            socket,
+            parent: self.parent,
+        })
     }
 
     /// The first thing that a child does: with its own copy of the parent's end it would not

@@ -6,6 +6,7 @@
 mod agent;
 mod channel;
 mod child;
+mod criu;
 mod enter;
 mod finish;
 mod hooks;
@@ -24,6 +25,7 @@ mod userns;
 
 pub(crate) use agent::Agent;
 pub(crate) use child::InitJob;
+pub(crate) use criu::{CriuJob, RootMount, start_criu};
 pub(crate) use enter::ExecJob;
 pub(crate) use finish::FinishJob;
 pub(crate) use hooks::{ChildHookIo, run_all_hooks, run_hooks};
@@ -34,5 +36,5 @@ pub(crate) use labels::selinux_is_enabled;
 pub(crate) use namespaces::Joined;
 pub(crate) use parent::{Birth, ExecLaunch, InitLaunch, launch_exec, launch_init, settle};
 pub(crate) use placeholder::Placeholder;
-pub(crate) use stdio::{ChildStdio, connect_console, connect_to};
+pub(crate) use stdio::{ChildStdio, TerminalReceiver, connect_console, connect_to};
 pub(crate) use userns::{own_user_namespace, user_namespace};

@@ -128,7 +128,7 @@ pub(super) fn hide_own_binary() -> Result<()> {
 }
 
 impl<'a> Birth<'a> {
-    fn request(&self, flags: u64) -> CloneRequest<'a> {
+    pub(super) fn request(&self, flags: u64) -> CloneRequest<'a> {
         request(flags, self.reparent, self.cgroup)
     }
 }

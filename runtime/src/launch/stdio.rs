@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags, Uid, fchown, fstat, makedev, open};
+use rustix::fs::{
+    FileType, Mode, OFlags, Stat, Uid, fchown, fcntl_setfl, fstat, lstat, makedev, open,
+};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with, socketpair,
@@ -12,6 +14,7 @@ use rustix::stdio::{dup2_stderr, dup2_stdin, dup2_stdout, stderr, stdin, stdout}
 
 use crate::error::{At as _, Error, Failure, Result, Step};
 use crate::request::{Console, Stdio};
+use crate::rootfs::send_terminal;
 
 /// Streams as the child takes them over.
 #[derive(Debug)]
@@ -58,6 +61,13 @@ pub(crate) struct TerminalReceiver {
     pub(super) socket: OwnedFd,
     /// It prints what comes, so a line feed shall stay one character.
     pub(super) prints: bool,
+}
+
+impl TerminalReceiver {
+    /// Hands the master of a terminal over that somebody else has opened.
+    pub(crate) fn hand_over(&self, master: BorrowedFd<'_>) -> std::result::Result<(), Errno> {
+        send_terminal(self.socket.as_fd(), master)
+    }
 }
 
 /// The connection that the terminal's master will be sent over; and, when that leads to the caller,
@@ -123,10 +133,42 @@ pub(super) fn place_streams(
         ChildStdio::Terminal(slave) => place([slave.as_fd(); 3]),
     }
     .at(Step::Stdio, b"")?;
+    use_own_null().at(Step::Stdio, b"/dev/null")?;
     if uid != 0 {
         for fd in [stdin(), stdout(), stderr()] {
             give_to(fd, uid).at(Step::Stdio, b"chown")?;
         }
+    }
+    Ok(())
+}
+
+/// Streams that are the host's null device become the container's, as with runc: a file of a mount
+/// that the container does not have could not be written into a checkpoint.
+fn use_own_null() -> std::result::Result<(), Errno> {
+    let is_null = |stat: Stat| {
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        kind == FileType::CharacterDevice && stat.st_rdev == makedev(1, 3)
+    };
+    let nulls = [stdin(), stdout(), stderr()].map(|fd| fstat(fd).is_ok_and(is_null));
+    // An image may have no such device, or something else of that name.
+    if nulls == [false; 3] || !lstat(c"/dev/null").is_ok_and(is_null) {
+        return Ok(());
+    }
+    let flags = OFlags::RDWR | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let own = match open(c"/dev/null", flags, Mode::empty()) {
+        Ok(own) if fstat(&own).is_ok_and(is_null) => own,
+        _ => return Ok(()),
+    };
+    fcntl_setfl(&own, OFlags::RDWR)?;
+    let [first, second, third] = nulls;
+    if first {
+        dup2_stdin(&own)?;
+    }
+    if second {
+        dup2_stdout(&own)?;
+    }
+    if third {
+        dup2_stderr(&own)?;
     }
     Ok(())
 }

@@ -28,5 +28,5 @@ pub(crate) use mounts::{mount_all, seal, unmount_at, write_sysctls};
 pub(crate) use namespace::HostPaths;
 pub(crate) use pivot::{attach, enter, make_private};
 pub(crate) use refusals::{open_in_proc, trusted_proc};
-pub(crate) use resolve::{Want, open_target};
+pub(crate) use resolve::{Want, open_inside, open_target};
 pub(crate) use shared::{mount_id, unmount_root};

@@ -36,23 +36,23 @@ use crate::state::{AgentAddress, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, 
 const SECCOMP_CACHE: &str = "@seccomp";
 
 /// Everything about a container that is known before it exists.
-struct Blueprint {
-    bundle: Bundle,
-    plan: LaunchPlan,
-    foundation: Foundation,
-    filter: Option<Filter>,
-    confinement: Confinement,
+pub(super) struct Blueprint {
+    pub(super) bundle: Bundle,
+    pub(super) plan: LaunchPlan,
+    pub(super) foundation: Foundation,
+    pub(super) filter: Option<Filter>,
+    pub(super) confinement: Confinement,
     /// Groups of resctrl, and what they are to allow.
-    resctrl: Option<(Membership, ResctrlPlan)>,
+    pub(super) resctrl: Option<(Membership, ResctrlPlan)>,
 }
 
 pub(super) fn create(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<Launched> {
-    make(runtime, request, gated).map(|(launched, _)| launched)
+    launch(runtime, request, gated).map(|(launched, _)| launched)
 }
 
 pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched> {
     let id = request.id.clone();
-    let (launched, record) = make(runtime, request, false)?;
+    let (launched, record) = launch(runtime, request, false)?;
     if let Err(error) = run_poststart(&record) {
         let dir = StateDir::open(&runtime.options.root, &id)?;
         dir.lock()?;
@@ -63,7 +63,18 @@ pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched>
     Ok(launched)
 }
 
-fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
+fn launch(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
+    make(runtime, request, |dir, record, blueprint, request| {
+        build(runtime, dir, record, blueprint, request, gated)
+    })
+}
+
+/// Makes a container whose processes come from `build`.
+pub(super) fn make(
+    runtime: &Runtime,
+    request: CreateRequest,
+    build: impl FnOnce(&StateDir, &mut Record, Blueprint, CreateRequest) -> Result<Launched>,
+) -> Result<(Launched, Record)> {
     let blueprint = draw(runtime, &request)?;
     let dir = StateDir::create(&runtime.options.root, &request.id)?;
     if let Err(error) = blueprint.confinement.refuse_taken() {
@@ -81,7 +92,7 @@ fn make(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launc
             }
         })
         .and_then(|()| dir.write(&record))
-        .and_then(|()| build(runtime, &dir, &mut record, blueprint, request, gated));
+        .and_then(|()| build(&dir, &mut record, blueprint, request));
     match built {
         Ok(launched) => Ok((launched, record)),
         Err(error) => {
@@ -243,7 +254,7 @@ fn note_root_mount(dir: &StateDir, record: &mut Record, job: &InitJob) -> Result
 }
 
 /// What the configuration alone gives cause to warn of.
-fn first_warnings(blueprint: &Blueprint) -> Vec<String> {
+pub(super) fn first_warnings(blueprint: &Blueprint) -> Vec<String> {
     let process = blueprint.bundle.spec.process().iter();
     let mut warnings = blueprint.bundle.warnings.clone();
     warnings.extend(blueprint.plan.rootfs.warnings.iter().cloned());
@@ -252,7 +263,7 @@ fn first_warnings(blueprint: &Blueprint) -> Vec<String> {
 }
 
 /// Makes the cgroup and sets its limits; the record no longer names what is not the container's.
-fn confine(
+pub(super) fn confine(
     runtime: &Runtime,
     record: &mut Record,
     blueprint: &mut Blueprint,
@@ -373,7 +384,7 @@ fn move_devices(spec: &Spec, pid: i32) -> Result<Option<Moved>> {
 }
 
 /// The runtime's own hooks of a creation; then the child's have their states.
-fn run_creation_hooks(
+pub(super) fn run_creation_hooks(
     spec: &Spec,
     record: &Record,
     child_hooks: Option<&ChildHookIo>,

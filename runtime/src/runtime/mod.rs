@@ -1,5 +1,6 @@
 //! The library's front: one method a lifecycle operation.
 
+mod checkpoint;
 mod confinement;
 mod create;
 mod exec;
@@ -8,6 +9,7 @@ mod lifecycle;
 mod mounts;
 mod pidfd;
 mod query;
+mod restore;
 
 pub use query::{parse_resources, read_process};
 
@@ -17,6 +19,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxIntelRdt, LinuxResources, Process};
 
 use crate::cgroup::{Cgroup, CgroupManager, ControllersPolicy};
+use crate::checkpoint::{CheckpointRequest, RestoreOptions};
 use crate::error::Result;
 use crate::request::{CreateRequest, ExecRequest, Launched};
 use crate::state::{ContainerId, ContainerState, Listing, StateDir};
@@ -134,6 +137,23 @@ impl Runtime {
     /// Thaws what [`Runtime::pause`] froze.
     pub fn resume(&self, id: &ContainerId) -> Result<()> {
         lifecycle::resume(self, id)
+    }
+
+    /// Writes a running container into files, by CRIU; its processes end unless the request says
+    /// otherwise, and its state stays until it is deleted.
+    ///
+    /// # Errors
+    /// After a failure the container goes on as before.
+    pub fn checkpoint(&self, request: CheckpointRequest) -> Result<()> {
+        checkpoint::checkpoint(self, request)
+    }
+
+    /// Makes a running container of such files.
+    ///
+    /// # Errors
+    /// After a failure nothing of the container is left.
+    pub fn restore(&self, request: CreateRequest, options: &RestoreOptions) -> Result<Launched> {
+        restore::restore(self, request, options)
     }
 
     /// Mounts what a file lists into a running container: all of it or nothing.

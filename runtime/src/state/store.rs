@@ -258,6 +258,19 @@ impl StateDir {
         }
     }
 
+    /// Makes a directory for a while, which ends with the container's at the latest.
+    pub(crate) fn make_directory(&self, name: &str) -> Result<PathBuf> {
+        let path = self.path.join(name);
+        mkdir(&path, Mode::from_raw_mode(0o700)).map_err(Error::file("mkdir", &path))?;
+        Ok(path)
+    }
+
+    /// Removes one again, which is empty.
+    pub(crate) fn remove_directory(&self, name: &str) -> Result<()> {
+        unlinkat(&self.fd, name, AtFlags::REMOVEDIR)
+            .map_err(Error::file("rmdir", self.path.join(name)))
+    }
+
     /// Removes the directory, the way to the cgroup last: a removal that is cut short can be
     /// repeated.
     pub(crate) fn remove(&self) -> Result<()> {

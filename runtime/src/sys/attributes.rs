@@ -42,6 +42,28 @@ pub(crate) fn close_one(fd: RawFd) -> Result<(), Errno> {
     close_range(number, number)
 }
 
+/// Takes over a descriptor that the caller's caller has left open under this number, for writing.
+///
+/// Only for a number that nobody in this process owns.
+pub(crate) fn adopt(number: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: takes numbers only; a bad descriptor is an error.
+    let flags = super::check(unsafe { libc::fcntl(number, libc::F_GETFL) }.into())?;
+    if flags as libc::c_int & libc::O_ACCMODE == libc::O_RDONLY {
+        return Err(Errno::BADF);
+    }
+    // SAFETY: it is open, and as the caller promises, nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Makes `number` another name of a descriptor, in the place of whatever it was; it stays open when
+/// a program is executed (`dup2(2)`).
+///
+/// Only for a child that is about to execute one: nobody may own `number`.
+pub(crate) fn duplicate_to(fd: RawFd, number: RawFd) -> Result<(), Errno> {
+    // SAFETY: as the caller promises, nobody uses or drops what is closed here.
+    super::check(unsafe { libc::dup2(fd, number) }.into()).map(drop)
+}
+
 fn close_range(from: u32, to: u32) -> Result<(), Errno> {
     // SAFETY: as the caller promises, nobody uses or drops what is closed here.
     super::check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop)

@@ -16,9 +16,9 @@ pub(crate) mod seccomp;
 mod signal;
 
 pub(crate) use attributes::{
-    SchedAttr, affinity, close_all_but, close_on_exec_from, close_one, grant_key_rights,
-    grow_heap_by, install_seccomp, join_session_keyring, set_affinity, set_io_priority,
-    set_memory_policy, set_personality, set_scheduler, unshare, working_directory,
+    SchedAttr, adopt, affinity, close_all_but, close_on_exec_from, close_one, duplicate_to,
+    grant_key_rights, grow_heap_by, install_seccomp, join_session_keyring, set_affinity,
+    set_io_priority, set_memory_policy, set_personality, set_scheduler, unshare, working_directory,
 };
 pub(crate) use clone::{CloneRequest, clone3};
 pub(crate) use exec::{CStrArray, execve, execve_file};

@@ -90,7 +90,7 @@ fn attempt_hooks(
 }
 
 /// As runc: a hook whose `env` is not given gets the runtime's own.
-fn own_environment() -> Vec<CString> {
+pub(super) fn own_environment() -> Vec<CString> {
     let line = |(name, value): (OsString, OsString)| {
         let mut line = name.into_vec();
         line.push(b'=');

@@ -1,0 +1,358 @@
+//! Containers that become files, and containers again: by xebec alone, and by runc in turn.
+
+use integration::bundle::Bundle;
+use integration::command::Output;
+use integration::hosts::NativeHost;
+use serde_json::{Value, json};
+
+use super::{assert_restored, host, ok, settled, state, xebec};
+
+/// Counts on a file of the root file system, and on standard output.
+const COUNTER: &str =
+    "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; echo $i; sleep 0.05; done";
+
+/// A bundle whose container counts, in a network namespace that exists before it and after it, as
+/// under an engine.
+fn counter<'a>(host: &'a NativeHost, path: &str) -> Bundle<'a> {
+    let mut bundle = Bundle::create(host, path, &["sh", "-c", COUNTER]).expect("a bundle");
+    use_network(host, &mut bundle);
+    bundle.write().expect("written");
+    bundle
+}
+
+fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
+    host.check_sh(
+        "mkdir -p /run/netns; touch /run/netns/t; mountpoint -q /run/netns/t || \
+         unshare -n mount --bind /proc/self/ns/net /run/netns/t",
+    )
+    .expect("a network namespace");
+    let namespaces = bundle.config["linux"]["namespaces"]
+        .as_array_mut()
+        .expect("a list");
+    for namespace in namespaces {
+        if namespace["type"] == "network" {
+            namespace["path"] = json!("/run/netns/t");
+        }
+    }
+}
+
+/// Starts a container whose output goes through a pipe into `/srv/ID.out`.
+fn start(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, id: &str) {
+    let path = bundle.path();
+    run(
+        host,
+        &format!("{runtime} run --detach --bundle {path} {id}"),
+        id,
+    );
+}
+
+/// A command that leaves a container behind whose output a `cat` appends to a file.
+#[track_caller]
+fn run(host: &NativeHost, command: &str, id: &str) {
+    // A pipe without a name: a fifo of the host is in no mount of the container.
+    let script = format!(
+        "exec bash -c '{command} </dev/null > >(cat >>/srv/{id}.out 2>/dev/null) \
+         2> >(cat >/srv/stderr) || {{ sleep 0.2; cat /srv/stderr; exit 1; }}' 2>/dev/null"
+    );
+    let output = host.sh(&script).expect("the script runs");
+    assert!(output.success(), "{command}: {output:?}\n{}", logs(host));
+}
+
+/// What CRIU has to say.
+fn logs(host: &NativeHost) -> String {
+    let script = "tail -n 20 /srv/*/dump.log /srv/*/restore.log 2>/dev/null; true";
+    host.sh(script)
+        .map(|output| output.stdout)
+        .unwrap_or_default()
+}
+
+#[track_caller]
+fn checkpoint(host: &NativeHost, runtime: &str, arguments: &str) {
+    let command = format!("{runtime} checkpoint {arguments}");
+    let output = host.sh(&command).expect("the command runs");
+    assert!(output.success(), "{command}: {output:?}\n{}", logs(host));
+}
+
+#[track_caller]
+fn restore(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, images: &str, id: &str) {
+    let path = bundle.path();
+    let command = format!("{runtime} restore --detach --bundle {path} --image-path {images} {id}");
+    run(host, &command, id);
+}
+
+fn count(host: &NativeHost, bundle: &Bundle<'_>) -> u64 {
+    let file = format!("{}/rootfs/tmp/count", bundle.path());
+    // It may be read while it is being written.
+    let script = format!("until grep . {file}; do sleep 0.01; done");
+    let text = host.check_sh(&script).expect("a count");
+    text.trim().parse().expect("a number")
+}
+
+/// Waits until the counter has passed `beyond`.
+#[track_caller]
+fn goes_on(host: &NativeHost, bundle: &Bundle<'_>, beyond: u64) {
+    let file = format!("{}/rootfs/tmp/count", bundle.path());
+    let script = format!(
+        "for i in $(seq 200); do n=$(cat {file}); [ \"${{n:-0}}\" -gt {beyond} ] && exit 0; \
+         sleep 0.05; done; cat {file}; exit 1"
+    );
+    host.check_sh(&script).expect("the counter goes on");
+}
+
+#[test]
+fn a_container_goes_on_where_its_checkpoint_was_made() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    let warm_up = Bundle::create(&host, "/srv/w", &["true"]).unwrap();
+    // What CRIU has found out about the kernel is kept.
+    host.sh("criu check").unwrap();
+    let before = settled(&host, &warm_up);
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 3);
+    checkpoint(&host, "xebec", "--image-path /srv/images a");
+    let gone = xebec(&host, &["state", "a"]).unwrap();
+    assert!(gone.stderr.contains("container does not exist"), "{gone:?}");
+    let at = count(&host, &bundle);
+    restore(&host, "xebec", &bundle, "/srv/images", "b");
+    goes_on(&host, &bundle, at + 3);
+    // Its output goes on, too, in the pipe that took the first one's place.
+    let next = host
+        .check_sh("until [ -s /srv/b.out ]; do sleep 0.05; done; head -n 1 /srv/b.out")
+        .unwrap();
+    let next: u64 = next.trim().parse().expect("a number");
+    assert!((at..=at + 2).contains(&next), "{at} is followed by {next}");
+    assert_eq!(state(&host, "b")["status"], "running");
+    assert_eq!(ok(&host, &["exec", "b", "echo", "inside"]), "inside\n");
+    ok(&host, &["pause", "b"]);
+    assert_eq!(state(&host, "b")["status"], "paused");
+    ok(&host, &["resume", "b"]);
+    ok(&host, &["kill", "b", "KILL"]);
+    ok(&host, &["delete", "b"]);
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn a_container_that_is_left_running_goes_on_and_can_be_dumped_again() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 3);
+    for round in ["1", "2"] {
+        checkpoint(
+            &host,
+            "xebec",
+            &format!("--leave-running --image-path /srv/{round} a"),
+        );
+        assert_eq!(state(&host, "a")["status"], "running");
+        goes_on(&host, &bundle, count(&host, &bundle) + 2);
+    }
+    // A container that its owner has paused stays so.
+    ok(&host, &["pause", "a"]);
+    checkpoint(&host, "xebec", "--leave-running --image-path /srv/3 a");
+    assert_eq!(state(&host, "a")["status"], "paused");
+    ok(&host, &["delete", "--force", "a"]);
+}
+
+#[test]
+fn runc_restores_what_xebec_has_dumped_and_xebec_what_runc_has() {
+    let host = host();
+    let mut bundle = counter(&host, "/srv/a");
+    host.check_sh("mkdir -p /srv/data; ln -s /tmp /srv/a/rootfs/link; echo seen >/srv/data/file")
+        .unwrap();
+    // The place of a mount may be reached through a symlink of the image.
+    let mount = json!({"destination": "/link/data", "type": "bind", "source": "/srv/data",
+        "options": ["rbind", "ro"]});
+    bundle.config["mounts"].as_array_mut().unwrap().push(mount);
+    bundle.write().unwrap();
+    for (from, to) in [("xebec", "runc"), ("runc", "xebec"), ("xebec", "xebec")] {
+        let images = format!("/srv/{from}-{to}");
+        start(&host, from, &bundle, from);
+        goes_on(&host, &bundle, 3);
+        checkpoint(&host, from, &format!("--image-path {images} {from}"));
+        let at = count(&host, &bundle);
+        restore(&host, to, &bundle, &images, "restored");
+        goes_on(&host, &bundle, at + 3);
+        let seen = host
+            .check_sh(&format!("{to} exec restored cat /tmp/data/file"))
+            .unwrap();
+        assert_eq!(seen, "seen\n", "{from} to {to}");
+        host.check_sh(&format!("{to} delete --force restored"))
+            .unwrap();
+    }
+}
+
+/// Whether a failed command named its cause and left the container as it was.
+#[track_caller]
+fn assert_unharmed(host: &NativeHost, bundle: &Bundle<'_>, failed: &Output, cause: &str) {
+    assert_eq!(failed.status, 1, "{failed:?}");
+    assert!(failed.stderr.contains(cause), "{cause}: {failed:?}");
+    assert_eq!(state(host, "a")["status"], "running");
+    goes_on(host, bundle, count(host, bundle) + 2);
+}
+
+#[test]
+fn a_checkpoint_that_fails_leaves_the_container_running_and_says_why() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    let attempt = |arguments: &str| host.sh(&format!("xebec checkpoint {arguments} a")).unwrap();
+    let failed = attempt("--image-path /srv/i --criu /no/such/criu");
+    assert_unharmed(&host, &bundle, &failed, "stat /no/such/criu: no such file");
+    let failed = host.sh("X=$(command -v xebec); PATH=/srv $X checkpoint --image-path /srv/i a");
+    let failed = failed.unwrap();
+    assert_unharmed(&host, &bundle, &failed, "there is no criu in PATH");
+    let failed = attempt("--image-path /proc/no");
+    assert_unharmed(&host, &bundle, &failed, "mkdir /proc/no: ");
+    let failed = attempt("--image-path /srv/i --parent-path /srv/i");
+    assert_unharmed(&host, &bundle, &failed, "--parent-path must be relative");
+    let failed = attempt("--image-path /srv/i --parent-path ../none");
+    assert_unharmed(
+        &host,
+        &bundle,
+        &failed,
+        "open /srv/i/../none: no such file or directory",
+    );
+    let failed = attempt("--image-path /srv/i --manage-cgroups-mode some");
+    assert!(
+        failed.stderr.contains("invalid manage-cgroups-mode value"),
+        "{failed:?}"
+    );
+    host.check_sh("mkdir /srv/full; mount -t tmpfs -o size=64k tmpfs /srv/full")
+        .unwrap();
+    let failed = attempt("--image-path /srv/full/i");
+    assert_unharmed(&host, &bundle, &failed, "criu failed: ");
+    ok(&host, &["delete", "--force", "a"]);
+    // A file of the host that is in no mount of the container.
+    host.check_sh(
+        "mkfifo /srv/fifo; xebec run --detach --bundle /srv/a a <>/srv/fifo >/dev/null 2>&1",
+    )
+    .unwrap();
+    let failed = attempt("--image-path /srv/i");
+    assert_unharmed(&host, &bundle, &failed, "Can't lookup mount=");
+    let log = "(log file: /srv/i/dump.log)";
+    assert!(failed.stderr.contains(log), "{failed:?}");
+    ok(&host, &["delete", "--force", "a"]);
+}
+
+#[test]
+fn a_restore_that_fails_leaves_nothing() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    let warm_up = Bundle::create(&host, "/srv/w", &["true"]).unwrap();
+    // What CRIU has found out about the kernel is kept.
+    host.sh("criu check").unwrap();
+    let before = settled(&host, &warm_up);
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    checkpoint(&host, "xebec", "--image-path /srv/good a");
+    for (damage, cause) in [
+        ("rm -r $I", "open /srv/bad: no such file or directory"),
+        ("rm $I/descriptors.json", "open /srv/bad/descriptors.json: "),
+        ("echo x >$I/descriptors.json", "/srv/bad/descriptors.json: "),
+        ("echo x >$I/cgroup.img", "/srv/bad/cgroup.img: "),
+        ("rm $I/inventory.img", "(log file: /srv/bad/restore.log)"),
+        ("rm $I/pages-*.img", "(log file: /srv/bad/restore.log)"),
+        (
+            "truncate -s 20 $I/pstree.img",
+            "(log file: /srv/bad/restore.log)",
+        ),
+        (
+            "truncate -s 100 $I/mm-1.img",
+            "(log file: /srv/bad/restore.log)",
+        ),
+        (
+            "head -c 4000 /dev/urandom >$I/core-1.img",
+            "(log file: /srv/bad/restore.log)",
+        ),
+    ] {
+        host.check_sh(&format!(
+            "I=/srv/bad; rm -rf $I; cp -r /srv/good $I; {damage}"
+        ))
+        .unwrap();
+        let arguments = [
+            "restore",
+            "--detach",
+            "--bundle",
+            "/srv/a",
+            "--image-path",
+            "/srv/bad",
+            "b",
+        ];
+        let failed = xebec(&host, &arguments).unwrap();
+        assert_eq!(failed.status, 1, "{damage}: {failed:?}");
+        assert!(failed.stderr.contains(cause), "{damage}: {failed:?}");
+        assert_restored(&host, &before);
+    }
+}
+
+#[test]
+fn a_restored_terminal_is_handed_over() {
+    let host = host();
+    let mut bundle = Bundle::create(
+        &host,
+        "/srv/t",
+        &["sh", "-c", "stty -echo; while read x; do echo got $x; done"],
+    )
+    .unwrap();
+    bundle.config["process"]["terminal"] = json!(true);
+    use_network(&host, &mut bundle);
+    bundle.write().unwrap();
+    // Each time in the foreground, below a terminal of ours; the first one ends by the checkpoint.
+    let first = "exec xebec run --bundle /srv/t t";
+    host.write_file("/srv/first", first).unwrap();
+    let second = "exec xebec restore --bundle /srv/t --image-path /srv/i t";
+    host.write_file("/srv/second", second).unwrap();
+    let script = "(sleep 2; xebec checkpoint --image-path /srv/i t >/srv/said 2>&1) & \
+         sleep 3 | script -qec 'sh /srv/first' /dev/null; wait; cat /srv/said; \
+         (sleep 1; echo hello; sleep 1; xebec kill t KILL) | script -qec 'sh /srv/second' /dev/null";
+    let output = host.sh(script).unwrap();
+    let logs = logs(&host);
+    assert!(output.stdout.contains("got hello"), "{output:?}\n{logs}");
+}
+
+#[test]
+fn hooks_of_a_creation_run_at_a_restore() {
+    let host = host();
+    let mut bundle = counter(&host, "/srv/a");
+    let hook = |kind: &str| {
+        json!([{"path": "/bin/sh", "args": ["sh", "-c",
+        format!("cat >/srv/{kind}.json")]}])
+    };
+    bundle.config["hooks"] = json!({"createRuntime": hook("created"), "poststop": hook("stopped")});
+    bundle.write().unwrap();
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    checkpoint(&host, "xebec", "--image-path /srv/i a");
+    host.check_sh("test -s /srv/stopped.json; rm /srv/*.json")
+        .unwrap();
+    restore(&host, "xebec", &bundle, "/srv/i", "a");
+    let told: Value = serde_json::from_str(&host.read_file("/srv/created.json").unwrap()).unwrap();
+    assert_eq!(told["id"], "a");
+    assert_eq!(told["pid"], state(&host, "a")["pid"]);
+    ok(&host, &["delete", "--force", "a"]);
+}
+
+#[test]
+fn what_cannot_be_dumped_is_refused_by_its_state() {
+    let host = host();
+    counter(&host, "/srv/a");
+    host.check_sh("xebec create --bundle /srv/a a </dev/null >/dev/null 2>&1")
+        .unwrap();
+    for status in ["created", "stopped"] {
+        if status == "stopped" {
+            ok(&host, &["kill", "a", "KILL"]);
+            host.check_sh("until xebec state a | grep -q stopped; do sleep 0.05; done")
+                .unwrap();
+        }
+        let failed = xebec(&host, &["checkpoint", "--image-path", "/srv/i", "a"]).unwrap();
+        let words = format!("container cannot be checkpointed in {status} state");
+        assert!(failed.stderr.contains(&words), "{failed:?}");
+    }
+    let failed = xebec(&host, &["checkpoint", "none"]).unwrap();
+    assert!(
+        failed.stderr.contains("container does not exist"),
+        "{failed:?}"
+    );
+    ok(&host, &["delete", "a"]);
+}

@@ -1,0 +1,115 @@
+//! CRIU's image files, as far as a restore has to look into them (criu.org/Images): a magic
+//! number or two, then messages, each after its length.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read as _};
+use std::path::Path;
+
+use prost::Message as _;
+use xebec_proto::criu_images::CgroupEntry;
+
+use crate::error::{Error, Result};
+
+/// First word of the images that belong together as one checkpoint.
+const COMMON: u32 = 0x5456_4319;
+/// The second word of `cgroup.img`.
+const CGROUP: u32 = 0x5938_3330;
+/// No such file is larger.
+const SIZE_MAX: u64 = 16 << 20;
+
+/// Whether the dumped container had made cgroups below its own; not when there is nothing about
+/// cgroups in the images.
+///
+/// # Errors
+/// The file is damaged.
+pub(crate) fn has_cgroups(images: &Path) -> Result<bool> {
+    let path = images.join("cgroup.img");
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(e) => return Err(Error::file("open", path)(e)),
+    };
+    let mut content = Vec::new();
+    file.take(SIZE_MAX)
+        .read_to_end(&mut content)
+        .map_err(Error::file("read", &path))?;
+    let damaged = |reason: &str| Error::InvalidArgument(format!("{}: {reason}", path.display()));
+    let message = single(&content, CGROUP).ok_or_else(|| damaged("not an image of cgroups"))?;
+    let entry = CgroupEntry::decode(message).map_err(|e| damaged(&e.to_string()))?;
+    // Hierarchies of version 1 have names, and no cgroup of the container's.
+    let unified = entry
+        .controllers
+        .iter()
+        .filter(|tree| tree.cnames.iter().all(String::is_empty));
+    let mut directories = unified.flat_map(|tree| &tree.dirs);
+    Ok(directories.any(|dir| !dir.children.is_empty()))
+}
+
+/// The one message of an image.
+fn single(content: &[u8], kind: u32) -> Option<&[u8]> {
+    let (common, rest) = word(content)?;
+    let (magic, rest) = word(rest)?;
+    let (length, rest) = word(rest)?;
+    if (common, magic) != (COMMON, kind) {
+        return None;
+    }
+    rest.get(..usize::try_from(length).ok()?)
+}
+
+fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
+    let (word, rest) = bytes.split_first_chunk()?;
+    Some((u32::from_le_bytes(*word), rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use xebec_proto::criu_images::{CgroupDir, CgroupTree};
+
+    use super::*;
+
+    fn image(entry: &CgroupEntry) -> Vec<u8> {
+        let message = entry.encode_to_vec();
+        let words = [COMMON, CGROUP, message.len() as u32];
+        let head = words.iter().flat_map(|word| word.to_le_bytes());
+        head.chain(message).collect()
+    }
+
+    fn tree(children: Vec<CgroupDir>) -> CgroupEntry {
+        let top = CgroupDir {
+            dir_name: "c".to_owned(),
+            children,
+        };
+        CgroupEntry {
+            controllers: vec![CgroupTree {
+                cnames: vec![String::new()],
+                dirs: vec![top],
+            }],
+        }
+    }
+
+    #[test]
+    fn cgroups_below_the_containers_are_found_in_the_images() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let file = directory.path().join("cgroup.img");
+        assert!(!has_cgroups(directory.path()).expect("no file"));
+        std::fs::write(&file, image(&tree(Vec::new()))).expect("written");
+        assert!(!has_cgroups(directory.path()).expect("an image"));
+        std::fs::write(&file, image(&tree(vec![CgroupDir::default()]))).expect("written");
+        assert!(has_cgroups(directory.path()).expect("an image"));
+    }
+
+    #[test]
+    fn a_damaged_image_is_refused_with_its_name() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let whole = image(&tree(vec![CgroupDir::default()]));
+        let mut longer = whole.clone();
+        longer[8] = 0xff;
+        let mut garbled = whole.clone();
+        garbled[12] = 0xff;
+        for bad in [&[][..], &whole[..9], &longer, &garbled] {
+            std::fs::write(directory.path().join("cgroup.img"), bad).expect("written");
+            let error = has_cgroups(directory.path()).expect_err("damaged");
+            assert!(error.to_string().contains("cgroup.img"), "{error}");
+        }
+    }
+}

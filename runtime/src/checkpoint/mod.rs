@@ -1,0 +1,24 @@
+//! Checkpoint and restore by CRIU: what runc and crun do, with images that they understand.
+//!
+//! [`options`] is what callers ask for, [`plan`] (pure) turns that and the container into CRIU's
+//! options, [`session`] talks with one `criu swrk`, [`log`] finds the cause of a failure in what
+//! CRIU wrote, [`image`] looks into its images. The steps themselves are operations of [`crate::Runtime`].
+
+mod descriptors;
+mod image;
+mod log;
+mod options;
+mod plan;
+mod session;
+
+pub(crate) use descriptors::{read_descriptors, streams_of, write_descriptors};
+pub(crate) use image::has_cgroups;
+pub(crate) use log::cause;
+pub use options::{
+    CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, RestoreOptions,
+};
+pub(crate) use plan::{
+    Directories, Dumped, Mountpoint, Restored, bind_destinations, dump_options, external_namespace,
+    mountpoints, namespace_key, restore_options,
+};
+pub(crate) use session::{Answer, Notice, Session};

@@ -1,0 +1,357 @@
+//! From a running container to files: freeze it, have CRIU dump it, and let it go on or end.
+
+use std::ffi::CString;
+use std::fs::{self, DirBuilder, File};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+use rustix::io::Errno;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
+use xebec_proto::criu::{Features, Request, RequestType};
+
+use super::Runtime;
+use super::query::cgroup_of;
+use crate::cgroup::Cgroup;
+use crate::checkpoint::{
+    Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session,
+    bind_destinations, cause, dump_options, external_namespace, streams_of, write_descriptors,
+};
+use crate::error::{Error, Result};
+use crate::launch::{Birth, ChildStdio, CriuJob, start_criu};
+use crate::request::Stdio;
+use crate::rootfs::open_inside;
+use crate::spec::load_bundle;
+use crate::state::{Record, StateDir, Status};
+
+const LOG: &str = "dump.log";
+
+pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> Result<()> {
+    let dir = StateDir::open(&runtime.options.root, &request.id)?;
+    dir.lock()?;
+    let record = dir.record()?;
+    let status = dir.status(&record);
+    if !matches!(status, Status::Running | Status::Paused) {
+        let reason = format!("container cannot be checkpointed in {status} state");
+        return Err(Error::Status(reason));
+    }
+    let bundle = load_bundle(&record.bundle, record.config.as_deref())?;
+    let directories = OpenDirectories::make(&request.criu)?;
+    check_parent(&request)?;
+    require_features(&request)?;
+    let cgroup = if record.cgroup.as_os_str().is_empty() {
+        None
+    } else {
+        Some(cgroup_of(&record)?)
+    };
+    let container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
+    let options = dump_options(&container, &request, directories.numbers());
+    // A container that is frozen already costs CRIU no wait: it looks again only every 100 ms.
+    let frozen = freeze(cgroup.as_ref(), status)?;
+    if !request.pre_dump {
+        let streams = streams_of(record.pid)?;
+        write_descriptors(&request.criu.image_path, &streams)?;
+    }
+    let kind = if request.pre_dump {
+        RequestType::PreDump
+    } else {
+        RequestType::Dump
+    };
+    let mut asked = Request {
+        opts: Some(options),
+        ..Request::default()
+    };
+    asked.set_type(kind);
+    let mut status_file = request.status.take();
+    let on_notice = &mut |notice: Notice| tell_readiness(&notice, &mut status_file);
+    let dumped = converse(&request.criu, &asked, &directories.logs(LOG), on_notice);
+    if dumped.is_ok() && !request.leave_running && !request.pre_dump {
+        return Ok(());
+    }
+    // What went wrong is what the caller has to hear of.
+    let thawed = frozen.map_or(Ok(()), Frozen::thaw);
+    dumped.and(thawed)
+}
+
+/// The directories of a request, held open.
+#[derive(Debug)]
+pub(super) struct OpenDirectories {
+    images: OwnedFd,
+    work: Option<OwnedFd>,
+    log_path: PathBuf,
+}
+
+impl OpenDirectories {
+    /// Opens those of a dump, which are made when they are missing: only their owner may look
+    /// into what a process knew.
+    pub(super) fn make(criu: &CriuOptions) -> Result<Self> {
+        for directory in [Some(&criu.image_path), criu.work_path.as_ref()] {
+            let Some(directory) = directory else { continue };
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .map_err(Error::file("mkdir", directory))?;
+        }
+        Self::open(criu)
+    }
+
+    /// Opens those of a restore.
+    pub(super) fn open(criu: &CriuOptions) -> Result<Self> {
+        let opened = |path: &Path| {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            open(path, flags, Mode::empty()).map_err(Error::file("open", path))
+        };
+        Ok(Self {
+            images: opened(&criu.image_path)?,
+            work: criu.work_path.as_deref().map(opened).transpose()?,
+            log_path: criu.work_path.as_ref().unwrap_or(&criu.image_path).clone(),
+        })
+    }
+
+    pub(super) fn numbers(&self) -> Directories {
+        Directories {
+            images: self.images.as_raw_fd(),
+            work: self.work.as_ref().map(AsRawFd::as_raw_fd),
+        }
+    }
+
+    /// Where CRIU's log of this name is.
+    pub(super) fn logs(&self, name: &str) -> PathBuf {
+        self.log_path.join(name)
+    }
+}
+
+/// Images to begin with are named by a path that holds wherever all of them are moved to.
+fn check_parent(request: &CheckpointRequest) -> Result<()> {
+    let Some(parent) = &request.parent_path else {
+        return Ok(());
+    };
+    if parent.is_absolute() {
+        let reason = "--parent-path must be relative".to_owned();
+        return Err(Error::InvalidArgument(reason));
+    }
+    let real = request.criu.image_path.join(parent);
+    match fs::metadata(&real) {
+        Ok(found) if found.is_dir() => Ok(()),
+        Ok(_) => Err(Error::file("open", real)(Errno::NOTDIR)),
+        Err(e) => Err(Error::file("open", real)(e)),
+    }
+}
+
+/// What not every kernel has is asked for first, so that the answer says what is missing.
+fn require_features(request: &CheckpointRequest) -> Result<()> {
+    let (track, lazy) = (request.pre_dump, request.criu.lazy_pages);
+    if !track && !lazy {
+        return Ok(());
+    }
+    let mut asked = Request {
+        features: Some(Features {
+            mem_track: track.then_some(true),
+            lazy_pages: lazy.then_some(true),
+            pidfd_store: None,
+        }),
+        ..Request::default()
+    };
+    asked.set_type(RequestType::FeatureCheck);
+    let features = features_of(&request.criu, &asked)?;
+    let wanted = [
+        ("MemTrack", track, features.mem_track()),
+        ("LazyPages", lazy, features.lazy_pages()),
+    ];
+    let missing: Vec<_> = wanted
+        .into_iter()
+        .filter_map(|(name, wanted, there)| (wanted && !there).then_some(name))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let missing = missing.join(" ");
+    Err(Error::Unsupported(format!(
+        "criu is missing features: [{missing}]"
+    )))
+}
+
+fn features_of(criu: &CriuOptions, asked: &Request) -> Result<Features> {
+    let (session, theirs) = Session::new()?;
+    let job = CriuJob::new(
+        &criu.program,
+        theirs,
+        Vec::new(),
+        ChildStdio::new(Stdio::NONE)?,
+        None,
+    )?;
+    let process = start_criu(&job, OUR_OWN)?;
+    drop(job);
+    let answer = session.ask(asked, &mut |_| Ok(()));
+    drop(session);
+    wait(process.pidfd.as_fd())?;
+    match answer? {
+        Answer::Done { features, .. } => Ok(features),
+        Answer::Failed { request, errno, .. } => {
+            Err(Error::Criu(format!("type {request} errno {errno}")))
+        }
+    }
+}
+
+/// CRIU is no process of the container's.
+const OUR_OWN: Birth<'static> = Birth {
+    cgroup: None,
+    mover: None,
+    reparent: false,
+};
+
+/// Has CRIU serve one request.
+fn converse(
+    criu: &CriuOptions,
+    asked: &Request,
+    log: &Path,
+    on_notice: &mut dyn FnMut(Notice) -> Result<()>,
+) -> Result<()> {
+    let (session, theirs) = Session::new()?;
+    let job = CriuJob::new(
+        &criu.program,
+        theirs,
+        Vec::new(),
+        ChildStdio::new(Stdio::NONE)?,
+        None,
+    )?;
+    let process = start_criu(&job, OUR_OWN)?;
+    // Its end of the session has to be its alone, or its death would not be noticed.
+    drop(job);
+    let answer = session.ask(asked, on_notice);
+    drop(session);
+    let code = wait(process.pidfd.as_fd())?;
+    match answer? {
+        failed @ Answer::Failed { .. } => Err(explain(failed, log)),
+        // After a dump of memory alone it would go on with the next one.
+        Answer::Done { .. } if code == Some(0) || asked.r#type() == RequestType::PreDump => Ok(()),
+        Answer::Done { .. } => Err(Error::Criu(format!(
+            "it ended badly (log file: {})",
+            log.display()
+        ))),
+    }
+}
+
+/// The words for a request that failed: CRIU's answer, and the cause from its log.
+pub(super) fn explain(answer: Answer, log: &Path) -> Error {
+    let Answer::Failed {
+        request,
+        errno,
+        words,
+    } = answer
+    else {
+        return Error::Criu("it ended without an answer".to_owned());
+    };
+    let cause = cause(log).or_else(|| (!words.is_empty()).then_some(words));
+    let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+    let log = log.display();
+    Error::Criu(format!(
+        "type {request} errno {errno}{cause} (log file: {log})"
+    ))
+}
+
+/// Waits for a child; its exit code, unless a signal ended it.
+pub(super) fn wait(pidfd: BorrowedFd<'_>) -> Result<Option<i32>> {
+    let ended = || waitid(WaitId::PidFd(pidfd), WaitIdOptions::EXITED);
+    let status = rustix::io::retry_on_intr(ended).map_err(Error::os("wait for criu"))?;
+    Ok(status.and_then(|status| status.exit_status()))
+}
+
+fn tell_readiness(notice: &Notice, status: &mut Option<OwnedFd>) -> Result<()> {
+    match status.take_if(|_| notice.script == "status-ready") {
+        Some(status) => rustix::io::write(&status, &[0])
+            .map(drop)
+            .map_err(Error::os("write to the status descriptor")),
+        None => Ok(()),
+    }
+}
+
+/// A container that was running and stands still.
+struct Frozen<'a>(&'a Cgroup);
+
+impl Frozen<'_> {
+    fn thaw(self) -> Result<()> {
+        Ok(self.0.thaw()?)
+    }
+}
+
+fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>> {
+    match cgroup.filter(|_| status == Status::Running) {
+        Some(cgroup) => {
+            cgroup.freeze()?;
+            Ok(Some(Frozen(cgroup)))
+        }
+        None => Ok(None),
+    }
+}
+
+/// Finds out what CRIU has to be told of a container.
+fn look_at<'a>(record: &'a Record, spec: &'a Spec, cgroup: Option<&Cgroup>) -> Result<Dumped<'a>> {
+    let root = PathBuf::from(format!("/proc/{}/root", record.pid));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let root = open(&root, flags, Mode::empty()).map_err(Error::file("open", root))?;
+    let mut binds = Vec::new();
+    for (destination, _) in bind_destinations(spec, &record.bundle) {
+        binds.extend(real_path(&root, &destination)?.map(|(path, _)| path));
+    }
+    let linux = spec.linux().as_ref();
+    let masked = linux.and_then(|linux| linux.masked_paths().as_ref());
+    let mut masked_files = Vec::new();
+    for path in masked.into_iter().flatten() {
+        let found = real_path(&root, Path::new(path))?;
+        let file = found.filter(|(_, kind)| *kind != FileType::Directory);
+        masked_files.extend(file.map(|(path, _)| path));
+    }
+    Ok(Dumped {
+        spec,
+        rootfs: &record.rootfs,
+        pid: record.pid,
+        binds,
+        masked_files,
+        external: external_namespaces(spec)?,
+        cgroup: cgroup.map(|_| record.cgroup.as_path()),
+    })
+}
+
+/// Where a path of the container leads inside of it, and to what; none if to nothing.
+pub(super) fn real_path(root: &OwnedFd, path: &Path) -> Result<Option<(String, FileType)>> {
+    let inside = path.strip_prefix("/").unwrap_or(path);
+    let Ok(inside) = CString::new(inside.as_os_str().as_bytes()) else {
+        return Ok(None);
+    };
+    let found = match open_inside(root.as_fd(), &inside, OFlags::PATH, false) {
+        Ok(found) => found,
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(None),
+        Err(errno) => return Err(Error::file("open", path)(errno)),
+    };
+    let kind = fstat(&found).map_err(Error::file("stat", path))?.st_mode;
+    let link = format!("/proc/self/fd/{}", found.as_raw_fd());
+    let real = fs::read_link(&link).map_err(Error::file("readlink", link))?;
+    let real = real.to_string_lossy().into_owned();
+    Ok(Some((real, FileType::from_raw_mode(kind))))
+}
+
+fn external_namespaces(spec: &Spec) -> Result<Vec<String>> {
+    let mut external = Vec::new();
+    for (kind, path) in joined(spec) {
+        let found = File::open(path).and_then(|file| file.metadata());
+        let inode = found.map_err(Error::file("open", path))?.ino();
+        external.extend(external_namespace(kind, inode));
+    }
+    Ok(external)
+}
+
+/// The namespaces that a configuration joins by path.
+pub(super) fn joined(spec: &Spec) -> impl Iterator<Item = (LinuxNamespaceType, &Path)> {
+    let linux = spec.linux().as_ref();
+    let all = linux.and_then(|linux| linux.namespaces().as_ref());
+    let named = all.into_iter().flatten().filter_map(|namespace| {
+        let path = namespace.path().as_deref()?;
+        Some((namespace.typ(), path))
+    });
+    named.filter(|(_, path)| !path.as_os_str().is_empty())
+}
