@@ -356,6 +356,7 @@ fn options_are_taken_in_every_place_and_spelling() {
         "xebec -root /tmp/r run -bundle /tmp/b -detach=true c",
         "xebec --root=/tmp/r run -d -b /tmp/b --no-subreaper --no-new-keyring c",
         "cd /tmp; xebec --root r run -db b c",
+        "xebec --root /none --root /tmp/r run --detach --detach=true --bundle /none --bundle /tmp/b c",
         "cd /tmp; mv b/config.json other.json; xebec --root r run -db b --config other.json c",
     ] {
         host.check_sh(&format!("({line}) </dev/null >/dev/null 2>&1"))
