@@ -26,6 +26,7 @@ use crate::fill::pool::Pool;
 use crate::index::Tree;
 use crate::keeper::custody::Custody;
 use crate::profile::{Profile, Recorder, chain_name};
+use crate::sys::FreeMemory;
 use crate::timeline::{self, Start, Timeline, Timelines, What};
 
 /// How often what was fetched is made to survive a power failure.
@@ -555,6 +556,7 @@ fn start_tidier(
     };
     let work = move || {
         let mut tidied = Instant::now();
+        let mut memory = FreeMemory::default();
         while stopped.recv_timeout(HARVEST_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             often();
             if tidied.elapsed() >= TIDY_INTERVAL {
@@ -562,6 +564,7 @@ fn start_tidier(
                 tidied = Instant::now();
             }
             layers.let_go_of_indexes();
+            memory.look();
         }
         tidy();
     };

@@ -9,6 +9,35 @@ pub(crate) fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
+/// How much more than it kept after the last look the allocator may keep.
+const KEEPS: usize = 512 << 10;
+
+/// Looks now and then after what the allocator keeps, and gives it back once that is worth the call:
+/// a burst of reads is over long before anything else calls for [`give_back`].
+#[derive(Debug, Default)]
+pub(crate) struct FreeMemory {
+    kept: usize,
+}
+
+impl FreeMemory {
+    /// Gives free memory back if there is more of it than there was; whether it did.
+    pub(crate) fn look(&mut self) -> bool {
+        let grown = free() > self.kept.saturating_add(KEEPS);
+        if grown {
+            give_back();
+        }
+        // Pages that have been given back are free, too: only what comes on top of them counts.
+        self.kept = if grown { free() } else { self.kept.min(free()) };
+        grown
+    }
+}
+
+/// Bytes that are free in the allocator, given back or not.
+fn free() -> usize {
+    // SAFETY: mallinfo2 only reads the allocator's state, under its locks.
+    unsafe { libc::mallinfo2() }.fordblks
+}
+
 /// Makes the allocator take each large piece from the system, and give it back when it is freed,
 /// and share what it keeps of small ones among threads.
 ///
@@ -29,5 +58,23 @@ pub(crate) fn keep_no_large_pieces() {
     }
     if let Err(error) = rustix::thread::disable_transparent_huge_pages(true) {
         tracing::debug!(%error, "huge pages stay as the system gives them");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_burst_leaves_is_given_back_once() {
+        let mut memory = FreeMemory::default();
+        memory.look();
+        let burst: Vec<_> = (0..4000).map(|_| vec![1_u8; 1000]).collect();
+        // A piece after it, so that the heap cannot just become shorter.
+        let last = vec![1_u8; 1000];
+        drop(burst);
+        assert!(memory.look());
+        assert!(!memory.look());
+        drop(last);
     }
 }

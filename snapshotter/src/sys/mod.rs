@@ -11,5 +11,5 @@ mod process;
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
 pub(crate) use lease::is_open_elsewhere;
 pub(crate) use map::Map;
-pub(crate) use memory::{give_back, keep_no_large_pieces};
+pub(crate) use memory::{FreeMemory, give_back, keep_no_large_pieces};
 pub(crate) use process::{ignore_termination, inherited, set_name};
