@@ -6,7 +6,8 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use bstr::BString;
@@ -18,7 +19,7 @@ use crate::formats::estargz::toc::{EntryType, NO_PREFETCH_LANDMARK, PREFETCH_LAN
 
 use super::tar::{ReadError, Reader, TarEntry};
 
-/// Bytes moved at once between the decompressor and the file.
+/// Bytes that come out of the decompressor at once.
 const BUFFER: usize = 256 << 10;
 /// First bytes of a zstd frame, and of a skippable frame (its last nibble varies).
 pub(super) const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -37,38 +38,20 @@ pub(super) struct Spool {
 pub(super) fn spool(mut blob: impl Read, dir: &Path, what: &str) -> Result<Spool> {
     let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
     let source = BufReader::with_capacity(BUFFER, &mut blob);
-    let sink = BufWriter::with_capacity(BUFFER, file);
-    let outcome = copy_and_index(source, sink).and_then(|done| {
+    let outcome = copy_and_index(source, file).and_then(|done| {
         io::copy(&mut blob, &mut io::sink())?;
         Ok(done)
     });
-    let indexed = outcome.map_err(|error| root_cause(error, blob, what))?;
-    Spool::of(indexed, dir)
+    outcome.map_err(|error| root_cause(error, blob, what))
 }
 
 /// The same of a layer that is unpacked already, by whoever sends `archive`.
 pub(super) fn spool_unpacked(archive: impl Read, dir: &Path, what: &str) -> Result<Spool> {
     let file = tempfile::tempfile_in(dir).map_err(Error::io("create temporary file in", dir))?;
-    let sink = BufWriter::with_capacity(BUFFER, file);
-    let indexed = index(archive, sink).map_err(|error| stream_error(error, what))?;
-    Spool::of(indexed, dir)
+    index(archive, file).map_err(|error| stream_error(error, what))
 }
 
-impl Spool {
-    fn of((sink, entries): Indexed, dir: &Path) -> Result<Self> {
-        let file = sink
-            .into_inner()
-            .map_err(|error| Error::io("write temporary file in", dir)(error.into_error()))?;
-        Ok(Self { file, entries })
-    }
-}
-
-type Indexed = (BufWriter<File>, Vec<TarEntry>);
-
-fn copy_and_index(
-    mut source: impl BufRead,
-    sink: BufWriter<File>,
-) -> std::result::Result<Indexed, ReadError> {
+fn copy_and_index(mut source: impl BufRead, sink: File) -> std::result::Result<Spool, ReadError> {
     let start = source.fill_buf()?;
     if start.starts_with(&[0x1f, 0x8b]) {
         index(MultiGzDecoder::new(source), sink)
@@ -79,8 +62,13 @@ fn copy_and_index(
     }
 }
 
-fn index(stream: impl Read, sink: BufWriter<File>) -> std::result::Result<Indexed, ReadError> {
-    let mut reader = Reader::new(Tee { stream, sink });
+fn index(stream: impl Read, sink: File) -> std::result::Result<Spool, ReadError> {
+    let mut reader = Reader::new(Tee {
+        stream,
+        sink,
+        block: vec![0; BUFFER],
+        unread: 0..0,
+    });
     let mut entries = Vec::new();
     while let Some(entry) = reader.next_entry()? {
         entries.push(entry);
@@ -88,19 +76,33 @@ fn index(stream: impl Read, sink: BufWriter<File>) -> std::result::Result<Indexe
     let mut tee = reader.into_inner();
     // Padding after the end mark belongs to the archive, and a checksum may only follow it.
     io::copy(&mut tee, &mut io::sink())?;
-    Ok((tee.sink, entries))
+    Ok(Spool {
+        file: tee.sink,
+        entries,
+    })
 }
 
-/// A reader whose every byte is also written.
+/// A reader whose every byte is also written. It takes large blocks, however little is asked for: a
+/// decompressor saves its window at the end of each call.
 struct Tee<R> {
     stream: R,
-    sink: BufWriter<File>,
+    sink: File,
+    block: Vec<u8>,
+    /// What of the block nobody has asked for yet.
+    unread: Range<usize>,
 }
 
 impl<R: Read> Read for Tee<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.stream.read(buffer)?;
-        self.sink.write_all(&buffer[..count])?;
+        if self.unread.is_empty() {
+            let filled = self.stream.read(&mut self.block)?;
+            self.sink.write_all(&self.block[..filled])?;
+            self.unread = 0..filled;
+        }
+        let count = self.unread.len().min(buffer.len());
+        let end = self.unread.start + count;
+        buffer[..count].copy_from_slice(&self.block[self.unread.start..end]);
+        self.unread.start = end;
         Ok(count)
     }
 }
