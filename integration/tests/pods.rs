@@ -1,6 +1,8 @@
 //! What a kubelet asks of pods beyond running them: what their containers share, how they are
 //! confined, and in which order they go.
 
+use std::time::{Duration, Instant};
+
 use integration::cri::{Container, Cri, Pod};
 use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
@@ -15,6 +17,11 @@ const HANDLER: &str = "xebec-as-runc";
 /// A profile that forbids one thing.
 const NO_DIRECTORIES: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}"#;
+
+/// A network besides the one that hosts have.
+const OTHER_NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins": [
+  {"type": "bridge", "bridge": "xebec1", "isGateway": true,
+   "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.99.0.0/16"}]]}}]}"#;
 
 #[test]
 fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
@@ -42,6 +49,47 @@ fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
     at.removed_whole();
     let left = before.wait_until_restored(&host).unwrap();
     assert!(left.is_empty(), "left over: {left:#?}");
+}
+
+#[test]
+fn a_network_that_is_configured_anew_is_the_next_pods_and_nothing_restarts() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    host.push("pause").unwrap();
+    let image = host.push("busybox").unwrap();
+    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
+    cri.pull(&image, HANDLER).unwrap();
+    let at = At {
+        cri: &cri,
+        image: &image,
+    };
+    let old = at.pod("old", NamespaceMode::Container);
+    let in_old = at.start(&old, "main", |_| {});
+    assert_eq!(at.network(&in_old), "10.88");
+    // Sorted before the one that is there; containerd watches the directory.
+    let file = "/etc/cni/net.d/05-new.conflist";
+    host.write_file(file, OTHER_NETWORK).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let (new, in_new) = loop {
+        let new = at.pod("new", NamespaceMode::Container);
+        let in_new = at.start(&new, "main", |_| {});
+        let network = at.network(&in_new);
+        if network == "10.99" {
+            break (new, in_new);
+        }
+        assert!(
+            Instant::now() < deadline,
+            "still {network}\n{}",
+            host.logs()
+        );
+        cri.stop_pod(&new).unwrap();
+        cri.remove_pod(&new).unwrap();
+    };
+    assert_eq!(at.network(&in_old), "10.88");
+    assert_eq!(at.run(&in_new, "true").1, 0);
+    for pod in [old, new] {
+        cri.stop_pod(&pod).unwrap();
+        cri.remove_pod(&pod).unwrap();
+    }
 }
 
 /// Where the stories take place.
@@ -75,6 +123,14 @@ impl At<'_> {
     fn run(&self, id: &str, script: &str) -> (String, i32) {
         let ran = self.cri.exec_sync(id, &["sh", "-c", script]).unwrap();
         (String::from_utf8(ran.stdout).unwrap(), ran.exit_code)
+    }
+
+    /// The first half of the address that a container has.
+    fn network(&self, id: &str) -> String {
+        let (shown, _) = self.run(id, "ip -4 -o addr show eth0");
+        let mut words = shown.split_whitespace().skip_while(|word| *word != "inet");
+        let address = words.nth(1).unwrap_or_default();
+        address.split('.').take(2).collect::<Vec<_>>().join(".")
     }
 
     fn namespaces(&self, id: &str) -> Vec<String> {
