@@ -5,8 +5,8 @@
 //! with one `clone3` and a child that neither allocates nor parses. [`rootfs`] mounts, [`cgroup`]
 //! and [`seccomp`] do what their names say, [`state`] keeps the record of each container.
 //!
-//! The library starts no thread, no subprocess but hooks and the two programs that map the ids of
-//! a user who is not root, and no async runtime. It prints nothing: the caller decides what to
+//! The library starts no thread, no subprocess but hooks, CRIU for checkpoints, and the two programs
+//! that map the ids of a user who is not root, and no async runtime. It prints nothing: the caller decides what to
 //! log. Only [`protect_own_binary`] executes the caller's program again, before anything else.
 
 mod begin;
