@@ -2,7 +2,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xebec_runtime::{
-    CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, Result, adopt_writable,
+    CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, Result, Signals,
+    adopt_writable,
 };
 
 use super::Context;
@@ -125,6 +126,8 @@ impl Checkpoint {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
         let id = self.id.parse()?;
         let goes_on = self.leave_running || self.pre_dump;
+        // An interrupt ends CRIU; this process stays to let the container go on.
+        let _signals = Signals::block()?;
         context.runtime.checkpoint(CheckpointRequest {
             id,
             criu: self.criu.into_options(),

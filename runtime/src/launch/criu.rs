@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::mount_bind_recursive;
 
-use super::channel::{self, ChildEnd, Message, Report};
+use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::hooks::own_environment;
 use super::parent::{Birth, died, hide_own_binary, settle};
 use super::stdio::{ChildStdio, place_streams};
@@ -106,16 +106,21 @@ pub(crate) fn start_criu(job: &CriuJob, birth: Birth<'_>) -> Result<Launched> {
         clone3(&birth.request(0), || become_criu(job, &child)).map_err(Error::os("clone3"))?;
     drop(child);
     let launched = Launched::new(pid, pidfd);
+    let seen_off = see_off(&parent, &launched);
+    settle(launched, seen_off, birth.reparent)
+}
+
+/// Listens until the child has become CRIU.
+fn see_off(parent: &ParentEnd, launched: &Launched) -> Result<()> {
     let mut executing = false;
-    let seen_off = loop {
+    loop {
         match parent.receive()? {
             Message::Executing => executing = true,
-            Message::Closed if executing => break Ok(()),
-            Message::Failed(failure) => break Err(Error::Criu(failure.to_string())),
-            _ => break Err(died(Some(launched.pidfd.as_fd()))),
+            Message::Closed if executing => return Ok(()),
+            Message::Failed(failure) => return Err(Error::Criu(failure.to_string())),
+            _ => return Err(died(Some(launched.pidfd.as_fd()))),
         }
-    };
-    settle(launched, seen_off, birth.reparent)
+    }
 }
 
 /// Comes back only when it cannot be executed.

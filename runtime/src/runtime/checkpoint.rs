@@ -49,8 +49,6 @@ pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> R
     };
     let container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
     let options = dump_options(&container, &request, directories.numbers());
-    // A container that is frozen already costs CRIU no wait: it looks again only every 100 ms.
-    let frozen = freeze(cgroup.as_ref(), status)?;
     if !request.pre_dump {
         let streams = streams_of(record.pid)?;
         write_descriptors(&request.criu.image_path, &streams)?;
@@ -67,6 +65,9 @@ pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> R
     asked.set_type(kind);
     let mut status_file = request.status.take();
     let on_notice = &mut |notice: Notice| tell_readiness(&notice, &mut status_file);
+    // A container that is frozen already costs CRIU no wait: it looks again only every 100 ms. From
+    // here on nothing returns before it is thawed.
+    let frozen = freeze(cgroup.as_ref(), status)?;
     let dumped = converse(&request.criu, &asked, &directories.logs(LOG), on_notice);
     if dumped.is_ok() && !request.leave_running && !request.pre_dump {
         return Ok(());
@@ -176,20 +177,7 @@ fn require_features(request: &CheckpointRequest) -> Result<()> {
 }
 
 fn features_of(criu: &CriuOptions, asked: &Request) -> Result<Features> {
-    let (session, theirs) = Session::new()?;
-    let job = CriuJob::new(
-        &criu.program,
-        theirs,
-        Vec::new(),
-        ChildStdio::new(Stdio::NONE)?,
-        None,
-    )?;
-    let process = start_criu(&job, OUR_OWN)?;
-    drop(job);
-    let answer = session.ask(asked, &mut |_| Ok(()));
-    drop(session);
-    wait(process.pidfd.as_fd())?;
-    match answer? {
+    match ask(criu, asked, &mut |_| Ok(()))?.0 {
         Answer::Done { features, .. } => Ok(features),
         Answer::Failed { request, errno, .. } => {
             Err(Error::Criu(format!("type {request} errno {errno}")))
@@ -204,28 +192,33 @@ const OUR_OWN: Birth<'static> = Birth {
     reparent: false,
 };
 
-/// Has CRIU serve one request.
-fn converse(
+/// Has CRIU serve one request; its answer and exit code.
+fn ask(
     criu: &CriuOptions,
     asked: &Request,
-    log: &Path,
     on_notice: &mut dyn FnMut(Notice) -> Result<()>,
-) -> Result<()> {
+) -> Result<(Answer, Option<i32>)> {
     let (session, theirs) = Session::new()?;
-    let job = CriuJob::new(
-        &criu.program,
-        theirs,
-        Vec::new(),
-        ChildStdio::new(Stdio::NONE)?,
-        None,
-    )?;
+    let streams = ChildStdio::new(Stdio::NONE)?;
+    let job = CriuJob::new(&criu.program, theirs, Vec::new(), streams, None)?;
     let process = start_criu(&job, OUR_OWN)?;
     // Its end of the session has to be its alone, or its death would not be noticed.
     drop(job);
     let answer = session.ask(asked, on_notice);
     drop(session);
     let code = wait(process.pidfd.as_fd())?;
-    match answer? {
+    Ok((answer?, code))
+}
+
+/// Has CRIU dump.
+fn converse(
+    criu: &CriuOptions,
+    asked: &Request,
+    log: &Path,
+    on_notice: &mut dyn FnMut(Notice) -> Result<()>,
+) -> Result<()> {
+    let (answer, code) = ask(criu, asked, on_notice)?;
+    match answer {
         failed @ Answer::Failed { .. } => Err(explain(failed, log)),
         // After a dump of memory alone it would go on with the next one.
         Answer::Done { .. } if code == Some(0) || asked.r#type() == RequestType::PreDump => Ok(()),
