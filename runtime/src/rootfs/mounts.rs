@@ -20,7 +20,7 @@ use super::by_mount::{self, Spot, set_attributes};
 use super::copyup::copy_up;
 use super::host::{HostPart, HostTree, clone_inside, dress, map_ids, set_propagation};
 use super::refusals::{is_on_proc, open_in_proc, refuses_filesystem, refuses_mount_api};
-use super::resolve::{Want, open_inside, open_parent, open_target};
+use super::resolve::{Want, make_one, open_inside, open_parent, open_target};
 use crate::error::{At as _, Failure, Step};
 use crate::plan::{
     BindPlan, FilesystemPlan, FsParam, MountPlan, MountSource, OldMount, ProcTarget, Reach,
@@ -36,6 +36,50 @@ pub(crate) struct Kept {
     pub(crate) proc: Option<OwnedFd>,
     /// What is mounted on `/dev`, even where that is a symlink which somebody else could change.
     pub(crate) dev: Option<OwnedFd>,
+    /// That is a tmpfs of our own, which holds nothing but what was made in it.
+    new_dev: bool,
+}
+
+impl Kept {
+    /// Makes the directory of a mount in a `/dev` that has none yet, rather than miss it first. What
+    /// stands in the way is for the ordinary path to judge.
+    fn make_in_dev(&self, mount: &MountPlan) {
+        if let (Some(dev), true) = (&self.dev, self.new_dev)
+            && let MountSource::Filesystem(_) = mount.source
+            && let Some(name) = name_in_dev(&mount.target)
+        {
+            let _ = make_one(dev.as_fd(), name, Want::Directory);
+        }
+    }
+
+    /// Keeps the mount that others will want; `part` keeps the one that is sealed last.
+    fn keep(&mut self, mount: &MountPlan, tree: OwnedFd, part: &mut HostPart) -> Result<(), Errno> {
+        let filesystem = match &mount.source {
+            MountSource::Filesystem(plan) => Some(plan),
+            _ => None,
+        };
+        let sealed_later = filesystem.is_some_and(|plan| plan.late_readonly);
+        if mount.in_proc == ProcTarget::Itself {
+            self.proc = Some(tree);
+        } else if mount.target.as_c_str() == c"dev" {
+            if sealed_later {
+                part.unsealed = Some(fcntl_dupfd_cloexec(&tree, 3)?);
+            }
+            self.dev = Some(tree);
+            self.new_dev =
+                filesystem.is_some_and(|plan| plan.kind.as_c_str() == c"tmpfs" && !plan.copy_up);
+        } else if sealed_later {
+            part.unsealed = Some(tree);
+        }
+        Ok(())
+    }
+}
+
+/// The one component of a target below `/dev`.
+fn name_in_dev(target: &CStr) -> Option<&CStr> {
+    let name = target.to_bytes_with_nul().strip_prefix(b"dev/")?;
+    let single = !name.contains(&b'/');
+    CStr::from_bytes_with_nul(name).ok().filter(|_| single)
 }
 
 /// Makes all mounts in order. A mount over `/` is the root for everything after it.
@@ -46,20 +90,14 @@ pub(crate) fn mount_all<'p>(
 ) -> Result<Kept, Failure<'p>> {
     let mut kept = Kept::default();
     for (mount, part) in mounts.iter().zip(parts) {
+        kept.make_in_dev(mount);
         let Some(tree) = mount_one(mount, root.as_fd(), part)? else {
             continue;
         };
         if mount.target.is_empty() {
             *root = fcntl_dupfd_cloexec(&tree, 3).at(Step::Mount, &mount.place)?;
         }
-        if mount.target.as_c_str() == c"dev" {
-            kept.dev = Some(fcntl_dupfd_cloexec(&tree, 3).at(Step::Mount, &mount.place)?);
-        }
-        if mount.in_proc == ProcTarget::Itself {
-            kept.proc = Some(tree);
-        } else if matches!(&mount.source, MountSource::Filesystem(fs) if fs.late_readonly) {
-            part.unsealed = Some(tree);
-        }
+        kept.keep(mount, tree, part).at(Step::Mount, &mount.place)?;
     }
     Ok(kept)
 }
@@ -468,4 +506,17 @@ pub(crate) fn write_sysctls<'p>(
         rustix::io::write(&fd, &sysctl.value).at(Step::Sysctl, file)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_lies_directly_in_dev_is_made_ahead() {
+        assert_eq!(name_in_dev(c"dev/pts"), Some(c"pts"));
+        for target in [c"dev", c"device/x", c"dev/net/tun", c"sys/dev"] {
+            assert_eq!(name_in_dev(target), None, "{target:?}");
+        }
+    }
 }

@@ -157,7 +157,8 @@ fn make(root: BorrowedFd<'_>, path: &CStr, want: Want) -> Result<(), Errno> {
     Ok(())
 }
 
-fn make_one(dir: BorrowedFd<'_>, name: &CStr, want: Want) -> Result<(), Errno> {
+/// Makes a directory, or an empty file, in `dir`; neither may be there yet.
+pub(super) fn make_one(dir: BorrowedFd<'_>, name: &CStr, want: Want) -> Result<(), Errno> {
     match want {
         Want::Directory => mkdirat(dir, name, MADE),
         Want::File => {
