@@ -1,0 +1,15 @@
+//! Checkpoints that are kept: what becomes of CRIU's image files once they are written, and before
+//! they are read again.
+//!
+//! [`archive`] reads and writes the tar files that containerd, CRI-O and podman exchange.
+//!
+//! Whatever comes from an archive was written by somebody else: names, sizes and contents are
+//! checked before anything is made of them, and a refusal says which member it is about. The crate
+//! never starts a process, never talks to CRIU or to a registry, and knows no runtime.
+
+pub mod archive;
+mod beneath;
+mod error;
+
+pub use beneath::{Beneath, Room};
+pub use error::{Error, Result};
