@@ -40,9 +40,10 @@ fuzz: ## mutated input for every parser of snapshotter and shim, SECONDS=60 each
 	XEBEC_FUZZ_SECONDS=$(SECONDS) XEBEC_FUZZ_SEED=$$(date +%s) \
 	    $(CARGO) test -p xebec-snapshotter -p xebec-shim --test fuzz -- --nocapture
 
-differential: ## every image in every format and mount mode against an ordinary unpack
+differential: build ## every image in every format and mount mode against an ordinary unpack
 	$(HOST) setup --vm
-	XEBEC_DIFFERENTIAL=all $(CARGO) nextest run --profile differential -p integration --test differential
+	XEBEC_BIN_DIR=$(abspath $(RELEASE)) XEBEC_DIFFERENTIAL=$${XEBEC_DIFFERENTIAL:-all} \
+	    $(CARGO) nextest run --profile differential -p integration --test differential
 
 chaos: ## kill daemons, cut the registry, fill the disk under load, for SECONDS=60 by each back end
 	$(HOST) setup
