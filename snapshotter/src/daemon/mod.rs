@@ -32,6 +32,8 @@ use socket::Socket;
 const WORKERS: usize = 2;
 /// Threads for work that blocks: room for every waiting Prepare and plenty for the rest.
 const MAX_BLOCKING: usize = 2 * MAX_PREPARING;
+/// How long a thread for blocking calls waits for the next one.
+const BLOCKING_IDLE: Duration = Duration::from_secs(2);
 /// How long a daemon that was told to end, or killed, may take to be gone.
 const LOCK_PATIENCE: Duration = Duration::from_secs(3);
 /// How long calls under way may take when the daemon is told to end.
@@ -73,6 +75,7 @@ pub fn run(config: &Config) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .max_blocking_threads(MAX_BLOCKING)
+        .thread_keep_alive(BLOCKING_IDLE)
         .thread_name("xebec-snap")
         .enable_all()
         .build()

@@ -3,6 +3,7 @@
 //! One read is up to a MiB, and every session has threads of its own. What each thread kept for
 //! itself would be most of what an idle daemon weighs, so all of them share a few buffers.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Most buffers that are kept while nobody uses them.
@@ -10,11 +11,16 @@ const KEPT: usize = 2;
 
 /// The buffers of all sessions.
 #[derive(Debug, Default)]
-pub(super) struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub(super) struct Buffers {
+    kept: Mutex<Vec<Vec<u8>>>,
+    /// Whether any was lent since the last look.
+    lent: AtomicBool,
+}
 
 impl Buffers {
     /// Lends `len` bytes, whatever is in them.
     pub(super) fn lend<T>(&self, len: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+        self.lent.store(true, Ordering::Relaxed);
         let mut buffer = self.kept().pop().unwrap_or_default();
         buffer.resize(buffer.len().max(len), 0);
         let result = work(&mut buffer[..len]);
@@ -25,8 +31,15 @@ impl Buffers {
         result
     }
 
+    /// Frees what nobody has needed since the last call.
+    pub(super) fn let_go(&self) {
+        if !self.lent.swap(false, Ordering::Relaxed) {
+            self.kept().clear();
+        }
+    }
+
     fn kept(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -48,5 +61,10 @@ mod tests {
         });
         assert_eq!(buffers.kept().len(), KEPT);
         buffers.lend(7, |again| assert_eq!(again.len(), 7));
+        // Once after a use, and once more: nobody has come back.
+        buffers.let_go();
+        assert_eq!(buffers.kept().len(), KEPT);
+        buffers.let_go();
+        assert!(buffers.kept().is_empty());
     }
 }

@@ -96,14 +96,14 @@ impl Lazy {
             let kernel = Kernel::new(Arc::clone(gate), Arc::clone(&layers));
             Arc::new(kernel)
         });
-        let sessions = Sessions::new(
+        let sessions = Arc::new(Sessions::new(
             custody.clone(),
             Arc::clone(&layers),
             Arc::clone(&pool),
             config.fuse_threads,
             // The kernel would read to the end of a segment's last block, where there is a gate.
             config.passthrough.never_if(gate.is_some()),
-        );
+        ));
         let window = Duration::from_secs(config.profile_seconds);
         let recorder = Arc::new(Recorder::new(root, window));
         let guide = Guide::new(&layers, Arc::clone(&pool), Arc::clone(&recorder), &config);
@@ -117,7 +117,9 @@ impl Lazy {
         let often = {
             let (recorder, guide) = (Arc::clone(&recorder), Arc::clone(&guide));
             let (mounts, time) = (Arc::clone(&mounts), config.keep_unused);
+            let sessions = Arc::clone(&sessions);
             move || {
+                sessions.let_go_of_buffers();
                 guide.publish(recorder.harvest());
                 lock(&mounts).drop_unused_for(time);
             }
@@ -126,7 +128,7 @@ impl Lazy {
         let kernel = kernel.filter(|_| config.back_end == BackEnd::Kernel);
         Ok(Self {
             custody,
-            sessions: Arc::new(sessions),
+            sessions,
             gate,
             kernel,
             mounts_dir,

@@ -122,6 +122,11 @@ impl Sessions {
         }
     }
 
+    /// Frees room that no session has needed since the last call.
+    pub(super) fn let_go_of_buffers(&self) {
+        self.buffers.let_go();
+    }
+
     /// Mounts `tree` at `path`, which is made.
     ///
     /// The mount is made here and not by fuser, which would unmount as it likes: a lazy unmount
