@@ -71,6 +71,9 @@ async fn serve(link: Link, identity: Identity, supervisor: Pid) -> Result<()> {
             match message.head {
                 ToWorker::Record { key, record } => inheritance.add(&key, record, message.fds),
                 ToWorker::Ready { children } => {
+                    for pid in &children {
+                        exits.expect(*pid);
+                    }
                     service
                         .inherit(std::mem::take(&mut inheritance), &children)
                         .await;

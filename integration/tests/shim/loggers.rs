@@ -9,7 +9,10 @@ use integration::shim::{Shim, create_request};
 use serde_json::json;
 use xebec_proto::task::{CreateTaskRequest, CreateTaskResponse};
 
-use crate::{FAILED_PRECONDITION, UNKNOWN, assert_restored, bundle, host, kill_worker, refused};
+use crate::{
+    FAILED_PRECONDITION, UNKNOWN, assert_restored, bundle, create_by_two_workers, gated, host,
+    kill_worker, refused,
+};
 
 /// Notes what it was told, says that it is ready, and writes down what it reads.
 const LOGGER: &str = r#"#!/bin/bash
@@ -149,6 +152,57 @@ fn a_logger_that_dies_is_followed_by_another_whoever_is_the_worker() {
         host.check_sh("rm /bundles/c/rootfs/one /bundles/c/rootfs/t*o /bundles/c/rootfs/three")
             .unwrap();
     }
+}
+
+#[test]
+fn output_comes_once_when_the_worker_that_creates_its_container_is_killed() {
+    let host = host();
+    let (mut bundle, mut shim) = shim(&host, TALK);
+    gated(&mut bundle);
+    let before = Inventory::of(&host).unwrap();
+    for terminal in [false, true] {
+        bundle.config["process"]["terminal"] = json!(terminal);
+        bundle.write().unwrap();
+        for target in ["binary:///srv/mortal", "file:///srv/log/out"] {
+            let request = creation(&bundle, target);
+            create_by_two_workers(&host, &mut shim, &request);
+            shim.start_process("c", "").unwrap();
+            assert_eq!(shim.wait("c", "").unwrap(), 0);
+            shim.delete("c", "").unwrap();
+            let said = match (terminal, target.starts_with("file")) {
+                (true, _) => "spoken\r\ncried\r\n",
+                (false, true) => "spoken\ncried\n",
+                (false, false) => "spoken\n",
+            };
+            expect(&host, "out", said);
+        }
+    }
+    host.check_sh("rm /srv/log/*").unwrap();
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn a_logger_that_cannot_be_started_for_a_time_is_started_by_the_next_worker() {
+    let host = host();
+    let (bundle, mut shim) = shim(&host, &["sh", "-c", CONVERSE]);
+    let supervisor = shim.pid().unwrap();
+    create(&mut shim, &bundle, "binary:///srv/mortal");
+    expect(&host, "out", "one\n");
+    host.check_sh("mv /srv/mortal /srv/gone").unwrap();
+    host.check_sh(KILL_LOGGER).unwrap();
+    // The worker knows of no process any more.
+    host.check_sh("until [ -z \"$(pgrep -x cat)\" ]; do sleep 0.02; done")
+        .unwrap();
+    kill_worker(&host, supervisor);
+    shim.state("c", "").unwrap();
+    host.check_sh("mv /srv/gone /srv/mortal").unwrap();
+    for word in ["one", "two", "three"] {
+        host.write_file(format!("/bundles/c/rootfs/{word}"), "")
+            .unwrap();
+    }
+    assert_eq!(shim.wait("c", "").unwrap(), 0);
+    shim.delete("c", "").unwrap();
+    expect(&host, "out", "two\nthree\n");
 }
 
 #[test]

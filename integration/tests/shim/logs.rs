@@ -30,7 +30,9 @@ fn a_container_that_nobody_reads_goes_on_as_the_options_say() {
     host.check_sh("mkfifo /srv/out").unwrap();
     for terminal in [false, true] {
         with_drop_it_ends_and_its_reader_gets_the_newest_and_a_note(&host, terminal);
-        with_spill_its_reader_gets_everything_though_the_worker_was_killed(&host, terminal);
+        for policy in ["block", "spill"] {
+            its_reader_gets_everything_though_the_worker_was_killed(&host, terminal, policy);
+        }
     }
     what_was_spilled_goes_with_the_container_and_with_its_shim(&host);
     nonsense_in_an_annotation_is_refused_by_name(&host);
@@ -42,6 +44,19 @@ fn unread(bundle: &Bundle<'_>, terminal: bool) -> CreateTaskRequest {
     request.stdout = "/srv/out".into();
     request.terminal = terminal;
     request
+}
+
+/// A bundle whose annotations say that output waits in memory, or is spilled.
+fn storing<'a>(host: &'a NativeHost, id: &str, policy: &str, terminal: bool) -> Bundle<'a> {
+    let mut bundle = spilling(host, id, COUNT, terminal);
+    if policy == "block" {
+        bundle.config["annotations"] = json!({
+            "io.xebec.log.overflow": policy,
+            "io.xebec.log.buffer": "2097152",
+        });
+        bundle.write().unwrap();
+    }
+    bundle
 }
 
 /// A bundle whose annotations say that output is spilled.
@@ -103,20 +118,25 @@ fn with_drop_it_ends_and_its_reader_gets_the_newest_and_a_note(host: &NativeHost
     assert_restored(host, &before);
 }
 
-fn with_spill_its_reader_gets_everything_though_the_worker_was_killed(
+fn its_reader_gets_everything_though_the_worker_was_killed(
     host: &NativeHost,
     terminal: bool,
+    policy: &str,
 ) {
-    let id = format!("spill-{terminal}");
-    let bundle = spilling(host, &id, COUNT, terminal);
+    let id = format!("{policy}-{terminal}");
+    let bundle = storing(host, &id, policy, terminal);
     let before = Inventory::of(host).unwrap();
     let mut shim = Shim::start(host, bundle.path(), &id, b"").unwrap();
     let request = unread(&bundle, terminal);
     let _: CreateTaskResponse = shim.task.check("Create", &request).unwrap();
     shim.start_process("c", "").unwrap();
     assert_eq!(shim.wait("c", "").unwrap(), 0);
-    let file = if terminal { "tty.spill" } else { "out.spill" };
-    assert_eq!(spilled(host, &bundle), [file]);
+    let files: &[&str] = match (policy, terminal) {
+        ("block", _) => &[],
+        (_, true) => &["tty.spill"],
+        (_, false) => &["out.spill"],
+    };
+    assert_eq!(spilled(host, &bundle), files);
     crate::kill_worker(host, shim.pid().unwrap());
     let reader = read_everything(host);
     assert_eq!(shim.delete("c", "").unwrap(), 0);

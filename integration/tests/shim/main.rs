@@ -17,6 +17,8 @@ use integration::bundle::Bundle;
 use integration::hosts::{HostOptions, NativeHost};
 use integration::leftovers::Inventory;
 use integration::shim::Shim;
+use serde_json::json;
+use xebec_proto::task::{CreateTaskRequest, CreateTaskResponse};
 use xebec_proto::ttrpc::Status;
 
 /// Codes of gRPC.
@@ -74,6 +76,27 @@ fn kill_worker(host: &NativeHost, pid: u32) {
          done; true"
     );
     assert_eq!(host.check_sh(&script).unwrap(), "killed\n");
+}
+
+/// Has the creation of a container wait half-way, for [`create_by_two_workers`].
+fn gated(bundle: &mut Bundle<'_>) {
+    let script = "touch /tmp/in-hook; until [ -e /tmp/gate ]; do sleep 0.02; done";
+    bundle.config["hooks"] = json!({ "createRuntime": [
+        { "path": integration::bundle::busybox(), "args": ["sh", "-c", script] }
+    ]});
+    bundle.write().unwrap();
+}
+
+/// Creates a [`gated`] container, and kills the worker half-way.
+fn create_by_two_workers(host: &NativeHost, shim: &mut Shim, request: &CreateTaskRequest) {
+    let supervisor = shim.pid().unwrap();
+    let stream = shim.task.send("Create", request).unwrap();
+    host.check_sh("until [ -e /tmp/in-hook ]; do sleep 0.02; done")
+        .unwrap();
+    kill_worker(host, supervisor);
+    host.check(&["touch", "/tmp/gate"]).unwrap();
+    let _: CreateTaskResponse = shim.task.answer(stream).unwrap().unwrap();
+    host.check(&["rm", "/tmp/gate", "/tmp/in-hook"]).unwrap();
 }
 
 /// Open descriptors of a process of the host.

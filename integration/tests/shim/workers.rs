@@ -7,11 +7,9 @@ use integration::hosts::NativeHost;
 use integration::leftovers::Inventory;
 use integration::shim::{Shim, create_request, exec_request};
 use serde_json::json;
-use xebec_proto::task::{
-    CreateTaskRequest, CreateTaskResponse, ExecProcessRequest, ResizePtyRequest,
-};
+use xebec_proto::task::{CreateTaskRequest, ExecProcessRequest, ResizePtyRequest};
 
-use crate::{assert_restored, bundle, descriptors, host, kill_worker, sleeper};
+use crate::{assert_restored, bundle, create_by_two_workers, descriptors, gated, host, sleeper};
 
 /// Fifos of the host.
 const IN: &str = "/tmp/keyboard";
@@ -50,39 +48,50 @@ fn streams_need_no_worker_and_the_next_one_has_the_terminal() {
 }
 
 #[test]
-fn who_reads_a_container_sees_no_end_when_the_worker_that_creates_it_is_killed() {
+fn who_talks_with_a_container_sees_no_end_when_the_worker_that_creates_it_is_killed() {
     let host = host();
     let mut shim = sleeper(&host);
     let pid = shim.pid().unwrap();
-    host.check(&["mkfifo", OUT]).unwrap();
-    let mut bundle = bundle(&host, "spoken", &["echo", "not lost"]);
-    let script = "touch /tmp/in-hook; until [ -e /tmp/gate ]; do sleep 0.02; done";
-    bundle.config["hooks"] = json!({ "createRuntime": [
-        { "path": integration::bundle::busybox(), "args": ["sh", "-c", script] }
-    ]});
-    for terminal in [false, true] {
+    host.check(&["mkfifo", IN, OUT]).unwrap();
+    let script = "read x; echo heard $x";
+    let mut bundle = bundle(&host, "spoken", &["sh", "-c", script]);
+    gated(&mut bundle);
+    for (terminal, overflow) in [
+        (false, None),
+        (true, None),
+        (false, Some("block")),
+        (false, Some("drop")),
+        (true, Some("spill")),
+    ] {
         bundle.config["process"]["terminal"] = json!(terminal);
+        bundle.config["annotations"] = match overflow {
+            Some(policy) => json!({ "io.xebec.log.overflow": policy }),
+            None => json!({}),
+        };
         bundle.write().unwrap();
         let before = Inventory::of(&host).unwrap();
         let open = descriptors(&host, pid);
         let reader = host.spawn(&["cat", OUT]).unwrap();
+        let typist = host.spawn(&["sh", "-c", "echo typed > /tmp/keyboard"]);
         let request = CreateTaskRequest {
             terminal,
+            stdin: IN.into(),
             stdout: OUT.into(),
             ..create_request("spoken", bundle.path())
         };
-        let stream = shim.task.send("Create", &request).unwrap();
-        host.check_sh("until [ -e /tmp/in-hook ]; do sleep 0.02; done")
-            .unwrap();
-        kill_worker(&host, pid);
-        host.check(&["touch", "/tmp/gate"]).unwrap();
-        let _: CreateTaskResponse = shim.task.answer(stream).unwrap().unwrap();
+        create_by_two_workers(&host, &mut shim, &request);
         shim.start_process("spoken", "").unwrap();
         assert_eq!(shim.wait("spoken", "").unwrap(), 0);
         shim.delete("spoken", "").unwrap();
+        assert!(typist.unwrap().wait_with_output().unwrap().status.success());
         let said = reader.wait_with_output().unwrap();
-        assert_eq!(String::from_utf8_lossy(&said.stdout).trim_end(), "not lost");
-        host.check(&["rm", "/tmp/gate", "/tmp/in-hook"]).unwrap();
+        let said = String::from_utf8_lossy(&said.stdout);
+        let expected = if terminal {
+            "typed\r\nheard typed\r\n"
+        } else {
+            "heard typed\n"
+        };
+        assert_eq!(said, expected, "{overflow:?}");
         assert_restored(&host, &before);
         assert_eq!(descriptors(&host, pid), open);
     }

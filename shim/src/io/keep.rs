@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::Setting;
 use crate::link::Link;
-use crate::supervisor::message::{Change, Copying};
+use crate::supervisor::message::{Change, Copying, Opens};
 use crate::task::keys;
 
 /// One stream of a process, at the supervisor.
@@ -36,12 +36,16 @@ impl Keep {
 
     /// Has an output copied to a fifo.
     pub(super) fn copy_to_fifo(&self, copying: Copying, from: OwnedFd, fifo: PathBuf) {
-        let copying = Copying {
-            awaits_reader: true,
-            opens: Some(fifo),
-            ..copying
-        };
+        let opens = Some(Opens::Target(fifo));
+        let copying = Copying { opens, ..copying };
         self.link.copy(&self.key, copying, vec![from]);
+    }
+
+    /// Has an input copied from a fifo.
+    pub(super) fn copy_from_fifo(&self, copying: Copying, fifo: PathBuf, to: OwnedFd) {
+        let opens = Some(Opens::Source(fifo));
+        let copying = Copying { opens, ..copying };
+        self.link.copy(&self.key, copying, vec![to]);
     }
 
     /// Ends the stream once what has been written to it so far is through.
@@ -54,24 +58,14 @@ impl Keep {
         self.link.resize(&self.key, columns, rows);
     }
 
-    /// Hands `fds` over with a record.
-    pub(super) fn commit(&self, record: &str, fds: Vec<OwnedFd>) {
+    /// Hands `fds` over; a record of their process comes with its launch.
+    pub(super) fn commit(&self, fds: Vec<OwnedFd>) {
         let change = Change::Put {
             key: self.key.clone(),
-            record: record.to_owned(),
+            record: String::new(),
             fds: Some(fds.len()),
         };
         self.link.commit(vec![change], fds);
-    }
-
-    /// Changes the record alone.
-    pub(super) fn note(&self, record: &str) {
-        let change = Change::Put {
-            key: self.key.clone(),
-            record: record.to_owned(),
-            fds: None,
-        };
-        self.link.commit(vec![change], Vec::new());
     }
 
     /// The stream is closed.

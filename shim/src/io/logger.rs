@@ -30,6 +30,9 @@ const TERM: Duration = Duration::from_secs(12);
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The pid of a logger that is no process at the moment.
+const NONE: i32 = 0;
+
 /// How to start a logger.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -81,7 +84,8 @@ impl Plan {
             arguments: self.arguments.clone(),
             environment: self.environment.clone(),
         };
-        let launched = self.link.launch(None, request, &[], copies).await;
+        let key = self.keep.key().to_owned();
+        let launched = self.link.launch(Some(key), request, &[], copies).await;
         let pid = launched.map_err(io::Error::other).context(what)?;
         let ready = super::watched(ready.into()).context(what)?;
         let closed = tokio::time::timeout(READY, ready.readable()).await;
@@ -109,7 +113,10 @@ impl Plan {
         let mut pause = FIRST_PAUSE;
         loop {
             let since = Instant::now();
-            self.collect(pid.get()).await;
+            if pid.get() != NONE {
+                self.collect(pid.get()).await;
+                pid.set(NONE);
+            }
             if since.elapsed() > LONGEST_PAUSE {
                 pause = FIRST_PAUSE;
             }
@@ -126,7 +133,6 @@ impl Plan {
                 match self.launch(&outputs).await {
                     Ok(next) => {
                         pid.set(next);
-                        self.keep.note(&next.to_string());
                         break;
                     }
                     Err(error) => log::error(format_args!("{error}")),
@@ -139,19 +145,26 @@ impl Plan {
 impl Logger {
     /// Starts a logger that reads `outputs`.
     pub(super) async fn start(plan: Plan, outputs: [OwnedFd; 2]) -> Result<Logger> {
-        let pid = plan.launch(&outputs).await?;
         let copies = outputs.iter().map(OwnedFd::try_clone);
         let copies = copies
             .collect::<io::Result<_>>()
             .context(|| "duplicate a stream".into())?;
-        plan.keep.commit(&pid.to_string(), copies);
-        Ok(Logger::watch(plan, outputs, pid))
+        plan.keep.commit(copies);
+        match plan.launch(&outputs).await {
+            Ok(pid) => Ok(Logger::watch(plan, outputs, pid)),
+            Err(error) => {
+                plan.keep.done();
+                Err(error)
+            }
+        }
     }
 
-    /// Takes over the logger of an earlier worker; `record` is its pid.
+    /// Takes over the logger of an earlier worker; `record` is its pid. That worker may have been
+    /// about to start one, or the next one.
     pub(super) fn inherit(plan: Plan, outputs: [OwnedFd; 2], record: &str) -> Logger {
-        let pid = record.parse().unwrap_or(0);
-        Logger::watch(plan, outputs, pid)
+        let pid = record.parse().ok();
+        let pid = pid.filter(|pid| plan.exits.is_expected(*pid));
+        Logger::watch(plan, outputs, pid.unwrap_or(NONE))
     }
 
     fn watch(plan: Plan, outputs: [OwnedFd; 2], pid: i32) -> Logger {
@@ -162,7 +175,7 @@ impl Logger {
         Logger { pid, ending, watch }
     }
 
-    /// The process that the logger is now.
+    /// The process that the logger is now, 0 if it is none.
     pub(super) fn pid(&self) -> i32 {
         self.pid.get()
     }
@@ -183,6 +196,9 @@ impl Logger {
 
 /// Signals a logger that is not collected yet.
 fn signal(pid: i32, number: i32) {
+    if pid == NONE {
+        return;
+    }
     if let Err(error) = sys::signal(pid, number) {
         log::debug(format_args!("signal logger {pid}: {error}"));
     }

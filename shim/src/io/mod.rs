@@ -1,15 +1,12 @@
 //! Streams of containers. The container holds pipes or a terminal; the supervisor copies between
 //! them and the fifos and files that containerd names, so that containerd and the worker may come
-//! and go. Only output that is stored until somebody reads it, as an option may ask, is relayed by
-//! the worker.
+//! and go. The worker says what is to be copied, and starts loggers.
 
-mod backlog;
 mod ends;
 mod keep;
 mod logger;
 pub mod overflow;
-mod relay;
-mod spill;
+mod spilled;
 mod target;
 pub(crate) mod terminal;
 mod view;
@@ -24,16 +21,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::fs::{Gid, OFlags, Uid};
+use rustix::fs::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
-use tokio::task::{JoinSet, spawn_local};
+use tokio::task::spawn_local;
 
 use crate::engine::Streams;
 use crate::error::{Context, Result};
 use crate::link::Link;
-use crate::supervisor::copier::open_output;
-use crate::supervisor::message::{Copying, Levels};
+use crate::supervisor::message::{Copying, Levels, Storing};
 use crate::task::exits::Exits;
 use crate::{log, sys};
 use ends::End;
@@ -41,7 +37,6 @@ pub use ends::Ends;
 use keep::Keep;
 use logger::Logger;
 use overflow::Overflow;
-use relay::{Relayed, Store};
 use target::Target;
 use terminal::Receiver;
 pub use view::View;
@@ -95,7 +90,7 @@ pub struct Setting {
 pub struct Stream {
     /// Of a logger its pid, else empty.
     pub record: String,
-    /// What a logger reads, or both ends of what is relayed; the supervisor has the others'.
+    /// What a logger reads; the supervisor has the others'.
     pub fds: Vec<OwnedFd>,
 }
 
@@ -106,20 +101,10 @@ pub struct Io {
     inputs: Vec<Keep>,
     stdin: Option<Keep>,
     receiver: Option<Receiver>,
-    terminal: Option<Terminal>,
+    terminal: Option<Keep>,
     logger: Option<Logger>,
     /// All that the supervisor copies or has copied.
     copied: Vec<Keep>,
-    relays: JoinSet<()>,
-    /// What is relayed, by its keys.
-    relayed: BTreeMap<String, Relayed>,
-}
-
-/// How a terminal is resized.
-#[derive(Debug)]
-enum Terminal {
-    Copied(Keep),
-    Relayed(Rc<AsyncFd<OwnedFd>>),
 }
 
 /// Where an output goes.
@@ -146,11 +131,11 @@ impl Io {
             return Ok((io, streams));
         }
         if let Target::Fifo(path) = target::parse(&names.stdin)? {
-            let source = open_fifo(&path, OFlags::RDONLY)?;
+            let source = source(path)?;
             let (reader, writer) = pipe(setting)?;
             let sink = nonblocking(writer).context(|| "prepare standard input".into())?;
             let keep = Keep::new(setting, exec_id, STDIN);
-            keep.copy(pipe_to_pipe(), source, sink);
+            keep.copy_from_fifo(held(pipe_to_pipe(), exec_id), source, sink);
             io.add(STDIN, keep, setting);
             streams.stdin = Some(reader);
         }
@@ -173,17 +158,8 @@ impl Io {
             };
             let (reader, writer) = pipe(setting)?;
             let source = nonblocking(reader).context(|| "prepare an output".into())?;
-            let keep = Keep::new(setting, exec_id, name);
             *end = Some(writer);
-            match (sink, Store::new(setting, exec_id, name, None)) {
-                (Sink::File(file), _) => keep.copy(through_a_buffer(), source, file),
-                (Sink::Fifo(fifo), None) => keep.copy_to_fifo(pipe_to_pipe(), source, fifo),
-                (Sink::Fifo(fifo), Some(store)) => {
-                    io.relay_to(keep, store, source, fifo)?;
-                    continue;
-                }
-            }
-            io.add(name, keep, setting);
+            io.copy_output(setting, exec_id, name, pipe_to_pipe(), source, sink);
         }
         Ok((io, streams))
     }
@@ -196,21 +172,13 @@ impl Io {
         streams: BTreeMap<String, Stream>,
     ) -> Result<Io> {
         let mut io = Io::default();
-        let (mut spilled, streams): (BTreeMap<_, _>, BTreeMap<_, _>) = streams
-            .into_iter()
-            .partition(|(name, _)| name.starts_with(spill::PREFIX));
         for (name, Stream { record, fds }) in streams {
             let keep = Keep::new(setting, exec_id, &name);
             let Ok(outputs) = <[OwnedFd; 2]>::try_from(fds) else {
                 io.add(&name, keep, setting);
                 continue;
             };
-            let spilled = spilled.remove(&spill::key(&name));
-            if let Some(store) = Store::new(setting, exec_id, &name, spilled)
-                && name != LOGGER
-            {
-                io.relay(keep, store, outputs, None)?;
-            } else if let Target::Binary { program, arguments } = target::parse(&names.stdout)? {
+            if let Target::Binary { program, arguments } = target::parse(&names.stdout)? {
                 let plan = logger::Plan::new(&program, &arguments, setting, keep);
                 io.logger = Some(Logger::inherit(plan, outputs, &record));
             }
@@ -230,7 +198,7 @@ impl Io {
             STDOUT | STDERR => self.outputs.push(setting.ends.of(keep.key())),
             TERMINAL => {
                 self.outputs.push(setting.ends.of(keep.key()));
-                self.terminal = Some(Terminal::Copied(keep));
+                self.terminal = Some(keep);
             }
             _ => log::error(format_args!("stream {name} of an earlier worker")),
         }
@@ -248,22 +216,37 @@ impl Io {
         };
         let master = receiver.master().await?.into_inner();
         if let Target::Fifo(path) = target::parse(&names.stdin)? {
-            let source = open_fifo(&path, OFlags::RDONLY)?;
+            let source = source(path)?;
             let sink = master.try_clone();
             let sink = sink.context(|| "duplicate the terminal".into())?;
             let keep = Keep::new(setting, exec_id, TERMINAL_STDIN);
-            keep.copy(through_a_buffer(), source, sink);
+            keep.copy_from_fifo(held(through_a_buffer(), exec_id), source, sink);
             self.add(TERMINAL_STDIN, keep, setting);
         }
         let sink = self.terminal_sink(names, setting, exec_id).await?;
-        let keep = Keep::new(setting, exec_id, TERMINAL);
-        match (sink, Store::new(setting, exec_id, TERMINAL, None)) {
-            (Sink::File(file), _) => keep.copy(through_a_buffer(), master, file),
-            (Sink::Fifo(fifo), None) => keep.copy_to_fifo(through_a_buffer(), master, fifo),
-            (Sink::Fifo(fifo), Some(store)) => return self.relay_to(keep, store, master, fifo),
-        }
-        self.add(TERMINAL, keep, setting);
+        self.copy_output(setting, exec_id, TERMINAL, through_a_buffer(), master, sink);
         Ok(())
+    }
+
+    /// Has an output copied.
+    fn copy_output(
+        &mut self,
+        setting: &Setting,
+        exec_id: &str,
+        name: &str,
+        copying: Copying,
+        source: OwnedFd,
+        sink: Sink,
+    ) {
+        let keep = Keep::new(setting, exec_id, name);
+        match sink {
+            Sink::File(file) => keep.copy(through_a_buffer(), source, file),
+            Sink::Fifo(fifo) => {
+                let storing = storing(setting, exec_id, name);
+                keep.copy_to_fifo(Copying { storing, ..copying }, source, fifo);
+            }
+        }
+        self.add(name, keep, setting);
     }
 
     /// Where a terminal's output goes; it is read in any case.
@@ -288,44 +271,6 @@ impl Io {
         }
     }
 
-    /// Relays an output of init's to a fifo, and keeps both for a successor.
-    fn relay_to(&mut self, keep: Keep, store: Store, from: OwnedFd, fifo: PathBuf) -> Result<()> {
-        let what = format!("open stream {}", fifo.display());
-        let (to, late) = open_output(fifo).context(|| what)?;
-        keep.commit("", relay::copies([&from, &to])?);
-        self.relay(keep, store, [from, to], late)
-    }
-
-    /// Relays an output of init's to a fifo. At its end readers of `late` are released.
-    fn relay(
-        &mut self,
-        keep: Keep,
-        store: Store,
-        fds: [OwnedFd; 2],
-        late: Option<PathBuf>,
-    ) -> Result<()> {
-        let watch = |fd| watched(fd).context(|| format!("watch {}", keep.key()));
-        let [from, to] = fds.map(watch);
-        let (from, to) = (Rc::new(from?), Rc::new(to?));
-        let relayed = Relayed::new(&from, &to);
-        self.relayed.insert(keep.key().to_owned(), relayed);
-        self.copied.push(keep.clone());
-        if keep.key().ends_with(TERMINAL) {
-            self.terminal = Some(Terminal::Relayed(Rc::clone(&from)));
-        }
-        self.relays.spawn_local(async move {
-            if let Err(error) = relay::relay(&from, &to, store).await {
-                log::error(format_args!("relay {}: {error}", keep.key()));
-            }
-            drop(from);
-            keep.done();
-            if let Err(error) = relay::release(&keep, &to, late) {
-                log::error(format_args!("end {}: {error}", keep.key()));
-            }
-        });
-        Ok(())
-    }
-
     /// The logger that reads the streams; 0 if none does.
     pub fn logger_pid(&self) -> i32 {
         self.logger.as_ref().map_or(0, Logger::pid)
@@ -335,26 +280,16 @@ impl Io {
     pub(crate) fn view(&self, levels: &Levels) -> Vec<View> {
         let copied = self.copied.iter();
         copied
-            .map(|keep| match self.relayed.get(keep.key()) {
-                Some(relayed) => View::new(keep.key(), relayed.level().as_ref()),
-                None => View::new(keep.key(), levels.get(keep.key())),
-            })
+            .map(|keep| View::new(keep.key(), levels.get(keep.key())))
             .collect()
     }
 
     /// Resizes the terminal, in characters; without one there is nothing to do.
-    pub fn resize(&self, columns: u32, rows: u32) -> Result<()> {
+    pub fn resize(&self, columns: u32, rows: u32) {
         let size = |cells: u32| u16::try_from(cells).unwrap_or(u16::MAX);
-        let (columns, rows) = (size(columns), size(rows));
-        match &self.terminal {
-            Some(Terminal::Copied(keep)) => keep.resize(columns, rows),
-            Some(Terminal::Relayed(master)) => {
-                let resized = terminal::resize(master, columns, rows);
-                return resized.context(|| "resize the terminal".into());
-            }
-            None => {}
+        if let Some(terminal) = &self.terminal {
+            terminal.resize(size(columns), size(rows));
         }
-        Ok(())
     }
 
     /// Ends standard input once what the client has written so far is through.
@@ -373,12 +308,12 @@ impl Io {
             for output in &outputs {
                 output.wait().await;
             }
-            while self.relays.join_next().await.is_some() {}
         };
         if tokio::time::timeout(limit, copied).await.is_err() {
             log::warn(format_args!(
                 "output is still open {limit:?} after the exit"
             ));
+            self.copied.iter().for_each(Keep::done);
         }
         if let Some(logger) = self.logger.take() {
             // Out of the caller's way: a slow logger must not hold up a delete.
@@ -389,25 +324,39 @@ impl Io {
 
 /// Removes what the streams of init have spilled into `bundle` and nobody has read.
 pub fn remove_spilled(bundle: &Path) -> Result<()> {
-    spill::remove(bundle, &[STDOUT, STDERR, TERMINAL])
+    spilled::remove(bundle, &[STDOUT, STDERR, TERMINAL])
 }
 
 /// Bytes go from pipe to pipe within the kernel.
 fn pipe_to_pipe() -> Copying {
     Copying {
         splices: true,
-        awaits_reader: false,
-        opens: None,
-        late: None,
+        ..Copying::default()
     }
 }
 
 /// One side is a terminal or a file.
 fn through_a_buffer() -> Copying {
+    Copying::default()
+}
+
+/// Init's input waits until init is there for good.
+fn held(copying: Copying, exec_id: &str) -> Copying {
     Copying {
-        splices: false,
-        ..pipe_to_pipe()
+        held: exec_id.is_empty(),
+        ..copying
     }
+}
+
+/// How unread output of init's is stored, if the options ask for it. That of other processes is
+/// not: who reads an exec wants every byte and is there.
+fn storing(setting: &Setting, exec_id: &str, name: &str) -> Option<Storing> {
+    let overflow = setting.overflow.filter(|_| exec_id.is_empty())?;
+    Some(Storing {
+        overflow,
+        file: spilled::file(&setting.bundle, name),
+        is_terminal: name == TERMINAL,
+    })
 }
 
 /// Makes reads and writes of a descriptor return at once.
@@ -433,11 +382,11 @@ fn pipe(setting: &Setting) -> Result<(OwnedFd, OwnedFd)> {
     Ok(ends)
 }
 
-/// Opens a fifo, never waiting for the other side.
-fn open_fifo(path: &Path, access: OFlags) -> Result<OwnedFd> {
-    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, rustix::fs::Mode::empty())
-        .context(|| format!("open stream {}", path.display()))
+/// A fifo that the supervisor will open for reading.
+fn source(path: PathBuf) -> Result<PathBuf> {
+    let found = std::fs::metadata(&path);
+    found.context(|| format!("open stream {}", path.display()))?;
+    Ok(path)
 }
 
 /// How the logger of a process is started.

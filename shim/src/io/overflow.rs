@@ -27,7 +27,7 @@ pub enum Policy {
 }
 
 /// How much unread output is kept of each stream, and what happens to more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overflow {
     /// What happens to more.
     pub policy: Policy,

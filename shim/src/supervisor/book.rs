@@ -57,7 +57,7 @@ impl Book {
                     }
                 }
                 Change::Drop { prefix } => self.drop_below(&prefix),
-                Change::TakeBack { .. } => {}
+                Change::TakeBack { .. } | Change::Release { .. } => {}
                 Change::Watch { pid } => watches.watch.push(pid),
                 Change::Forget { pid } => watches.forget.push(pid),
             }
@@ -65,11 +65,9 @@ impl Book {
         watches
     }
 
-    /// Keeps the pid of a launched process under `key`.
+    /// Keeps the pid of a launched process under `key`, with the descriptors that are kept there.
     pub(super) fn keep_pid(&mut self, key: String, pid: i32) {
-        let record = pid.to_string();
-        let fds = Vec::new();
-        self.records.insert(key, Kept { record, fds });
+        self.records.entry(key).or_default().record = pid.to_string();
     }
 
     fn drop_below(&mut self, prefix: &str) {

@@ -1,7 +1,10 @@
 //! Copying between containers' streams and their targets. It goes on whatever becomes of the
 //! worker, and nobody else holds the descriptors: the end of one is seen by whom it concerns.
 
+mod backlog;
 mod copy;
+mod spill;
+mod store;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -13,7 +16,7 @@ use rustix::event::PollFlags;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
-use super::message::{Copying, Levels};
+use super::message::{Copying, Levels, Opens};
 use crate::io::terminal;
 use crate::log;
 use copy::Copy;
@@ -31,7 +34,7 @@ pub(super) struct Copier {
     taken_back: Vec<TakenBack>,
 }
 
-/// The target of a stream that will be made again.
+/// The fifo of a stream that will be made again.
 #[derive(Debug)]
 struct TakenBack {
     key: String,
@@ -59,57 +62,56 @@ impl Unread {
     }
 }
 
-/// Opens the fifo of an output, never waiting for its reader. It is opened for reading too: then a
-/// reader that goes away leaves the container waiting, not killed by SIGPIPE, and another reader may
-/// come. The second value is the path if no reader was there yet.
-pub(crate) fn open_output(fifo: PathBuf) -> rustix::io::Result<(OwnedFd, Option<PathBuf>)> {
+/// Opens the fifo of an output. It is opened for reading too: then a reader that goes away leaves
+/// the container waiting, not killed by SIGPIPE, and another reader may come. The second value is
+/// true if no reader was there yet.
+fn open_output(fifo: &Path) -> rustix::io::Result<(OwnedFd, bool)> {
     // Keeps such a reader from seeing an end.
-    let writer = open_writer(&fifo);
-    let flags = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let output = rustix::fs::open(&fifo, flags, Mode::empty())?;
-    let is_late = matches!(writer, Err(Errno::NXIO));
-    Ok((output, is_late.then_some(fifo)))
+    let writer = open_writer(fifo);
+    let output = open(fifo, OFlags::RDWR)?;
+    Ok((output, matches!(writer, Err(Errno::NXIO))))
 }
 
 /// Opens a fifo for writing if somebody reads it; else `NXIO`.
-pub(crate) fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+fn open_writer(fifo: &Path) -> rustix::io::Result<OwnedFd> {
+    open(fifo, OFlags::WRONLY)
+}
+
+/// Opens a fifo, never waiting for its other side.
+fn open(fifo: &Path, access: OFlags) -> rustix::io::Result<OwnedFd> {
+    let flags = access | OFlags::NONBLOCK | OFlags::CLOEXEC;
     rustix::fs::open(fifo, flags, Mode::empty())
 }
 
 impl Copier {
-    /// Begins to copy; `fds` are the source and the target, if that is not to be opened. The key of
-    /// a stream whose target cannot be opened: it is over.
+    /// Begins to copy; `fds` are the source and the target but for the one that is to be opened.
+    /// The key of a stream that cannot be copied: it is over.
     pub(super) fn add(
         &mut self,
         key: String,
-        mut copying: Copying,
+        copying: Copying,
         fds: Vec<OwnedFd>,
     ) -> Option<String> {
-        let mut fds = fds.into_iter();
-        let from = fds.next();
-        let to = match copying.opens.take() {
-            Some(fifo) => match open_output(fifo) {
-                Ok((fifo, late)) => {
-                    copying.late = late;
-                    Some(fifo)
-                }
-                Err(error) => {
-                    log::error(format_args!("open stream {key}: {error}"));
-                    return Some(key);
-                }
-            },
-            None => fds.next(),
-        };
-        self.taken_back.retain(|fifo| fifo.key != key);
-        let (Some(from), Some(to)) = (from, to) else {
-            log::error(format_args!("stream {key} came without its descriptors"));
-            return None;
-        };
-        self.copies
-            .insert(self.next, (key, Copy::new(from, to, copying)));
-        self.next = self.next.wrapping_add(1);
-        None
+        match begin(copying, fds) {
+            Ok(copy) => {
+                self.taken_back.retain(|fifo| fifo.key != key);
+                self.copies.insert(self.next, (key, copy));
+                self.next = self.next.wrapping_add(1);
+                None
+            }
+            Err(error) => {
+                log::error(format_args!("open stream {key}: {error}"));
+                Some(key)
+            }
+        }
+    }
+
+    /// Begins to move what goes through the held streams whose keys begin so.
+    pub(super) fn release(&mut self, prefix: &str) {
+        let copies = self.copies.values_mut();
+        copies
+            .filter(|(key, _)| key.starts_with(prefix))
+            .for_each(|(_, copy)| copy.held = false);
     }
 
     /// Forgets every stream whose key begins so.
@@ -117,18 +119,20 @@ impl Copier {
         self.copies.retain(|_, (key, _)| !key.starts_with(prefix));
     }
 
-    /// The same for streams that will be made again: their readers see no end until then.
+    /// The same for streams that will be made again: at the other sides of their fifos no end is
+    /// seen until then.
     pub(super) fn take_back(&mut self, prefix: &str) {
         let until = Instant::now() + LATE;
         let doomed = self
             .copies
             .extract_if(.., |_, (key, _)| key.starts_with(prefix));
-        let fifos = doomed.filter(|(_, (_, copy))| copy.copying.awaits_reader);
         self.taken_back
-            .extend(fifos.map(|(_, (key, copy))| TakenBack {
-                key,
-                _fifo: copy.into_target(),
-                until,
+            .extend(doomed.filter_map(|(_, (key, copy))| {
+                Some(TakenBack {
+                    key,
+                    _fifo: copy.into_fifo()?,
+                    until,
+                })
             }));
     }
 
@@ -147,9 +151,9 @@ impl Copier {
 
     /// Number and descriptor of each stream that waits, and what for.
     pub(super) fn polled(&self) -> impl Iterator<Item = (u32, BorrowedFd<'_>, PollFlags)> {
-        self.copies.iter().filter_map(|(number, (_, copy))| {
-            let (fd, flags) = copy.polled()?;
-            Some((*number, fd, flags))
+        self.copies.iter().flat_map(|(number, (_, copy))| {
+            let polled = copy.polled();
+            polled.map(|(fd, flags)| (*number, fd, flags))
         })
     }
 
@@ -219,7 +223,7 @@ impl Copier {
             return None;
         }
         let (key, copy) = self.copies.remove(&number)?;
-        self.unread.extend(copy.copying.late.map(|fifo| Unread {
+        self.unread.extend(copy.late.map(|fifo| Unread {
             fifo,
             until: now + LATE,
             next: now,
@@ -228,19 +232,47 @@ impl Copier {
     }
 }
 
+/// Opens what is to be opened of a stream.
+fn begin(copying: Copying, fds: Vec<OwnedFd>) -> io::Result<Copy> {
+    let mut fds = fds.into_iter();
+    let mut come = || {
+        let absent = || io::Error::other("a descriptor did not come along");
+        fds.next().ok_or_else(absent)
+    };
+    let mut late = None;
+    let (from, to) = match &copying.opens {
+        Some(Opens::Source(fifo)) => (open(fifo, OFlags::RDONLY)?, come()?),
+        Some(Opens::Target(fifo)) => {
+            let (target, is_late) = open_output(fifo)?;
+            late = is_late.then(|| fifo.clone());
+            (come()?, target)
+        }
+        None => (come()?, come()?),
+    };
+    let mut copy = Copy::new(from, to, copying);
+    copy.late = late;
+    Ok(copy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::fs::File;
     use std::io::Write as _;
 
-    fn copying(late: Option<PathBuf>) -> Copying {
+    fn copying(opens: Option<Opens>) -> Copying {
         Copying {
             splices: true,
-            awaits_reader: false,
-            opens: None,
-            late,
+            opens,
+            ..Copying::default()
         }
+    }
+
+    fn fifo(directory: &tempfile::TempDir) -> PathBuf {
+        let fifo = directory.path().join("fifo");
+        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+        assert!(made.unwrap().success());
+        fifo
     }
 
     fn pipe() -> (OwnedFd, OwnedFd) {
@@ -270,16 +302,10 @@ mod tests {
     #[test]
     fn the_reader_of_a_stream_that_is_made_again_sees_no_end_meanwhile() {
         let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("out");
-        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
-        assert!(made.unwrap().success());
+        let fifo = fifo(&directory);
         let mut copier = Copier::default();
         let add = |copier: &mut Copier, path: &Path| {
-            let copying = Copying {
-                opens: Some(path.to_owned()),
-                awaits_reader: true,
-                ..copying(None)
-            };
+            let copying = copying(Some(Opens::Target(path.to_owned())));
             let (source, end) = pipe();
             let over = copier.add("c/p//out".to_owned(), copying, vec![source]);
             (over, File::from(end))
@@ -305,16 +331,45 @@ mod tests {
     }
 
     #[test]
+    fn who_writes_to_a_stream_that_is_made_again_sees_no_end_and_is_heard_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = fifo(&directory);
+        let mut copier = Copier::default();
+        let add = |copier: &mut Copier| {
+            let copying = Copying {
+                held: true,
+                ..copying(Some(Opens::Source(fifo.clone())))
+            };
+            let (end, target) = pipe();
+            assert_eq!(
+                copier.add("c/p//in".to_owned(), copying, vec![target]),
+                None
+            );
+            File::from(end)
+        };
+        let first = add(&mut copier);
+        let mut client = File::options().write(true).open(&fifo).unwrap();
+        client.write_all(b"typed ").unwrap();
+        assert_eq!(copier.polled().count(), 0, "a held stream is moved");
+        copier.take_back("c/");
+        drop(first);
+        client.write_all(b"early").unwrap();
+        let end = add(&mut copier);
+        drop(client);
+        copier.release("c/p//");
+        assert_eq!(copier.polled().count(), 1);
+        assert_eq!(copier.proceed(1).as_deref(), Some("c/p//in"));
+        assert_eq!(io::read_to_string(end).unwrap(), "typed early");
+    }
+
+    #[test]
     fn a_reader_that_comes_after_the_end_of_a_silent_output_sees_its_end() {
         let directory = tempfile::tempdir().unwrap();
-        let fifo = directory.path().join("out");
-        let made = std::process::Command::new("mkfifo").arg(&fifo).status();
-        assert!(made.unwrap().success());
-        let target = File::options().read(true).write(true).open(&fifo).unwrap();
+        let fifo = fifo(&directory);
         let mut copier = Copier::default();
         let (silent, end) = pipe();
-        let late = copying(Some(fifo.clone()));
-        copier.add("out".into(), late, vec![silent, target.into()]);
+        let copying = copying(Some(Opens::Target(fifo.clone())));
+        copier.add("out".into(), copying, vec![silent]);
         drop(end);
         assert_eq!(copier.proceed(0).as_deref(), Some("out"));
         let reading = fifo.clone();

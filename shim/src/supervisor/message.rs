@@ -6,6 +6,8 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::io::overflow::Overflow;
+
 /// The end of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
@@ -97,8 +99,8 @@ pub(crate) enum ToSupervisor {
         key: Option<String>,
         request: Request,
     },
-    /// Copy a stream until it ends or its key is dropped. The descriptors are its source and, if
-    /// it is not to be opened, its target.
+    /// Copy a stream until it ends or its key is dropped. The descriptors are its source and its
+    /// target, but for the one that is to be opened.
     Copy { key: String, copying: Copying },
     /// End a standard input once what has been written to it so far is through.
     CloseInput { key: String },
@@ -134,9 +136,11 @@ pub(crate) enum Change {
     },
     /// Forget every record and every stream whose key begins so, with its descriptors.
     Drop { prefix: String },
-    /// The streams whose key begins so will be made again: stop copying, but let readers of outputs
-    /// see no end until then.
+    /// The streams whose key begins so will be made again: stop copying, but let those at the other
+    /// sides of fifos see no end until then.
     TakeBack { prefix: String },
+    /// The streams whose key begins so are not held any more.
+    Release { prefix: String },
     /// Tell of this child's end.
     Watch { pid: i32 },
     /// Its end has been dealt with.
@@ -144,17 +148,35 @@ pub(crate) enum Change {
 }
 
 /// How a stream is copied.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Copying {
     /// Both sides are pipes.
     pub(crate) splices: bool,
-    /// The target is a fifo whose reader may be slow to come for the last bytes.
-    pub(crate) awaits_reader: bool,
-    /// The supervisor opens the target, the fifo at this path. A worker that died with the only
-    /// writer would show its reader an end.
-    pub(crate) opens: Option<PathBuf>,
-    /// That fifo, if its reader had not come yet when it was opened.
-    pub(crate) late: Option<PathBuf>,
+    /// The supervisor opens the client's fifo. A worker that died with the only descriptor of it
+    /// would show an end to whom is at its other side.
+    pub(crate) opens: Option<Opens>,
+    /// Nothing is moved until [`Change::Release`]: what a client has typed would go with a creation
+    /// that is taken back.
+    pub(crate) held: bool,
+    /// What the reader of a fifo does not take at once is stored.
+    pub(crate) storing: Option<Storing>,
+}
+
+/// A fifo to be opened, which is one side of a stream.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Opens {
+    Source(PathBuf),
+    Target(PathBuf),
+}
+
+/// How output that nobody reads is stored.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Storing {
+    pub(crate) overflow: Overflow,
+    /// Where it is spilled to.
+    pub(crate) file: PathBuf,
+    /// It comes from a terminal, where lines end with CR LF.
+    pub(crate) is_terminal: bool,
 }
 
 /// What becomes of an event that containerd does not take for a long time.

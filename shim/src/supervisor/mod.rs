@@ -27,7 +27,7 @@
 
 mod book;
 mod children;
-pub(crate) mod copier;
+mod copier;
 mod courier;
 mod launch;
 pub(crate) mod message;
@@ -500,6 +500,7 @@ impl Supervisor {
                     match change {
                         Change::Drop { prefix } => self.copier.drop_below(prefix),
                         Change::TakeBack { prefix } => self.copier.take_back(prefix),
+                        Change::Release { prefix } => self.copier.release(prefix),
                         _ => {}
                     }
                 }

@@ -289,8 +289,12 @@ impl Container {
             checkpoint: request.checkpoint.clone(),
             pid: self.init.pid() as u32,
         };
-        let kept = vec![self.keep(), self.init.keep(&self.id)];
-        self.publish(shim, kept, "/tasks/create", &event);
+        let mut changes = vec![self.keep(), self.init.keep(&self.id)];
+        if !request.stdin.is_empty() {
+            let prefix = keys::process(&self.id, "");
+            changes.push(Change::Release { prefix });
+        }
+        self.publish(shim, changes, "/tasks/create", &event);
     }
 
     /// Init or the exec of that id.

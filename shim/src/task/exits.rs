@@ -22,6 +22,16 @@ impl Exits {
             .send_replace(Some(exit));
     }
 
+    /// The supervisor has watched `pid` for an earlier worker.
+    pub fn expect(&self, pid: i32) {
+        self.0.borrow_mut().entry(pid).or_default();
+    }
+
+    /// True for a process that is watched, and that somebody has waited for or is to wait for.
+    pub fn is_expected(&self, pid: i32) -> bool {
+        self.0.borrow().contains_key(&pid)
+    }
+
     /// Waits for the end of `pid`, which the supervisor watches.
     pub async fn wait(&self, pid: i32) -> Exit {
         let mut exit = self.0.borrow_mut().entry(pid).or_default().subscribe();

@@ -384,8 +384,8 @@ impl TaskService {
 
     fn resize(&self, request: &ResizePtyRequest) -> Result<Vec<u8>> {
         let process = self.container(&request.id)?.process(&request.exec_id)?;
-        let resized = process.io.borrow().resize(request.width, request.height);
-        empty(resized)
+        process.io.borrow().resize(request.width, request.height);
+        empty(Ok(()))
     }
 
     fn close_io(&self, request: &CloseIoRequest) -> Result<Vec<u8>> {

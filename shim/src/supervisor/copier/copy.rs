@@ -3,20 +3,22 @@
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use crate::supervisor::message::{Copying, Level};
+use super::store::Store;
+use crate::supervisor::message::{Copying, Level, Opens};
 
 /// Most bytes moved by one splice: the default capacity of a pipe.
 const SPLICE: usize = 64 * 1024;
 /// Buffer of the copies that cannot splice; a terminal delivers 4 KiB at most.
 const BUFFER: usize = 4096;
 /// Most moves until it is the others' turn.
-const MOVES: usize = 16;
+pub(super) const MOVES: usize = 16;
 /// How long the last of an output waits for its reader.
 const UNREAD: Duration = Duration::from_secs(3);
 /// First and longest pause between looks whether a reader has come.
@@ -27,31 +29,55 @@ const LOOKS: (Duration, Duration) = (Duration::from_millis(1), Duration::from_mi
 pub(super) struct Copy {
     from: OwnedFd,
     to: OwnedFd,
-    pub(super) copying: Copying,
+    /// Both are pipes.
+    splices: bool,
+    /// Which of them is a client's fifo.
+    fifo: Option<Side>,
+    /// That, if its reader had not come yet when it was opened.
+    pub(super) late: Option<PathBuf>,
+    /// Nothing is moved yet.
+    pub(super) held: bool,
     /// The stream ends with what its source holds.
     closing: bool,
     /// Read, and not written yet.
     rest: Vec<u8>,
+    /// What its reader has not taken is stored.
+    store: Option<Box<Store>>,
     state: State,
 }
 
 #[derive(Debug)]
 enum State {
-    /// Bytes are moved once there are some at the source, or there is room at the target.
-    Waits(Side),
+    Waits(Wants),
     /// All is written; a reader of the fifo may come until then.
     Unread {
-        until: Instant,
+        until: Option<Instant>,
         next: Instant,
         pause: Duration,
     },
     Over,
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Source,
     Target,
+}
+
+/// What is to be waited for: bytes at the source, room at the target.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Wants {
+    pub(super) source: bool,
+    pub(super) target: bool,
+}
+
+impl From<Side> for Wants {
+    fn from(side: Side) -> Wants {
+        Wants {
+            source: side == Side::Source,
+            target: side == Side::Target,
+        }
+    }
 }
 
 enum Moved {
@@ -66,21 +92,33 @@ impl Copy {
         Self {
             from,
             to,
-            copying,
+            splices: copying.splices,
+            fifo: copying.opens.map(|opens| match opens {
+                Opens::Source(_) => Side::Source,
+                Opens::Target(_) => Side::Target,
+            }),
+            late: None,
+            held: copying.held,
             closing: false,
             rest: Vec::new(),
+            store: copying.storing.map(Store::new).map(Box::new),
             // A fifo without a writer yet reads as if it were at its end; poll knows better.
-            state: State::Waits(Side::Source),
+            state: State::Waits(Side::Source.into()),
         }
     }
 
     /// What to poll.
-    pub(super) fn polled(&self) -> Option<(BorrowedFd<'_>, PollFlags)> {
-        match self.state {
-            State::Waits(Side::Source) => Some((self.from.as_fd(), PollFlags::IN)),
-            State::Waits(Side::Target) => Some((self.to.as_fd(), PollFlags::OUT)),
-            State::Unread { .. } | State::Over => None,
-        }
+    pub(super) fn polled(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+        let wants = match self.state {
+            State::Waits(wants) if !self.held => Some(wants),
+            _ => None,
+        };
+        let source = (self.from.as_fd(), PollFlags::IN);
+        let target = (self.to.as_fd(), PollFlags::OUT);
+        wants.into_iter().flat_map(move |wants| {
+            let source = wants.source.then_some(source);
+            source.into_iter().chain(wants.target.then_some(target))
+        })
     }
 
     /// When to call [`Copy::look`].
@@ -101,14 +139,21 @@ impl Copy {
         self.from.as_fd()
     }
 
-    /// What is left of a stream that nobody copies any more.
-    pub(super) fn into_target(self) -> OwnedFd {
-        self.to
+    /// The client's fifo, which is left of a stream that nobody copies any more.
+    pub(super) fn into_fifo(self) -> Option<OwnedFd> {
+        self.fifo.map(|side| match side {
+            Side::Source => self.from,
+            Side::Target => self.to,
+        })
+    }
+
+    fn awaits_reader(&self) -> bool {
+        self.fifo == Some(Side::Target)
     }
 
     /// What waits in it.
     pub(super) fn level(&self) -> Level {
-        let is_pipe = self.copying.splices || self.copying.awaits_reader;
+        let is_pipe = self.splices || self.awaits_reader();
         let waiting = |fd: &OwnedFd| rustix::io::ioctl_fionread(fd).ok();
         Level {
             unread: waiting(&self.from),
@@ -128,11 +173,16 @@ impl Copy {
             return Ok(());
         }
         self.state = State::Over;
-        if let Some(side) = self.advance()? {
-            self.state = State::Waits(side);
-        } else if self.copying.awaits_reader {
+        let wants = match &mut self.store {
+            Some(store) => store.exchange(self.from.as_fd(), self.to.as_fd())?,
+            None => self.advance()?.map(Wants::from),
+        };
+        if let Some(wants) = wants {
+            self.state = State::Waits(wants);
+        } else if self.awaits_reader() {
+            // What is stored waits as long as the container is there.
             self.state = State::Unread {
-                until: now + UNREAD,
+                until: self.store.is_none().then_some(now + UNREAD),
                 next: now,
                 pause: LOOKS.0,
             };
@@ -154,7 +204,7 @@ impl Copy {
         if rustix::io::ioctl_fionread(&self.to)? == 0 {
             return Ok(());
         }
-        if now >= until {
+        if until.is_some_and(|until| now >= until) {
             let text = "its last bytes are still unread";
             return Err(io::Error::new(ErrorKind::TimedOut, text));
         }
@@ -173,7 +223,7 @@ impl Copy {
             {
                 return Ok(None);
             }
-            let moved = if self.copying.splices {
+            let moved = if self.splices {
                 self.splice()
             } else {
                 self.carry()
@@ -242,16 +292,16 @@ mod tests {
     use std::fs::File;
     use std::io::{Read, Seek, Write};
 
-    const SPLICED: Copying = Copying {
-        splices: true,
-        awaits_reader: false,
-        opens: None,
-        late: None,
-    };
-    const CARRIED: Copying = Copying {
-        splices: false,
-        ..SPLICED
-    };
+    fn spliced() -> Copying {
+        Copying {
+            splices: true,
+            ..Copying::default()
+        }
+    }
+
+    fn carried() -> Copying {
+        Copying::default()
+    }
 
     fn pipe() -> (OwnedFd, OwnedFd) {
         let (reader, writer) = io::pipe().unwrap();
@@ -272,9 +322,13 @@ mod tests {
     /// Copies until the stream is over.
     fn run(copy: &mut Copy) -> io::Result<()> {
         while !copy.is_over() {
-            if let Some((fd, flags)) = copy.polled() {
-                let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
+            let polled = copy.polled();
+            let mut polled: Vec<_> = polled
+                .map(|(fd, flags)| PollFd::from_borrowed_fd(fd, flags))
+                .collect();
+            if !polled.is_empty() {
                 rustix::event::poll(&mut polled, None).unwrap();
+                drop(polled);
                 copy.proceed(Instant::now())?;
             } else if let Some(wake) = copy.wake() {
                 std::thread::sleep(wake.saturating_duration_since(Instant::now()));
@@ -285,7 +339,7 @@ mod tests {
     }
 
     fn is_ready(copy: &Copy) -> bool {
-        let (fd, flags) = copy.polled().unwrap();
+        let (fd, flags) = copy.polled().next().unwrap();
         let mut polled = [PollFd::from_borrowed_fd(fd, flags)];
         let now = Timespec {
             tv_sec: 0,
@@ -296,7 +350,7 @@ mod tests {
 
     #[test]
     fn more_than_a_pipe_holds_comes_through_in_order() {
-        for copying in [SPLICED, CARRIED] {
+        for copying in [spliced(), carried()] {
             let (source, feed) = pipe();
             let (drain, sink) = pipe();
             let sent: Vec<u8> = (0..2_000_000u32).map(|n| n as u8).collect();
@@ -319,7 +373,7 @@ mod tests {
         let (source, feed) = pipe();
         File::from(feed).write_all(b"two lines\nof text\n").unwrap();
         let target = file.try_clone().unwrap().into();
-        run(&mut Copy::new(source, target, CARRIED)).unwrap();
+        run(&mut Copy::new(source, target, carried())).unwrap();
         let mut text = String::new();
         file.rewind().unwrap();
         file.read_to_string(&mut text).unwrap();
@@ -332,10 +386,10 @@ mod tests {
         let (_drain, mut sink) = io::pipe().unwrap();
         feed.write_all(b"abc").unwrap();
         sink.write_all(b"de").unwrap();
-        let copy = Copy::new(source.into(), sink.into(), SPLICED);
+        let copy = Copy::new(source.into(), sink.into(), spliced());
         let level = copy.level();
         assert_eq!((level.unread, level.untaken), (Some(3), Some(2)));
-        let copy = Copy::new(copy.from, tempfile::tempfile().unwrap().into(), CARRIED);
+        let copy = Copy::new(copy.from, tempfile::tempfile().unwrap().into(), carried());
         let level = copy.level();
         assert_eq!((level.unread, level.untaken), (Some(3), None));
     }
@@ -345,7 +399,7 @@ mod tests {
         let (source, feed) = pipe();
         let (_drain, sink) = pipe();
         let mut feed = File::from(feed);
-        let mut copy = Copy::new(source, watched(sink), SPLICED);
+        let mut copy = Copy::new(source, watched(sink), spliced());
         for _ in 0..2 {
             feed.write_all(&vec![0; 64 * 1024]).unwrap();
             copy.proceed(Instant::now()).unwrap();
@@ -359,8 +413,8 @@ mod tests {
     #[test]
     fn a_fifo_stays_until_a_reader_has_come_or_nobody_believes_in_one() {
         let awaiting = || Copying {
-            awaits_reader: true,
-            ..SPLICED
+            opens: Some(Opens::Target("/fifo".into())),
+            ..spliced()
         };
         let (source, feed) = pipe();
         let (drain, sink) = pipe();
@@ -387,7 +441,7 @@ mod tests {
         let (drain, sink) = pipe();
         let mut feed = File::from(feed);
         feed.write_all(b"left over").unwrap();
-        let mut copy = Copy::new(source, watched(sink), SPLICED);
+        let mut copy = Copy::new(source, watched(sink), spliced());
         copy.close(Instant::now()).unwrap();
         assert!(copy.is_over());
         drop(copy);

@@ -1,19 +1,15 @@
-//! Output that its reader has not taken yet, in a file of the bundle. The supervisor keeps the
-//! file's open description, whose offset is how far the reader is: a worker's successor goes on
-//! with the very next byte.
+//! Output that its reader has not taken yet, in a file of the bundle, whose offset is how far the
+//! reader is.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use rustix::pipe::SpliceFlags;
 
-use super::keep::Keep;
-use super::{Setting, Stream};
-use crate::error::{Context, Result};
 use crate::log;
 
 /// Most bytes moved to the reader at once: the default capacity of a pipe.
@@ -24,7 +20,6 @@ const SPLICE: usize = 64 * 1024;
 pub(super) struct Place {
     path: PathBuf,
     limit: u64,
-    keep: Keep,
 }
 
 /// A file with output that waits for its reader.
@@ -34,47 +29,16 @@ pub(super) struct Spill {
     written: u64,
 }
 
-/// How the names begin under which files are kept.
-pub(super) const PREFIX: &str = "spill-";
-
-/// Name under which the file of stream `name` is kept.
-pub(super) fn key(name: &str) -> String {
-    format!("{PREFIX}{name}")
-}
-
-fn path(bundle: &Path, name: &str) -> PathBuf {
-    bundle.join(format!("{name}.spill"))
-}
-
-/// Removes the files of the named streams from `bundle`.
-pub(super) fn remove(bundle: &Path, names: &[&str]) -> Result<()> {
-    for name in names {
-        let path = path(bundle, name);
-        match std::fs::remove_file(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => {
-                result.context(|| format!("remove {}", path.display()))?;
-                log::warn(format_args!("{}: nobody has read it", path.display()));
-            }
-        }
-    }
-    Ok(())
-}
-
 impl Place {
-    pub(super) fn new(setting: &Setting, name: &str, limit: u64) -> Place {
-        Place {
-            path: path(&setting.bundle, name),
-            limit,
-            keep: Keep::new(setting, "", &key(name)),
-        }
+    pub(super) fn new(path: PathBuf, limit: u64) -> Place {
+        Place { path, limit }
     }
 
     pub(super) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Makes the file, known to the supervisor, with the beginning of `bytes`; the length of that.
+    /// Makes the file with the beginning of `bytes`; the length of that.
     pub(super) fn begin(&self, bytes: &[u8]) -> io::Result<(Spill, usize)> {
         let mut spill = self.create()?;
         match spill.append(&bytes[..bytes.len().min(self.room(&spill))]) {
@@ -95,20 +59,7 @@ impl Place {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&self.path)?;
-        let kept = OwnedFd::from(file.try_clone()?);
-        self.keep.commit("", vec![kept]);
         Ok(Spill { file, written: 0 })
-    }
-
-    /// Takes over the file of an earlier worker.
-    pub(super) fn inherit(&self, kept: Stream) -> Option<Spill> {
-        let file = File::from(kept.fds.into_iter().next()?);
-        let written = file
-            .metadata()
-            .inspect_err(|error| log::error(format_args!("{}: {error}", self.path.display())))
-            .ok()?
-            .len();
-        Some(Spill { file, written })
     }
 
     /// How many bytes the file takes still.
@@ -125,7 +76,6 @@ impl Place {
             }
             _ => {}
         }
-        self.keep.done();
     }
 }
 
