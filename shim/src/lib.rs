@@ -11,6 +11,7 @@
 //! nothing to the standard streams that containerd gave it but the answer.
 
 pub mod args;
+mod blocking;
 pub mod bootstrap;
 pub mod debug;
 pub mod delete;

@@ -5,12 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, Semaphore, oneshot};
 
+use crate::blocking::TURN;
 use crate::error::{Error, Result};
 use crate::supervisor::Insight;
 use crate::supervisor::message::{
@@ -33,11 +33,9 @@ pub struct Link {
     at_once: Semaphore,
 }
 
-/// Most launches at once: a crowd of them does not run faster side by side.
+/// Most launches at once that have not taken long yet: a crowd of them does not run faster side by
+/// side.
 const AT_ONCE: usize = 2;
-/// How long a launch counts as one of these: after that it waits for a hook, not for a processor,
-/// and holds nobody up.
-const TURN: Duration = Duration::from_millis(250);
 
 #[derive(Debug, Default)]
 struct Launches {

@@ -12,6 +12,7 @@ use tokio::runtime::Builder;
 use tokio::sync::Notify;
 use tokio::task::LocalSet;
 
+use crate::blocking;
 use crate::error::{Context, Result};
 use crate::events::Publisher;
 use crate::io::Ends;
@@ -33,7 +34,7 @@ const THREAD_IDLE: Duration = Duration::from_millis(500);
 pub fn run(socket: UnixStream, identity: Identity, supervisor: Pid) -> Result<()> {
     let runtime = Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(2)
+        .max_blocking_threads(blocking::THREADS)
         .thread_keep_alive(THREAD_IDLE)
         .thread_stack_size(512 * 1024)
         .build()

@@ -1,9 +1,15 @@
 //! Very many calls at once, and some that take long.
 
+use integration::bundle::Bundle;
+use integration::hosts::NativeHost;
 use integration::leftovers::Inventory;
-use integration::shim::{create_request, exec_request, kill_request, start_request, wait_request};
+use integration::shim::{
+    Shim, create_request, delete_request, exec_request, kill_request, start_request, wait_request,
+};
 use serde_json::json;
-use xebec_proto::task::{CreateTaskResponse, ExecProcessRequest, StartResponse, WaitResponse};
+use xebec_proto::task::{
+    CreateTaskResponse, DeleteResponse, ExecProcessRequest, StartResponse, WaitResponse,
+};
 
 use crate::{assert_restored, bundle, descriptors, host, sleeper};
 
@@ -102,11 +108,7 @@ fn containers_whose_hooks_take_long_hold_no_others_up() {
         let request = create_request(id, slow.path());
         shim.task.send("Create", &request).unwrap()
     });
-    shim.create("quick", quick.path()).unwrap();
-    shim.start_process("quick", "").unwrap();
-    shim.exec("quick", "e", &["true"]).unwrap();
-    shim.start_process("quick", "e").unwrap();
-    assert_eq!(shim.wait("quick", "e").unwrap(), 0);
+    live(&mut shim, &quick);
     host.check(&["touch", "/tmp/gate"]).unwrap();
     for (id, stream) in ids.into_iter().zip(created) {
         shim.task
@@ -115,8 +117,66 @@ fn containers_whose_hooks_take_long_hold_no_others_up() {
             .unwrap();
         shim.delete(id, "").unwrap();
     }
-    shim.end("quick").unwrap();
     host.check(&["rm", "/tmp/gate"]).unwrap();
     assert_restored(&host, &before);
     shim.end("c").unwrap();
+}
+
+/// The whole life of a container, with an exec.
+fn live(shim: &mut Shim, bundle: &Bundle<'_>) {
+    shim.create("quick", bundle.path()).unwrap();
+    shim.start_process("quick", "").unwrap();
+    shim.exec("quick", "e", &["true"]).unwrap();
+    shim.start_process("quick", "e").unwrap();
+    assert_eq!(shim.wait("quick", "e").unwrap(), 0);
+    shim.end("quick").unwrap();
+}
+
+#[test]
+fn starts_and_deletions_with_hooks_that_take_long_hold_no_others_up_and_leave_no_threads() {
+    let host = host();
+    let mut shim = sleeper(&host);
+    let quick = bundle(&host, "quick", SLEEP);
+    let before = Inventory::of(&host).unwrap();
+    let mut slow = bundle(&host, "slow", SLEEP);
+    let hook = |gate: &str| {
+        let script = format!("until [ -e /tmp/{gate} ]; do sleep 0.02; done");
+        json!([{ "path": integration::bundle::busybox(), "args": ["sh", "-c", script] }])
+    };
+    slow.config["hooks"] = json!({ "poststart": hook("started"), "poststop": hook("stopped") });
+    slow.write().unwrap();
+    let ids = ["slow-1", "slow-2", "slow-3"];
+    for id in ids {
+        shim.create(id, slow.path()).unwrap();
+    }
+    let started = ids.map(|id| shim.task.send("Start", &start_request(id, "")).unwrap());
+    live(&mut shim, &quick);
+    host.check(&["touch", "/tmp/started"]).unwrap();
+    for stream in started {
+        shim.task.answer::<StartResponse>(stream).unwrap().unwrap();
+    }
+    let deleted = ids.map(|id| {
+        shim.kill(id, "", 9).unwrap();
+        assert_eq!(shim.wait(id, "").unwrap(), 137);
+        shim.task.send("Delete", &delete_request(id, "")).unwrap()
+    });
+    live(&mut shim, &quick);
+    host.check(&["touch", "/tmp/stopped"]).unwrap();
+    for stream in deleted {
+        let answer = shim.task.answer::<DeleteResponse>(stream).unwrap();
+        assert_eq!(answer.unwrap().exit_status, 137);
+    }
+    host.check(&["rm", "/tmp/started", "/tmp/stopped"]).unwrap();
+    assert_restored(&host, &before);
+    wait_for_one_thread(&host, shim.pid().unwrap());
+    shim.end("c").unwrap();
+}
+
+/// Waits until the worker is its event loop's thread alone again.
+fn wait_for_one_thread(host: &NativeHost, supervisor: u32) {
+    let script = format!(
+        "until [ $(ls /proc/$(pgrep -P {supervisor} -x xebec-worker)/task | wc -l) = 1 ]; do
+           sleep 0.05; done"
+    );
+    host.check_sh(&script).unwrap();
 }

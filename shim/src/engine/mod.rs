@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use xebec_runtime::cgroup::CgroupManager;
 
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::options::Options;
@@ -55,11 +56,11 @@ impl Streams {
     }
 }
 
-/// Runs a program's operation on a blocking thread.
+/// Runs a program's operation.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> std::result::Result<T, String> + Send + 'static,
 ) -> std::result::Result<T, String> {
-    let done = tokio::task::spawn_blocking(work).await;
+    let done = blocking::run(work).await;
     done.unwrap_or_else(|error| Err(error.to_string()))
 }
 

@@ -30,6 +30,7 @@ use super::process::timestamp;
 use super::sandbox::{self, Sandboxes};
 use super::state::Operation;
 use super::stats;
+use crate::blocking;
 use crate::error::{Error, Result};
 use crate::events::Publisher;
 use crate::io::Ends;
@@ -69,12 +70,12 @@ impl Shim {
         self.shutdown.notify_one();
     }
 
-    /// Runs `work` on one of the few blocking threads.
+    /// Runs `work`, which may block.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        match tokio::task::spawn_blocking(work).await {
+        match blocking::run(work).await {
             Ok(result) => result,
             Err(error) => Err(Error::Io {
                 what: "a blocking operation".into(),
