@@ -380,3 +380,68 @@ fn an_image_is_optimized_by_what_a_container_of_it_reads_and_nothing_is_left_of_
     let expected = ["1", none, none, "130", interrupted, none, "1"];
     assert_eq!(lines[17..], expected, "{told}");
 }
+
+/// Everything in a tree but the times of what is written while it is looked at.
+const TREE: &str = "cd $1 && find . -mindepth 1 -printf '%p %y %m %U %G %l\\n' | sort && \
+                    find . -type f -exec sha256sum {} + | sort -k2";
+
+#[test]
+fn an_image_is_mounted_by_command_and_neither_containerd_nor_a_killed_daemon_takes_it_away() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let tree = |dir: &str| host.check(&["sh", "-ec", TREE, "sh", dir]).unwrap();
+    let image = host.push("redis").unwrap();
+    let lazy = host.convert(&image).unwrap();
+    host.check_sh("mkdir -p /srv/image /srv/other").unwrap();
+
+    let mount = ["xebec-snapshotter", "image", "mount"];
+    host.check(&[&mount[..], &[&lazy, "/srv/image"]].concat())
+        .unwrap();
+    host.check(&[&mount[..], &[&lazy, "/srv/image"]].concat())
+        .expect("it is there already");
+    let ctr = integration::ctr::Ctr::new(&host);
+    ctr.pull(&image, "overlayfs").unwrap();
+    ctr.check(&["images", "mount", &image, "/srv/other"])
+        .unwrap();
+    let first = tree("/srv/image");
+    assert!(first.lines().count() > 2000, "{first}");
+    assert_eq!(first, tree("/srv/other"), "{}", host.logs());
+
+    // containerd removes whatever it finds in a snapshotter and knows nothing of.
+    ctr.pull(&lazy, "xebec").unwrap();
+    ctr.check(&["images", "rm", "--sync", &lazy]).unwrap();
+    host.kill(Service::Snapshotter).unwrap();
+    host.start_services(&[Service::Snapshotter]).unwrap();
+    ctr.check(&["content", "prune", "references"]).unwrap();
+    assert_eq!(first, tree("/srv/image"), "{}", host.logs());
+
+    let busybox = host.push("busybox").unwrap();
+    let other = host.run(&[&mount[..], &[&busybox, "/srv/image"]].concat());
+    let other = other.unwrap();
+    assert!(
+        !other.success()
+            && other
+                .stderr
+                .contains("another image is mounted at /srv/image"),
+        "{other:?}"
+    );
+    let unmount = ["xebec-snapshotter", "image", "unmount", "/srv/image"];
+    host.check(&unmount).unwrap();
+    let again = host.run(&unmount).unwrap();
+    assert!(
+        !again.success()
+            && again
+                .stderr
+                .contains("image mounted at /srv/image: not found"),
+        "{again:?}"
+    );
+    let status = host.check(&["xebec-snapshotter", "status", "--format", "json"]);
+    let status: serde_json::Value = serde_json::from_str(&status.unwrap()).unwrap();
+    assert_eq!(
+        status["snapshots"].as_array().map(Vec::len),
+        Some(0),
+        "{status}"
+    );
+    assert_eq!(tree("/srv/image"), "", "nothing is mounted");
+    ctr.check(&["images", "unmount", "--rm", "/srv/other"])
+        .unwrap();
+}

@@ -8,11 +8,13 @@
 //! It never runs a container, never talks to containerd's content store on the read path, and
 //! never hands out a byte whose digest was not checked.
 
+mod channel;
 pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod daemon;
 pub mod digest;
+pub mod direct;
 pub mod discover;
 pub mod erofs;
 pub mod error;

@@ -30,6 +30,12 @@ impl DaemonArgs {
         Config::load(self.config.as_deref())
     }
 
+    /// The socket on which it serves containerd's API.
+    pub(super) fn socket(&self) -> Result<PathBuf> {
+        let config = self.config()?;
+        Ok(self.address.clone().unwrap_or(config.address))
+    }
+
     /// Its answer to a request; `patience` of none waits for ever.
     pub(super) fn ask(&self, request: &Request, patience: Option<Duration>) -> Result<Answer> {
         let request = serde_json::to_string(request);
@@ -43,8 +49,7 @@ impl DaemonArgs {
         request: &str,
         patience: Option<Duration>,
     ) -> Result<(T, String)> {
-        let config = self.config()?;
-        let socket = socket_path(self.address.as_deref().unwrap_or(&config.address));
+        let socket = socket_path(&self.socket()?);
         let text = exchange(&socket, request, patience)?;
         let answer = serde_json::from_str(&text).map_err(|error| Error::Malformed {
             what: format!("answer of {}", socket.display()),

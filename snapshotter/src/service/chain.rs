@@ -19,6 +19,18 @@ pub(super) fn id(parents: &[Record], diff_id: &Digest) -> String {
     join(below, diff_id)
 }
 
+/// The chain IDs of layers with these diff IDs, bottom first.
+pub(crate) fn ids(diff_ids: &[Digest]) -> Vec<String> {
+    let mut ids: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        ids.push(match ids.last() {
+            Some(below) => join(below, diff_id),
+            None => diff_id.to_string(),
+        });
+    }
+    ids
+}
+
 fn join(below: &str, diff_id: &Digest) -> String {
     Digest::of(format!("{below} {diff_id}").as_bytes()).to_string()
 }
@@ -37,5 +49,7 @@ mod tests {
             "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c"
         );
         assert_eq!(id(&[], &diff_id), diff_id.to_string());
+        let both = ids(&[below.parse().unwrap(), diff_id]);
+        assert_eq!(both, [below.clone(), join(&below, &diff_id)]);
     }
 }

@@ -1,5 +1,7 @@
 //! Labels by which containerd says which layer of which image a snapshot is for.
 
+use std::collections::{BTreeMap, HashMap};
+
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::fetch::ImageRef;
@@ -8,7 +10,7 @@ use crate::mount::LayerSource;
 use crate::snapshots::record::Labels;
 
 /// Name (a chain ID) under which the unpacked layer is wanted.
-pub(super) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
+pub(crate) const SNAPSHOT_REF: &str = "containerd.io/snapshot.ref";
 /// Marks a committed snapshot that containerd did not unpack.
 pub(super) const REMOTE: &str = "containerd.io/snapshot/remote";
 
@@ -62,16 +64,12 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
     let (Some(image), Some(layer)) = (first(labels, &IMAGE), first(labels, &LAYER)) else {
         return Ok(Request::Anonymous);
     };
-    let passed = labels
-        .iter()
-        .filter(|(name, _)| name.starts_with(PASSED))
-        .map(|(name, value)| (name.clone(), value.clone()));
     let source = LayerSource {
         manifest: labels
             .get(MANIFEST)
             .map(|value| digest(MANIFEST, value))
             .transpose()?,
-        annotations: passed.collect(),
+        annotations: passed(labels).collect(),
         chain: from_here_up(labels),
         ..LayerSource::new(ImageRef::parse(image.1)?, digest(layer.0, layer.1)?)
     };
@@ -81,6 +79,35 @@ pub(super) fn read(labels: &Labels) -> Result<Request> {
         target: target.clone(),
         source: Box::new(source),
     })
+}
+
+/// What containerd would say of a layer: it is wanted as `target`, the first of `layers`, which go
+/// on with those above it.
+pub(crate) fn of_layer(
+    image: &ImageRef,
+    manifest: Digest,
+    target: &str,
+    layers: &[Digest],
+) -> HashMap<String, String> {
+    let list: Vec<String> = layers.iter().map(ToString::to_string).collect();
+    let pairs = [
+        (SNAPSHOT_REF, target.to_owned()),
+        (IMAGE[0], image.to_string()),
+        (MANIFEST, manifest.to_string()),
+        (LAYER[0], list.first().cloned().unwrap_or_default()),
+        (LAYERS[0], list.join(",")),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value)).into()
+}
+
+/// Those annotations of a layer that containerd passes on as labels.
+pub(crate) fn passed(
+    annotations: &BTreeMap<String, String>,
+) -> impl Iterator<Item = (String, String)> {
+    let passed = annotations
+        .iter()
+        .filter(|(name, _)| name.starts_with(PASSED));
+    passed.map(|(name, value)| (name.clone(), value.clone()))
 }
 
 /// This layer and those above it. What is not a list of digests is no list: it is only a hint.

@@ -1,11 +1,11 @@
 //! containerd's snapshots API over the node's snapshots and its lazy layers.
 
 mod absent;
-mod chain;
+pub(crate) mod chain;
 mod du;
 mod grpc;
 mod images;
-mod labels;
+pub(crate) mod labels;
 mod locks;
 mod lowers;
 mod room;

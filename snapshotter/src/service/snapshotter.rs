@@ -18,6 +18,7 @@ use super::labels::{self, Request};
 use super::locks::KeyedLocks;
 use super::lowers::{HeldTree, Lowers};
 use super::spare::Spare;
+use crate::direct::PREFIX;
 use crate::error::{Error, Result};
 use crate::mount::{Alternative, LayerId, LayerSource, Lazy};
 use crate::snapshots::catalog::{Catalog, Named};
@@ -110,9 +111,12 @@ impl Snapshotter {
         self.with_room(|| self.catalog.update(key, labels, mask))
     }
 
-    /// Every snapshot that `filters` ask for.
+    /// Every snapshot of containerd's that `filters` ask for. Those of other clients would be taken
+    /// for garbage.
     pub fn list(&self, filters: &[String]) -> Result<Vec<Named>> {
-        self.catalog.list(&Filters::parse(filters)?)
+        let mut found = self.catalog.list(&Filters::parse(filters)?)?;
+        found.retain(|(name, _)| !name.starts_with(PREFIX));
+        Ok(found)
     }
 
     /// What a snapshot takes on this node's disk, in allocated bytes and inodes; of an active one or
@@ -347,7 +351,8 @@ impl Snapshotter {
             tracing::info!(image = %source.image, %layer, "not lazy: it lies on an ordinary layer");
             return Ok(None);
         }
-        if let Some(name) = self.find_lazy(target, place.parent)? {
+        let direct = place.key.starts_with(PREFIX);
+        if let Some(name) = self.find_lazy(target, place.parent, direct)? {
             return Ok(Some(name));
         }
         let mut source = source.clone();
@@ -374,11 +379,13 @@ impl Snapshotter {
         labels.insert(labels::REMOTE.to_owned(), "xebec".to_owned());
         // The wanted name may belong to the same layer on another parent (one that another
         // namespace unpacked); containerd finds a layer by its label, not by its name here.
+        let hidden = direct.then(|| format!("{PREFIX}{target}"));
+        let wanted = hidden.as_deref().unwrap_or(target);
         let name = match self
             .catalog
-            .create_lazy(target, place.parent, labels.clone(), layer)
+            .create_lazy(wanted, place.parent, labels.clone(), layer)
         {
-            Ok(_) => target,
+            Ok(_) => wanted,
             Err(Error::AlreadyExists(_)) => {
                 self.catalog
                     .create_lazy(place.key, place.parent, labels, layer)?;
@@ -390,9 +397,16 @@ impl Snapshotter {
         Ok(Some(name.to_owned()))
     }
 
-    fn find_lazy(&self, target: &str, parent: Option<&str>) -> Result<Option<String>> {
-        let found = self.catalog.select(|_, record| {
+    /// The lazy layer that is wanted as `target`, of the clients that are `direct` or of containerd.
+    fn find_lazy(
+        &self,
+        target: &str,
+        parent: Option<&str>,
+        direct: bool,
+    ) -> Result<Option<String>> {
+        let found = self.catalog.select(|name, record| {
             record.layer.is_some()
+                && name.starts_with(PREFIX) == direct
                 && record.parent.as_deref() == parent
                 && record
                     .labels

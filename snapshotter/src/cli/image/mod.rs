@@ -1,8 +1,9 @@
-//! `image`: tools for images, without a daemon.
+//! `image`: tools for images; all but `mount` without a daemon.
 
 mod convert;
 mod index;
 mod inspect;
+mod mount;
 mod optimize;
 mod progress;
 
@@ -36,6 +37,10 @@ enum Command {
     Inspect(Box<inspect::Args>),
     /// Make indexes of an image's ordinary layers, by which they can be read lazily
     Index(Box<index::Args>),
+    /// Mount an image by the running daemon; its files are fetched as they are read
+    Mount(Box<mount::MountArgs>),
+    /// Unmount what `mount` has mounted
+    Unmount(mount::UnmountArgs),
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
@@ -44,6 +49,8 @@ pub(super) fn run(args: Args) -> Result<()> {
         Command::Optimize(args) => optimize::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Index(args) => index::run(&args),
+        Command::Mount(args) => mount::mount(&args),
+        Command::Unmount(args) => mount::unmount(&args),
     }
 }
 

@@ -5,14 +5,11 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use hyper_util::rt::TokioIo;
 use prost_types::FieldMask;
-use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
-use tower::service_fn;
 use xebec_proto::content::content_client::ContentClient;
 use xebec_proto::content::{Info, InfoRequest, UpdateRequest};
 use xebec_proto::images::images_client::ImagesClient;
@@ -24,6 +21,7 @@ use xebec_proto::leases::{CreateRequest, DeleteRequest};
 
 use super::ContainerdImage;
 use super::transfer::{self, ContentBlob, ContentReader};
+use crate::channel;
 use crate::convert::undo::Undo;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -54,31 +52,10 @@ pub(in crate::convert) struct Client {
 impl Client {
     /// Connects, to read only.
     pub(in crate::convert) fn connect(image: &ContainerdImage) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .enable_all()
-            .build()
-            .map_err(|error| Error::Internal(format!("client of containerd: {error}")))?;
         let namespace = image.namespace.parse().map_err(|_| {
             Error::InvalidArgument(format!("containerd namespace {:?}", image.namespace))
         })?;
-        let socket = image.socket.clone();
-        let connector = service_fn(move |_| {
-            let socket = socket.clone();
-            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
-        });
-        // The name stands for nothing: the connector knows where to go.
-        let endpoint = Endpoint::from_static("http://containerd");
-        let connected = runtime.block_on(async {
-            tokio::time::timeout(PATIENCE, endpoint.connect_with_connector(connector)).await
-        });
-        let unavailable = |reason: String| Error::Unavailable {
-            what: format!("containerd at {}", image.socket.display()),
-            reason,
-        };
-        let channel = connected
-            .map_err(|_| unavailable("does not answer".into()))?
-            .map_err(|error| unavailable(cause(&error)))?;
+        let (runtime, channel) = channel::connect(&image.socket, "containerd")?;
         let content = ContentClient::new(channel.clone()).max_decoding_message_size(MAX_MESSAGE);
         Ok(Self {
             runtime,
@@ -313,15 +290,6 @@ pub(super) fn refused(what: &str, status: &Status) -> Error {
             reason: format!("containerd: {}", status.message()),
         },
     }
-}
-
-/// The last of the causes, which says what happened.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 /// Labels by which containerd's collector goes from a document to what it names.
