@@ -15,6 +15,7 @@ pub mod cgroup;
 mod checkpoint;
 mod error;
 mod features;
+mod hex;
 mod launch;
 mod mapped;
 mod netdev;
@@ -32,6 +33,7 @@ mod signals;
 mod spec;
 pub mod state;
 mod sys;
+mod template;
 
 pub use begin::begin;
 pub use checkpoint::{
@@ -44,7 +46,10 @@ pub use own_binary::protect_own_binary;
 pub use request::{
     Console, CreateRequest, ExecRequest, Launched, Stdio, adopt_writable, reserve_preserved,
 };
-pub use runtime::{Runtime, RuntimeOptions, parse_resources, read_process};
+pub use runtime::{
+    CloneRequest, Runtime, RuntimeOptions, TemplateRequest, parse_resources, read_process,
+};
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};
 pub use state::{ContainerId, ContainerState, Listing, Status, rfc3339};
+pub use template::{MemoryMode, Template, Templates};

@@ -84,6 +84,9 @@ pub struct CreateRequest {
     pub notify: bool,
     /// `CLONE_PARENT`: the caller's parent becomes the parent of init, and gets no exit signal.
     pub reparent: bool,
+    /// The cgroup is called as the container is, whatever the configuration calls it: for
+    /// containers that share a configuration.
+    pub own_cgroup: bool,
 }
 
 impl CreateRequest {
@@ -104,6 +107,7 @@ impl CreateRequest {
             extra_env: Vec::new(),
             notify: false,
             reparent: false,
+            own_cgroup: false,
         }
     }
 }

@@ -56,8 +56,8 @@ pub(crate) struct Restored<'a> {
     pub(crate) binds: Vec<(String, PathBuf)>,
     /// What init's standard streams were.
     pub(crate) streams: Vec<String>,
-    /// Keys of namespaces that exist, whose files CRIU inherits from number 4 on.
-    pub(crate) namespaces: Vec<String>,
+    /// Keys of namespaces that exist and of other files that CRIU inherits, from number 4 on.
+    pub(crate) inherited: Vec<String>,
     /// The cgroup as `/proc/PID/cgroup` shows it.
     pub(crate) cgroup: Option<String>,
     /// There were cgroups below the container's.
@@ -144,8 +144,7 @@ pub(crate) fn restore_options(
     options.join_ns = joined(container.spec);
     let streams = container.streams.iter().zip(0..);
     let pipes = streams.filter(|(name, _)| name.starts_with("pipe:"));
-    let namespaces = container.namespaces.iter().zip(4..);
-    let inherited = pipes.chain(namespaces);
+    let inherited = pipes.chain(container.inherited.iter().zip(4..));
     options.inherit_fd = inherited
         .map(|(key, fd)| InheritFd {
             key: key.clone(),
@@ -451,7 +450,7 @@ mod tests {
             streams: ["/dev/null", "pipe:[8]", "pipe:[9]"]
                 .map(str::to_owned)
                 .to_vec(),
-            namespaces: vec!["extRootNetNS".to_owned()],
+            inherited: vec!["extRootNetNS".to_owned()],
             cgroup: Some("/c".to_owned()),
             has_cgroups: false,
         };

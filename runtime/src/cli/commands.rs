@@ -7,8 +7,8 @@ use xebec_runtime::Result;
 use super::globals::Globals;
 use super::log::Log;
 use super::{
-    Context, checkpoint, create, delete, events, exec, features, generate, kill, list, mounts,
-    pause, ps, restore, run, spec, start, state, update,
+    Context, checkpoint, clone, create, delete, events, exec, features, generate, kill, list,
+    mounts, pause, ps, restore, run, spec, start, state, template, update,
 };
 
 /// Declares the enumeration, and what clap would derive for it; by hand, so that one command can be
@@ -56,6 +56,7 @@ macro_rules! commands {
 
 commands! {
     "checkpoint", "Write a running container into files" => Checkpoint(checkpoint::Checkpoint),
+    "clone", "Start a container from a template" => Clone(clone::CloneCommand),
     "create", "Create a container; its process waits for `start`" => Create(create::Create),
     "delete", "Delete a stopped container, or any with --force" => Delete(delete::Delete),
     "events", "Print statistics and out-of-memory kills of a container, as JSON"
@@ -73,6 +74,8 @@ commands! {
     "spec", "Write a config.json to start from" => Spec(spec::SpecCommand),
     "start", "Start a created container's process" => Start(start::Start),
     "state", "Print a container's state, as JSON" => State(state::State),
+    "template", "Make templates, which containers start from in no time"
+        => Template(template::TemplateCommand),
     "update", "Change the limits of a container" => Update(update::Update),
     "completions", "Print shell completions" => Completions(generate::Completions),
     "man", "Write the manual pages" => Man(generate::Man),
@@ -125,6 +128,7 @@ impl Command {
         };
         match self {
             Self::Checkpoint(command) => command.carry_out(&open()?),
+            Self::Clone(command) => command.carry_out(&open()?),
             Self::Completions(command) => command.carry_out(),
             Self::Create(command) => command.carry_out(&open()?),
             Self::Delete(command) => command.carry_out(&open()?),
@@ -143,6 +147,7 @@ impl Command {
             Self::Spec(command) => command.carry_out(),
             Self::Start(command) => command.carry_out(&open()?),
             Self::State(command) => command.carry_out(&open()?),
+            Self::Template(command) => command.carry_out(&open()?),
             Self::Update(command) => command.carry_out(&open()?),
         }
     }

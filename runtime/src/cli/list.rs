@@ -59,7 +59,7 @@ fn table(states: &[ContainerState]) -> String {
 }
 
 /// Columns as wide as their widest cell, at least 12, three blanks apart: runc's layout.
-fn align<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn align<const N: usize>(rows: &[[String; N]]) -> String {
     let width = |column: usize| {
         rows.iter()
             .map(|row| row[column].len())

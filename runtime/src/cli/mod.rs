@@ -2,6 +2,7 @@
 
 mod activation;
 mod checkpoint;
+mod clone;
 mod commands;
 mod create;
 mod delete;
@@ -28,6 +29,7 @@ mod spec;
 mod spelling;
 mod start;
 mod state;
+mod template;
 mod update;
 mod usage;
 

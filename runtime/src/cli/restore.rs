@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use rustix::process::{Pid, set_child_subreaper};
-use xebec_runtime::{Console, CreateRequest, Error, RestoreOptions, Result, Signals};
+use xebec_runtime::{Console, CreateRequest, Error, Launched, RestoreOptions, Result, Signals};
 
 use super::Context;
 use super::checkpoint::Criu;
@@ -20,18 +20,8 @@ pub(super) struct Restore {
     #[arg(short, long, value_name = "DIR", default_value = ".",
         value_parser = clap::value_parser!(OsString))]
     bundle: OsString,
-    /// Unix socket that receives the master of the terminal
-    #[arg(long, value_name = "SOCKET")]
-    console_socket: Option<PathBuf>,
-    /// File that gets the pid of the container's process
-    #[arg(long, value_name = "FILE")]
-    pid_file: Option<PathBuf>,
-    /// Return as soon as the container runs
-    #[arg(short, long)]
-    detach: bool,
-    /// Do not adopt orphans of the container's process
-    #[arg(long)]
-    no_subreaper: bool,
+    #[command(flatten)]
+    start: Start,
     /// Move the root file system over / instead of pivot_root (for initramfs hosts)
     #[arg(long)]
     no_pivot: bool,
@@ -45,21 +35,52 @@ pub(super) struct Restore {
     id: String,
 }
 
+/// Options of commands that start a container which has been running before.
+#[derive(Args, Debug)]
+pub(super) struct Start {
+    /// Unix socket that receives the master of the terminal
+    #[arg(long, value_name = "SOCKET")]
+    console_socket: Option<PathBuf>,
+    /// File that gets the pid of the container's process
+    #[arg(long, value_name = "FILE")]
+    pid_file: Option<PathBuf>,
+    /// Return as soon as the container runs
+    #[arg(short, long)]
+    detach: bool,
+    /// Do not adopt orphans of the container's process
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
 impl Restore {
     pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
         let mut container = CreateRequest::new(self.id.parse()?, self.bundle);
-        container.pid_file = self.pid_file;
         container.no_pivot = self.no_pivot;
-        container.console = self
-            .console_socket
-            .map_or(Console::None, Console::SocketPath);
         let options = RestoreOptions {
             criu: self.criu.into_options(),
             lsm_profile: self.lsm_profile,
             lsm_mount_context: self.lsm_mount_context,
         };
+        self.start.carry_out(context, container, |container| {
+            context.runtime.restore(container, &options)
+        })
+    }
+}
+
+impl Start {
+    /// Starts the container, and waits for its end unless it is detached.
+    pub(super) fn carry_out(
+        self,
+        context: &Context,
+        mut container: CreateRequest,
+        start: impl FnOnce(CreateRequest) -> Result<Launched>,
+    ) -> Result<u8> {
+        container.pid_file = self.pid_file;
+        container.console = self
+            .console_socket
+            .map_or(Console::None, Console::SocketPath);
         if self.detach {
-            let launched = context.runtime.restore(container, &options)?;
+            let launched = start(container)?;
             context.log.launched(&launched);
             return Ok(0);
         }
@@ -76,7 +97,7 @@ impl Restore {
         let id = container.id.clone();
         // Blocked before there is a child: no signal, and no exit, can be missed.
         let signals = Signals::block()?;
-        let launched = context.runtime.restore(container, &options)?;
+        let launched = start(container)?;
         context.log.launched(&launched);
         let status = attend(launched, &signals);
         if let Err(error) = context.runtime.delete(&id, true) {

@@ -1,14 +1,15 @@
 //! A process of CRIU's: born like a container's, with its descriptors where CRIU expects them.
 
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CStr, CString, OsStr, OsString};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, mkdir, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
-use rustix::mount::mount_bind_recursive;
+use rustix::mount::{MountFlags, mount, mount_bind_recursive};
 
 use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::hooks::own_environment;
@@ -40,6 +41,26 @@ pub(crate) struct CriuJob {
 pub(crate) struct RootMount {
     pub(crate) rootfs: CString,
     pub(crate) at: CString,
+    pub(crate) staging: Option<Staging>,
+}
+
+/// File systems in memory that are made and filled where only CRIU sees them, for it to bind into
+/// the container: by itself it would run a tar for each.
+#[derive(Debug)]
+pub(crate) struct Staging {
+    /// A directory, which is covered.
+    pub(crate) at: CString,
+    pub(crate) filesystems: Vec<StagedFilesystem>,
+}
+
+#[derive(Debug)]
+pub(crate) struct StagedFilesystem {
+    /// A path in the staging directory.
+    pub(crate) at: CString,
+    /// As `mount(2)` takes them.
+    pub(crate) options: CString,
+    /// A directory with what is to be in it.
+    pub(crate) content: OwnedFd,
 }
 
 impl CriuJob {
@@ -150,6 +171,9 @@ fn prepare(job: &CriuJob) -> std::result::Result<(), Failure<'_>> {
         rootfs::make_private()?;
         mount_bind_recursive(&root.rootfs, &root.at)
             .at(Step::AttachRootfs, root.rootfs.to_bytes())?;
+        if let Some(staging) = &root.staging {
+            stage(staging)?;
+        }
     }
     place_streams(&job.streams, 0)?;
     let place = || -> std::result::Result<(), Errno> {
@@ -159,6 +183,23 @@ fn prepare(job: &CriuJob) -> std::result::Result<(), Failure<'_>> {
         sys::close_on_exec_from(job.end() as u32)
     };
     place().at(Step::Stdio, b"")
+}
+
+fn stage(staging: &Staging) -> std::result::Result<(), Failure<'_>> {
+    let make =
+        |at: &CStr, options: &CStr| mount(c"tmpfs", at, c"tmpfs", MountFlags::empty(), options);
+    make(&staging.at, c"mode=0700").at(Step::Mount, staging.at.to_bytes())?;
+    for filesystem in &staging.filesystems {
+        let fill = || -> std::result::Result<(), Errno> {
+            mkdir(&filesystem.at, Mode::RWXU)?;
+            make(&filesystem.at, &filesystem.options)?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let made = open(&filesystem.at, flags, Mode::empty())?;
+            rootfs::copy_filesystem(filesystem.content.as_fd(), made.as_fd())
+        };
+        fill().at(Step::CopyUp, filesystem.at.to_bytes())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

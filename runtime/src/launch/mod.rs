@@ -25,7 +25,7 @@ mod userns;
 
 pub(crate) use agent::Agent;
 pub(crate) use child::InitJob;
-pub(crate) use criu::{CriuJob, RootMount, start_criu};
+pub(crate) use criu::{CriuJob, RootMount, StagedFilesystem, Staging, start_criu};
 pub(crate) use enter::ExecJob;
 pub(crate) use finish::FinishJob;
 pub(crate) use hooks::{ChildHookIo, run_all_hooks, run_hooks};

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat,
+    chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat,
     mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
@@ -33,14 +33,32 @@ const PRIVATE: Mode = Mode::from_raw_mode(0o700);
 /// attributes, and which names are of one file. No symlink is followed, so that nobody who changes
 /// the directory meanwhile leads the copy elsewhere.
 pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    copy_tree(from, to, None).map(drop)
+}
+
+/// Copies a file system as [`copy_up`] does, with the attributes of its root, and without what is
+/// mounted in it.
+pub(crate) fn copy_filesystem(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Errno> {
+    let stat = fstat(from)?;
+    let (from, to) = copy_tree(from, to, Some(stat.st_dev))?;
+    copy_attributes(&stat, from.as_fd(), to.as_fd())
+}
+
+fn copy_tree(
+    from: BorrowedFd<'_>,
+    to: BorrowedFd<'_>,
+    device: Option<u64>,
+) -> Result<(OwnedFd, OwnedFd), Errno> {
     let from = open_dir(from, c".")?;
     let to = open_dir(to, c".")?;
     let mut links = Links {
         top: to.as_fd(),
         dir: None,
+        device,
     };
     copy_entries(from.as_fd(), to.as_fd(), &mut links, MAX_DEPTH)?;
-    links.remove()
+    links.remove()?;
+    Ok((from, to))
 }
 
 /// A directory of the copy that has a further name of each file with several links: the child has
@@ -48,6 +66,8 @@ pub(super) fn copy_up(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> Result<(), Er
 struct Links<'t> {
     top: BorrowedFd<'t>,
     dir: Option<OwnedFd>,
+    /// The only file system whose directories are looked into.
+    device: Option<u64>,
 }
 
 impl Links<'_> {
@@ -123,6 +143,8 @@ fn copy_entry(
         kind => {
             let mode = Mode::from_raw_mode(stat.st_mode);
             mknodat(to, name, kind, mode, stat.st_rdev)?;
+            // The mask of this process is none of theirs.
+            chmodat(to, name, mode, AtFlags::empty())?;
         }
     }
     let (uid, gid) = owner(&stat);
@@ -141,8 +163,11 @@ fn copy_dir(
     let from = open_dir(from, name)?;
     mkdirat(to, name, PRIVATE)?;
     let to = open_dir(to, name)?;
-    copy_entries(from.as_fd(), to.as_fd(), links, depth)?;
-    copy_attributes(&fstat(&from)?, from.as_fd(), to.as_fd())
+    let stat = fstat(&from)?;
+    if links.device.is_none_or(|device| device == stat.st_dev) {
+        copy_entries(from.as_fd(), to.as_fd(), links, depth)?;
+    }
+    copy_attributes(&stat, from.as_fd(), to.as_fd())
 }
 
 fn copy_file(

@@ -20,6 +20,7 @@ mod shared;
 
 pub(crate) use carry::{receive_trees, send_trees};
 pub(crate) use console::{keep_line_ends, open_terminal, send_descriptor, send_terminal};
+pub(crate) use copyup::copy_filesystem;
 pub(crate) use devices::fill_dev;
 pub(crate) use host::mapped_clone;
 pub(crate) use host::{HostPart, HostTrees, RootTree, open_parts};

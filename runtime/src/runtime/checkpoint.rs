@@ -27,7 +27,7 @@ use crate::rootfs::open_inside;
 use crate::spec::load_bundle;
 use crate::state::{Record, StateDir, Status};
 
-const LOG: &str = "dump.log";
+pub(super) const LOG: &str = "dump.log";
 
 pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> Result<()> {
     let dir = StateDir::open(&runtime.options.root, &request.id)?;
@@ -211,7 +211,7 @@ fn ask(
 }
 
 /// Has CRIU dump.
-fn converse(
+pub(super) fn converse(
     criu: &CriuOptions,
     asked: &Request,
     log: &Path,
@@ -219,7 +219,7 @@ fn converse(
 ) -> Result<()> {
     let (answer, code) = ask(criu, asked, on_notice)?;
     match answer {
-        failed @ Answer::Failed { .. } => Err(explain(failed, log)),
+        failed @ Answer::Failed { .. } => Err(explain(failed, log, true)),
         // After a dump of memory alone it would go on with the next one.
         Answer::Done { .. } if code == Some(0) || asked.r#type() == RequestType::PreDump => Ok(()),
         Answer::Done { .. } => Err(Error::Criu(format!(
@@ -229,8 +229,9 @@ fn converse(
     }
 }
 
-/// The words for a request that failed: CRIU's answer, and the cause from its log.
-pub(super) fn explain(answer: Answer, log: &Path) -> Error {
+/// The words for a request that failed: CRIU's answer, the cause from its log, and where that is if
+/// it is kept.
+pub(super) fn explain(answer: Answer, log: &Path, kept: bool) -> Error {
     let Answer::Failed {
         request,
         errno,
@@ -241,10 +242,12 @@ pub(super) fn explain(answer: Answer, log: &Path) -> Error {
     };
     let cause = cause(log).or_else(|| (!words.is_empty()).then_some(words));
     let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
-    let log = log.display();
-    Error::Criu(format!(
-        "type {request} errno {errno}{cause} (log file: {log})"
-    ))
+    let log = if kept {
+        format!(" (log file: {})", log.display())
+    } else {
+        String::new()
+    };
+    Error::Criu(format!("type {request} errno {errno}{cause}{log}"))
 }
 
 /// Waits for a child; its exit code, unless a signal ended it.
@@ -264,15 +267,15 @@ fn tell_readiness(notice: &Notice, status: &mut Option<OwnedFd>) -> Result<()> {
 }
 
 /// A container that was running and stands still.
-struct Frozen<'a>(&'a Cgroup);
+pub(super) struct Frozen<'a>(&'a Cgroup);
 
 impl Frozen<'_> {
-    fn thaw(self) -> Result<()> {
+    pub(super) fn thaw(self) -> Result<()> {
         Ok(self.0.thaw()?)
     }
 }
 
-fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>> {
+pub(super) fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>> {
     match cgroup.filter(|_| status == Status::Running) {
         Some(cgroup) => {
             cgroup.freeze()?;
@@ -283,7 +286,11 @@ fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>>
 }
 
 /// Finds out what CRIU has to be told of a container.
-fn look_at<'a>(record: &'a Record, spec: &'a Spec, cgroup: Option<&Cgroup>) -> Result<Dumped<'a>> {
+pub(super) fn look_at<'a>(
+    record: &'a Record,
+    spec: &'a Spec,
+    cgroup: Option<&Cgroup>,
+) -> Result<Dumped<'a>> {
     let root = PathBuf::from(format!("/proc/{}/root", record.pid));
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = open(&root, flags, Mode::empty()).map_err(Error::file("open", root))?;

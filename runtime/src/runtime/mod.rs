@@ -1,6 +1,7 @@
 //! The library's front: one method a lifecycle operation.
 
 mod checkpoint;
+mod clone;
 mod confinement;
 mod create;
 mod exec;
@@ -10,8 +11,11 @@ mod mounts;
 mod pidfd;
 mod query;
 mod restore;
+mod template;
 
+pub use clone::CloneRequest;
 pub use query::{parse_resources, read_process};
+pub use template::TemplateRequest;
 
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
@@ -23,6 +27,7 @@ use crate::checkpoint::{CheckpointRequest, RestoreOptions};
 use crate::error::Result;
 use crate::request::{CreateRequest, ExecRequest, Launched};
 use crate::state::{ContainerId, ContainerState, Listing, StateDir};
+use crate::template::Template;
 
 /// Where state lives and how strict the host is taken.
 #[derive(Clone, Debug)]
@@ -154,6 +159,27 @@ impl Runtime {
     /// After a failure nothing of the container is left.
     pub fn restore(&self, request: CreateRequest, options: &RestoreOptions) -> Result<Launched> {
         restore::restore(self, request, options)
+    }
+
+    /// Makes a template of a running container, which goes on.
+    ///
+    /// # Errors
+    /// After a failure there is no template, and the container goes on as before.
+    pub fn create_template(&self, request: &TemplateRequest) -> Result<Template> {
+        template::create(self, request)
+    }
+
+    /// Makes a running container of a template. A request without a bundle stands for the bundle of
+    /// the container that the template was made of, with a cgroup of its own.
+    ///
+    /// # Errors
+    /// After a failure nothing of the clone is left.
+    pub fn clone_template(
+        &self,
+        container: CreateRequest,
+        request: &CloneRequest,
+    ) -> Result<Launched> {
+        clone::clone(self, container, request)
     }
 
     /// Mounts what a file lists into a running container: all of it or nothing.

@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use xebec_proto::criu::{Request, RequestType};
 
 use super::checkpoint::{OpenDirectories, explain, joined, real_path, wait};
+use super::clone::CloneParts;
 use super::confinement::{Cell, Confinement, mover};
 use super::create::{
     Blueprint, announce, confine, first_warnings, make, receive_terminal, run_creation_hooks,
@@ -32,19 +33,15 @@ use crate::state::{ProcessFacts, Record, StateDir};
 const LOG: &str = "restore.log";
 /// Where, in the state directory, CRIU sees the root file system mounted.
 const ROOT: &str = "criu-root";
+/// CRIU's level for warnings and errors.
+const WARNINGS: i32 = 2;
 
 pub(super) fn restore(
     runtime: &Runtime,
     request: CreateRequest,
     options: &RestoreOptions,
 ) -> Result<Launched> {
-    let directories = OpenDirectories::open(&options.criu)?;
-    let images = &options.criu.image_path;
-    let files = Files {
-        directories,
-        streams: read_descriptors(images)?,
-        has_cgroups: has_cgroups(images)?,
-    };
+    let files = Files::open(options)?;
     let made = make(runtime, request, |dir, record, blueprint, request| {
         build(runtime, (dir, record), blueprint, request, (options, files))
     });
@@ -52,21 +49,35 @@ pub(super) fn restore(
 }
 
 /// What of a checkpoint is read by us.
-struct Files {
+pub(super) struct Files {
     directories: OpenDirectories,
     /// What init's standard streams were.
     streams: Vec<String>,
     /// There were cgroups below the container's.
     has_cgroups: bool,
+    /// What a clone has besides images.
+    pub(super) clone: Option<CloneParts>,
+}
+
+impl Files {
+    pub(super) fn open(options: &RestoreOptions) -> Result<Self> {
+        let images = &options.criu.image_path;
+        Ok(Self {
+            directories: OpenDirectories::open(&options.criu)?,
+            streams: read_descriptors(images)?,
+            has_cgroups: has_cgroups(images)?,
+            clone: None,
+        })
+    }
 }
 
 /// Makes the container; on failure the caller removes what the record names.
-fn build(
+pub(super) fn build(
     runtime: &Runtime,
     (dir, record): (&StateDir, &mut Record),
     mut blueprint: Blueprint,
     container: CreateRequest,
-    (how, files): (&RestoreOptions, Files),
+    (how, mut files): (&RestoreOptions, Files),
 ) -> Result<Launched> {
     let mut warnings = first_warnings(&blueprint);
     let cell = confine(runtime, record, &mut blueprint, &mut warnings)?;
@@ -79,7 +90,14 @@ fn build(
     let bundle = &blueprint.bundle;
     make_mountpoints(&mountpoints(&bundle.spec, &record.rootfs, &bundle.path))?;
     let root = dir.make_directory(ROOT)?;
-    let opened = open_namespaces(&blueprint)?;
+    let mut opened = open_namespaces(&blueprint)?;
+    let staging = match &mut files.clone {
+        Some(clone) => {
+            opened.extend(clone.open_files(&blueprint.bundle.spec)?);
+            clone.stage(dir)?
+        }
+        None => None,
+    };
     let keys = opened.iter().map(|(key, _)| (*key).to_owned()).collect();
     let asked = question(&blueprint, record, (&cell, &root, keys), (how, &files))?;
     let streams = if has_terminal {
@@ -96,6 +114,7 @@ fn build(
         Some(RootMount {
             rootfs: c_path(&record.rootfs)?,
             at: c_path(&root)?,
+            staging,
         }),
     )?;
     let job = (job, container.reparent);
@@ -118,7 +137,10 @@ fn build(
         wait(criu.pidfd.as_fd())?;
     }
     dir.remove_directory(ROOT)?;
-    let log = files.directories.logs(LOG);
+    if let Some(clone) = &files.clone {
+        clone.unstage(dir)?;
+    }
+    let log = (files.directories.logs(LOG), files.clone.is_none());
     let launched = adopt(dir, record, restored_init(answer?, &log)?)?;
     if let Some((groups, plan)) = &blueprint.resctrl {
         groups.enter(plan, launched.pid)?;
@@ -134,22 +156,28 @@ fn build(
 fn question(
     blueprint: &Blueprint,
     record: &Record,
-    (cell, root, namespaces): (&Cell, &Path, Vec<String>),
+    (cell, root, inherited): (&Cell, &Path, Vec<String>),
     (how, files): (&RestoreOptions, &Files),
 ) -> Result<Request> {
+    let mut binds = binds(blueprint, &record.rootfs)?;
+    binds.extend(files.clone.iter().flat_map(CloneParts::binds));
     let restored = Restored {
         spec: &blueprint.bundle.spec,
         root,
-        binds: binds(blueprint, &record.rootfs)?,
+        binds,
         streams: files.streams.clone(),
-        namespaces,
+        inherited,
         cgroup: cell.cgroup.as_ref().map(|cgroup| {
             let inside = cgroup.path().inner();
             format!("/{}", inside.display())
         }),
         has_cgroups: files.has_cgroups,
     };
-    let options = restore_options(&restored, how, files.directories.numbers());
+    let mut options = restore_options(&restored, how, files.directories.numbers());
+    if files.clone.is_some() {
+        // Each line of the log costs, and only what went wrong is looked for.
+        options.log_level = Some(WARNINGS);
+    }
     let mut asked = Request {
         opts: Some(options),
         ..Request::default()
@@ -158,10 +186,10 @@ fn question(
     Ok(asked)
 }
 
-fn restored_init(answer: Answer, log: &Path) -> Result<i32> {
+fn restored_init(answer: Answer, (log, kept): &(PathBuf, bool)) -> Result<i32> {
     match answer {
         Answer::Done { pid, .. } => Ok(pid),
-        failed @ Answer::Failed { .. } => Err(explain(failed, log)),
+        failed @ Answer::Failed { .. } => Err(explain(failed, log, *kept)),
     }
 }
 
@@ -256,12 +284,12 @@ fn make_mountpoints(points: &[Mountpoint]) -> Result<()> {
     Ok(())
 }
 
-fn open_directory(path: &Path) -> Result<OwnedFd> {
+pub(super) fn open_directory(path: &Path) -> Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     open(path, flags, Mode::empty()).map_err(Error::file("open", path))
 }
 
-fn c_path(path: &Path) -> Result<CString> {
+pub(super) fn c_path(path: &Path) -> Result<CString> {
     CString::new(path.as_os_str().as_bytes())
         .map_err(|_| Error::InvalidArgument(format!("{}: zero byte in path", path.display())))
 }

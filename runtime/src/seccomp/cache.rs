@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::Result;
 use super::{Architecture, Filter, compile, policy};
+use crate::hex::hex;
 use crate::publish::publish;
 use crate::publish::read_regular;
 
@@ -78,14 +79,7 @@ fn key(profile: &LinuxSeccomp) -> String {
         .chain_update(COMPILER)
         .chain_update(&json)
         .finalize();
-    digest
-        .iter()
-        .fold(String::with_capacity(64), |mut hex, byte| {
-            for nibble in [byte >> 4, byte & 15] {
-                hex.push(char::from_digit(nibble.into(), 16).unwrap_or('0'));
-            }
-            hex
-        })
+    hex(&digest)
 }
 
 #[cfg(test)]

@@ -1,0 +1,60 @@
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Args;
+use xebec_runtime::{CloneRequest, CreateRequest, MemoryMode, Result};
+
+use super::Context;
+use super::restore::Start;
+use super::template::TEMPLATES;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Examples:\n  xebec clone --detach web-warm web-1\n  xebec clone --detach --memory share --bundle /bundles/web-2 web-warm web-2"
+)]
+pub(super) struct CloneCommand {
+    #[command(flatten)]
+    start: Start,
+    /// Directory of the templates
+    #[arg(long, value_name = "DIR", default_value = TEMPLATES)]
+    template_root: PathBuf,
+    /// Directory with config.json [default: that of the container the template was made of, but
+    /// with a cgroup of the clone's own]
+    #[arg(short, long, value_name = "DIR", value_parser = clap::value_parser!(OsString))]
+    bundle: Option<OsString>,
+    /// Where the memory comes from: eager copies all of it before the clone runs, share maps the
+    /// template's, copy-on-write
+    #[arg(long, value_name = "MODE", default_value_t = MemoryMode::Eager)]
+    memory: MemoryMode,
+    /// Directory that keeps CRIU's log and statistics
+    #[arg(long, value_name = "DIR")]
+    work_path: Option<PathBuf>,
+    /// Another program than the criu in PATH
+    #[arg(
+        long = "criu",
+        value_name = "FILE",
+        default_value = "criu",
+        hide_default_value = true
+    )]
+    program: PathBuf,
+    /// Name of the template
+    template: String,
+    /// Name of the container
+    id: String,
+}
+
+impl CloneCommand {
+    pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
+        let container = CreateRequest::new(self.id.parse()?, self.bundle.unwrap_or_default());
+        let request = CloneRequest {
+            templates: self.template_root,
+            template: self.template.parse()?,
+            memory: self.memory,
+            criu: self.program,
+            work_path: self.work_path,
+        };
+        self.start.carry_out(context, container, |container| {
+            context.runtime.clone_template(container, &request)
+        })
+    }
+}

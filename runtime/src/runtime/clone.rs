@@ -1,0 +1,253 @@
+//! From a template to a running container: a restore into namespaces and a cgroup of its own.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::mount::OpenTreeFlags;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::Runtime;
+use super::create::{Blueprint, make};
+use super::restore::{Files, build, c_path};
+use crate::checkpoint::{CriuOptions, RestoreOptions, namespace_key};
+use crate::error::{Error, Result};
+use crate::launch::{StagedFilesystem, Staging};
+use crate::request::{CreateRequest, Launched};
+use crate::state::{ContainerId, StateDir};
+use crate::sys::{self, MountAttr, clone_tree_with};
+use crate::template::{MemoryMode, PAGE_FILE, Template, TemplateDir, Templates};
+
+const OWN_NETWORK: &str = "/proc/self/ns/net";
+/// What CRIU writes, in the state directory, unless the caller wants to have it.
+const WORK: &str = "criu-work";
+/// Where, in the state directory, CRIU finds file systems to bind.
+const STAGING: &str = "criu-staging";
+
+/// How a container is made of a template.
+#[derive(Clone, Debug)]
+pub struct CloneRequest {
+    /// Directory of the templates.
+    pub templates: PathBuf,
+    /// The template's name.
+    pub template: ContainerId,
+    /// Where the memory comes from.
+    pub memory: MemoryMode,
+    /// CRIU's program; a bare name is looked for in `PATH`.
+    pub criu: PathBuf,
+    /// Directory that keeps CRIU's log and statistics.
+    pub work_path: Option<PathBuf>,
+}
+
+pub(super) fn clone(
+    runtime: &Runtime,
+    mut container: CreateRequest,
+    request: &CloneRequest,
+) -> Result<Launched> {
+    let store = Templates::new(request.templates.clone());
+    let (template, record) = store.open(&request.template)?;
+    let mode = request.memory;
+    if !record.modes.contains(&mode) {
+        let name = &record.name;
+        return Err(Error::InvalidArgument(format!(
+            "template {name} was not made for the memory mode {mode}"
+        )));
+    }
+    template.verify(&record, mode, false)?;
+    if container.bundle.as_os_str().is_empty() {
+        container.bundle.clone_from(&record.bundle);
+        container.own_cgroup = true;
+    }
+    let parts = CloneParts::open(&template, &record, mode)?;
+    let mut options = restore_options(&template, &record, request);
+    let made = make(runtime, container, |dir, container, blueprint, request| {
+        compare(&record, &blueprint)?;
+        let work = match &options.criu.work_path {
+            Some(_) => None,
+            None => Some(dir.make_directory(WORK)?),
+        };
+        options.criu.work_path = options.criu.work_path.take().or(work.clone());
+        let mut files = Files::open(&options)?;
+        files.clone = Some(parts);
+        let launched = build(
+            runtime,
+            (dir, container),
+            blueprint,
+            request,
+            (&options, files),
+        )?;
+        if let Some(work) = work {
+            fs::remove_dir_all(&work).map_err(Error::file("remove", work))?;
+        }
+        Ok(launched)
+    });
+    made.map(|(launched, _)| launched)
+}
+
+fn restore_options(
+    template: &TemplateDir,
+    record: &Template,
+    request: &CloneRequest,
+) -> RestoreOptions {
+    let mut criu = CriuOptions::new(template.images(request.memory));
+    criu.program.clone_from(&request.criu);
+    criu.work_path.clone_from(&request.work_path);
+    // A connection has one end only, and that is the first container's.
+    criu.tcp_close = true;
+    criu.ext_unix_sk = record.ext_unix_sk;
+    criu.file_locks = record.file_locks;
+    RestoreOptions {
+        criu,
+        lsm_profile: None,
+        lsm_mount_context: None,
+    }
+}
+
+/// Images hold mounts: a configuration with other ones would not be what runs.
+fn compare(record: &Template, blueprint: &Blueprint) -> Result<()> {
+    let kinds = |spec: &Spec| -> Vec<(PathBuf, Option<String>)> {
+        let mounts = spec.mounts().iter().flatten();
+        let kind = |mount: &Mount| (mount.destination().clone(), mount.typ().clone());
+        mounts.map(kind).collect()
+    };
+    if kinds(&record.config) == kinds(&blueprint.bundle.spec) {
+        return Ok(());
+    }
+    Err(Error::Spec {
+        file: blueprint.bundle.file.display().to_string(),
+        field: "mounts".to_owned(),
+        reason: format!("these are not the mounts of the template {}", record.name),
+    })
+}
+
+/// What a clone has besides images.
+pub(super) struct CloneParts {
+    filesystems: Vec<Filesystem>,
+    page_file: Option<OwnedFd>,
+    /// The directory that file systems are staged in, once it is known.
+    staging: PathBuf,
+}
+
+/// A file system in memory.
+struct Filesystem {
+    destination: String,
+    options: CString,
+    content: Option<OwnedFd>,
+}
+
+impl CloneParts {
+    fn open(template: &TemplateDir, record: &Template, mode: MemoryMode) -> Result<Self> {
+        let open = |(index, kept): (usize, &crate::template::KeptFilesystem)| {
+            let path = template.filesystem(index);
+            let content = File::open(&path).map_err(Error::file("open", path))?;
+            Ok(Filesystem {
+                destination: kept.destination.clone(),
+                options: c_path(Path::new(&kept.options))?,
+                content: Some(content.into()),
+            })
+        };
+        let filesystems = record.filesystems.iter().enumerate().map(open);
+        let page_file = match mode {
+            MemoryMode::Eager => None,
+            MemoryMode::Share => Some(open_page_file(&template.page_file())?),
+        };
+        Ok(Self {
+            filesystems: filesystems.collect::<Result<_>>()?,
+            page_file,
+            staging: PathBuf::new(),
+        })
+    }
+
+    /// The files that CRIU is to inherit, with its keys for them.
+    pub(super) fn open_files(&mut self, spec: &Spec) -> Result<Vec<(&'static str, OwnedFd)>> {
+        let mut opened = Vec::new();
+        let key = namespace_key(LinuxNamespaceType::Network);
+        if let (Some(key), true) = (key, has_own_network(spec)) {
+            opened.push((key, new_network()?));
+        }
+        let key = PAGE_FILE.trim_start_matches('/');
+        opened.extend(self.page_file.take().map(|file| (key, file)));
+        Ok(opened)
+    }
+
+    /// What the child makes before it becomes CRIU.
+    pub(super) fn stage(&mut self, dir: &StateDir) -> Result<Option<Staging>> {
+        if self.filesystems.is_empty() {
+            return Ok(None);
+        }
+        self.staging = dir.make_directory(STAGING)?;
+        let mut filesystems = Vec::new();
+        for (index, filesystem) in self.filesystems.iter_mut().enumerate() {
+            if let Some(content) = filesystem.content.take() {
+                filesystems.push(StagedFilesystem {
+                    at: c_path(&self.staging.join(index.to_string()))?,
+                    options: filesystem.options.clone(),
+                    content,
+                });
+            }
+        }
+        Ok(Some(Staging {
+            at: c_path(&self.staging)?,
+            filesystems,
+        }))
+    }
+
+    /// The staging directory is of no more use.
+    pub(super) fn unstage(&self, dir: &StateDir) -> Result<()> {
+        if self.filesystems.is_empty() {
+            return Ok(());
+        }
+        dir.remove_directory(STAGING)
+    }
+
+    /// Where CRIU finds what it binds.
+    pub(super) fn binds(&self) -> impl Iterator<Item = (String, PathBuf)> {
+        let all = self.filesystems.iter().enumerate();
+        all.map(|(index, filesystem)| {
+            let at = self.staging.join(index.to_string());
+            (filesystem.destination.clone(), at)
+        })
+    }
+}
+
+/// Whether the configuration asks for a network namespace that is not there yet.
+pub(super) fn has_own_network(spec: &Spec) -> bool {
+    let linux = spec.linux().as_ref();
+    let all = linux.and_then(|linux| linux.namespaces().as_ref());
+    all.into_iter().flatten().any(|namespace| {
+        let path = namespace.path().as_deref();
+        namespace.typ() == LinuxNamespaceType::Network
+            && path.is_none_or(|path| path.as_os_str().is_empty())
+    })
+}
+
+/// A new network namespace; this process is in it for a moment.
+fn new_network() -> Result<OwnedFd> {
+    let open = || File::open(OWN_NETWORK).map_err(Error::file("open", OWN_NETWORK));
+    let home = open()?;
+    sys::unshare(libc::CLONE_NEWNET as u64).map_err(Error::os("unshare the network"))?;
+    let made = sys::loopback_up()
+        .map_err(Error::os("set up loopback device"))
+        .and_then(|()| open());
+    move_into_link_name_space(home.as_fd(), Some(LinkNameSpaceType::Network))
+        .map_err(Error::os("go back to the network"))?;
+    made.map(OwnedFd::from)
+}
+
+/// Opens the page file through a mount that is read-only and attached nowhere: a privileged clone
+/// finds it behind its mappings, and must not write to it.
+fn open_page_file(path: &Path) -> Result<OwnedFd> {
+    let failed = |errno| Error::file("open", path)(errno);
+    let attr = MountAttr {
+        set: libc::MOUNT_ATTR_RDONLY | libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV,
+        ..MountAttr::default()
+    };
+    let name = c_path(path)?;
+    let view = clone_tree_with(CWD, &name, OpenTreeFlags::empty(), &attr).map_err(failed)?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let by_number = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&view));
+    openat(CWD, by_number, flags, Mode::empty()).map_err(failed)
+}

@@ -1,0 +1,24 @@
+//! Templates: checkpoints that clones start from, by an unchanged CRIU.
+//!
+//! [`memory`] and [`files`] (pure) rewrite CRIU's images so that the memory of a process is a
+//! private mapping of one page file, which all clones share; [`image`] and [`wire`] are how images
+//! are read and written without losing what is not understood. [`flatten`] does that to a directory
+//! of images, [`store`] keeps templates, [`record`] says what one is, and [`guard`] (pure) makes the
+//! seccomp rules by which sharing is exact. The operations are those of [`crate::Runtime`].
+
+mod files;
+mod flatten;
+mod guard;
+mod image;
+mod memory;
+mod record;
+mod store;
+mod wire;
+
+pub(crate) use files::PAGE_FILE;
+pub(crate) use flatten::flatten;
+pub(crate) use guard::{guarded, is_guarded};
+pub(crate) use record::{KeptFilesystem, VERSION};
+pub use record::{MemoryMode, Template};
+pub(crate) use store::TemplateDir;
+pub use store::Templates;
