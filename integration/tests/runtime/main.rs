@@ -19,6 +19,7 @@ mod refused;
 mod rootfs;
 mod rootless;
 mod seccomp;
+mod template;
 mod terminal;
 mod users;
 

@@ -26,6 +26,8 @@ fn is_consequence(reason: &str) -> bool {
         "failed with -",
         "exited, status",
         "killed by signal",
+        "Can't fixup VMA's fd",
+        "Can't open vma",
     ]
     .iter()
     .any(|words| reason.contains(words))

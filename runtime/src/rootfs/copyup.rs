@@ -9,8 +9,8 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, FileType, Gid, Mode, OFlags, RawDir, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat, mkdirat,
-    mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, unlinkat, utimensat,
+    chmodat, chownat, fchmod, fchown, fgetxattr, flistxattr, fsetxattr, fstat, futimens, linkat,
+    mkdirat, mknodat, openat, readlinkat_raw, sendfile, statat, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 

@@ -10,7 +10,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use xebec_proto::criu::{Request, RequestType};
 
 use super::Runtime;
-use super::checkpoint::{LOG, OpenDirectories, converse, freeze, look_at, real_path};
+use super::checkpoint::{Frozen, LOG, OpenDirectories, converse, freeze, look_at, real_path};
 use super::clone::has_own_network;
 use super::query::cgroup_of;
 use super::restore::open_directory;
@@ -152,7 +152,7 @@ fn dump(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
     let log = directories.logs(LOG);
     let dumped = keep_filesystems(template, source)
         .and_then(|()| converse(&checkpoint.criu, &asked, &log, &mut |_| Ok(())));
-    let thawed = frozen.map_or(Ok(()), |frozen| frozen.thaw());
+    let thawed = frozen.map_or(Ok(()), Frozen::thaw);
     dumped.and(thawed)
 }
 

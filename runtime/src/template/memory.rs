@@ -172,11 +172,6 @@ impl<'a> Memory<'a> {
         })
     }
 
-    /// All pages, by address.
-    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
-        self.entries.iter().map(|(_, run)| *run)
-    }
-
     /// How many areas can become mappings: those that have pages.
     pub(crate) fn movable(&self) -> usize {
         self.to_move().len()
@@ -205,17 +200,12 @@ impl<'a> Memory<'a> {
         for area in self.to_move() {
             placed.push((area, layout.place(area.end - area.start)));
         }
-        let (pagemap, moved, kept) = self.split(&placed)?;
-        Ok(Flat {
-            mm: self.remap(file, &placed)?,
-            pagemap,
-            moved,
-            kept,
-        })
+        let mm = self.remap(file, &placed)?;
+        self.split(&placed, mm)
     }
 
     /// Where each page goes.
-    fn split(&self, placed: &[(Area, u64)]) -> Result<(Vec<u8>, Vec<Copy>, Vec<Copy>), Unusable> {
+    fn split(&self, placed: &[(Area, u64)], mm: Vec<u8>) -> Result<Flat, Unusable> {
         let (mut moved, mut kept) = (Vec::new(), Vec::new());
         let mut messages = vec![self.head.to_vec()];
         let mut end = 0;
@@ -237,7 +227,12 @@ impl<'a> Memory<'a> {
                 }
             }
         }
-        Ok((image::encode(Kind::Pagemap, &messages), moved, kept))
+        Ok(Flat {
+            mm,
+            pagemap: image::encode(Kind::Pagemap, &messages),
+            moved,
+            kept,
+        })
     }
 
     /// The image of areas, with those placed as mappings.

@@ -83,7 +83,11 @@ fn pages_of(memory: &Memory<'_>) -> BTreeMap<u64, u64> {
         let first = first.expect("all are stored");
         (0..run.pages).map(move |page| (run.address / PAGE + page, first + page))
     };
-    memory.runs().flat_map(each).collect()
+    memory
+        .entries
+        .iter()
+        .flat_map(|(_, run)| each(*run))
+        .collect()
 }
 
 fn pages_of_flat(flat: &Flat) -> BTreeMap<u64, u64> {
