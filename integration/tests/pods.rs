@@ -42,6 +42,7 @@ fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
     at.namespaces_are_shared_or_not();
     at.a_debug_container_sees_its_target();
     at.a_container_comes_again();
+    at.what_runs_in_a_container_ends_in_time_and_tells_its_signal();
     let mount = "mkdir -p /srv/volume/below; mount -t tmpfs t /srv/volume/below";
     host.check_sh(mount).unwrap();
     at.read_only_reaches_as_deep_as_it_is_asked_to();
@@ -187,6 +188,24 @@ impl At<'_> {
         self.cri.stop_pod(&pod).unwrap();
         for id in ended.iter().rev() {
             self.cri.remove(id).unwrap();
+        }
+        self.cri.remove_pod(&pod).unwrap();
+    }
+
+    fn what_runs_in_a_container_ends_in_time_and_tells_its_signal(&self) {
+        let pod = self.pod("entered", NamespaceMode::Container);
+        let id = self.start(&pod, "main", |_| {});
+        let slow = ["sh", "-c", "echo begun; exec sleep 4711"];
+        let limit = Duration::from_secs(1);
+        let late = self.cri.exec_within(&id, &slow, limit).unwrap_err();
+        let late = late.to_string();
+        assert!(late.contains("timeout 1s exceeded"), "{late}");
+        let left = self.run(&id, "grep -l 471[1] /proc/[0-9]*/cmdline").0;
+        assert_eq!(left, "");
+        for (signal, number) in [("TERM", 15), ("KILL", 9), ("USR1", 10), ("ABRT", 6)] {
+            let script = format!("echo {signal}; kill -{signal} $$");
+            let (said, code) = self.run(&id, &script);
+            assert_eq!((said.trim(), code), (signal, 128 + number));
         }
         self.cri.remove_pod(&pod).unwrap();
     }

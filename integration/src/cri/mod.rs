@@ -292,10 +292,21 @@ impl Cri {
 
     /// Runs a command in a container to its end.
     pub fn exec_sync(&self, id: &str, command: &[&str]) -> Result<ExecSyncResponse> {
+        self.exec_within(id, command, DEADLINE)
+    }
+
+    /// Runs a command in a container to its end, which containerd brings about when that takes
+    /// longer than `limit`, in whole seconds.
+    pub fn exec_within(
+        &self,
+        id: &str,
+        command: &[&str],
+        limit: Duration,
+    ) -> Result<ExecSyncResponse> {
         let request = ExecSyncRequest {
             container_id: id.to_owned(),
             cmd: command.iter().map(|&s| s.to_owned()).collect(),
-            timeout: DEADLINE.as_secs() as i64,
+            timeout: limit.as_secs() as i64,
         };
         let mut client = self.runtime_service();
         self.call("ExecSync", client.exec_sync(request))
