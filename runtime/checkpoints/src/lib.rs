@@ -1,7 +1,8 @@
 //! Checkpoints that are kept: what becomes of CRIU's image files once they are written, and before
 //! they are read again.
 //!
-//! [`archive`] reads and writes the tar files that containerd, CRI-O and podman exchange.
+//! [`archive`] reads and writes the tar files that containerd, CRI-O and podman exchange,
+//! [`inspect`] tells what is in one.
 //!
 //! Whatever comes from an archive was written by somebody else: names, sizes and contents are
 //! checked before anything is made of them, and a refusal says which member it is about. The crate
@@ -10,6 +11,12 @@
 pub mod archive;
 mod beneath;
 mod error;
+mod files;
+mod images;
+pub mod inspect;
+mod metadata;
 
 pub use beneath::{Beneath, Room};
 pub use error::{Error, Result};
+pub use files::Files;
+pub use metadata::ConfigDump;

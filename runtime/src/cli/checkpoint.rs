@@ -2,11 +2,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use xebec_runtime::{
-    CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, Result, Signals,
-    adopt_writable,
+    CgroupsMode, CheckpointRequest, ContainerId, CriuOptions, NetworkLock, PageServer, Result,
+    Signals, adopt_writable,
 };
 
 use super::Context;
+use super::kept::Kept;
 
 /// Bit of the network namespace, the only one that can be left empty.
 const CLONE_NEWNET: u32 = libc::CLONE_NEWNET as u32;
@@ -95,9 +96,13 @@ impl Criu {
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web"
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web\n  xebec checkpoint inspect /srv/web.ckpt"
 )]
 pub(super) struct Checkpoint {
+    #[command(subcommand)]
+    kept: Option<Kept>,
     #[command(flatten)]
     criu: Criu,
     /// Images of an earlier checkpoint, relative to those of this one
@@ -119,17 +124,25 @@ pub(super) struct Checkpoint {
     #[arg(long, value_name = "FD", requires = "lazy_pages")]
     status_fd: Option<i32>,
     /// Name of the container
-    id: String,
+    #[arg(required = true)]
+    id: Option<String>,
 }
 
 impl Checkpoint {
-    pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
-        let id = self.id.parse()?;
+    pub(super) fn carry_out(self, open: impl FnOnce() -> Result<Context>) -> Result<u8> {
+        match self.kept {
+            Some(kept) => kept.carry_out(),
+            None => self.make(&open()?),
+        }
+    }
+
+    fn make(self, context: &Context) -> Result<u8> {
+        let id: ContainerId = self.id.unwrap_or_default().parse()?;
         let goes_on = self.leave_running || self.pre_dump;
         // An interrupt ends CRIU; this process stays to let the container go on.
         let _signals = Signals::block()?;
         context.runtime.checkpoint(CheckpointRequest {
-            id,
+            id: id.clone(),
             criu: self.criu.into_options(),
             parent_path: self.parent_path,
             pre_dump: self.pre_dump,
@@ -138,7 +151,7 @@ impl Checkpoint {
             page_server: self.page_server,
             status: self.status_fd.map(adopt_writable).transpose()?,
         })?;
-        if !goes_on && let Err(error) = context.runtime.delete(&self.id.parse()?, true) {
+        if !goes_on && let Err(error) = context.runtime.delete(&id, true) {
             // As in runc: what was asked for is there.
             let warning = format!("unable to destroy container: {error}");
             context.log.warning(&warning);

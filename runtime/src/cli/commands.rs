@@ -127,7 +127,7 @@ impl Command {
             })
         };
         match self {
-            Self::Checkpoint(command) => command.carry_out(&open()?),
+            Self::Checkpoint(command) => command.carry_out(open),
             Self::Clone(command) => command.carry_out(&open()?),
             Self::Completions(command) => command.carry_out(),
             Self::Create(command) => command.carry_out(&open()?),

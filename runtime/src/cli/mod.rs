@@ -13,6 +13,7 @@ mod features;
 mod foreground;
 mod generate;
 mod globals;
+mod kept;
 mod kill;
 mod list;
 mod log;

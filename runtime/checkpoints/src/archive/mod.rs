@@ -32,6 +32,8 @@ pub const ROOTFS_DIFF: &str = "rootfs-diff.tar";
 pub const DELETED_FILES: &str = "deleted.files";
 /// What was in `/dev/shm` when the engine had bound it there.
 pub const DEVSHM: &str = "devshm-checkpoint.tar";
+/// CRI-O's list of what the container had bound.
+pub const BIND_MOUNTS: &str = "bind.mounts";
 /// CRIU's log of the dump.
 pub const DUMP_LOG: &str = "dump.log";
 /// CRIU's statistics of the dump.

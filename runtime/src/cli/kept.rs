@@ -1,0 +1,61 @@
+//! `checkpoint inspect`: what is done with checkpoints that are kept, without a container.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use xebec_checkpoints::Files;
+use xebec_checkpoints::inspect::{inspect, to_text};
+use xebec_runtime::{Error, Result};
+
+use super::list::{print, print_json};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Kept {
+    /// Show what is in a checkpoint, without restoring it
+    Inspect(Inspect),
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  xebec checkpoint inspect checkpoint-web_default-server-2026-11-27T19:00:00Z.tar\n  xebec checkpoint inspect --format json /srv/web.ckpt"
+)]
+pub(super) struct Inspect {
+    /// Archive of an engine's, or a directory of images
+    #[arg(value_name = "FILE|DIR")]
+    checkpoint: PathBuf,
+    /// How it is shown; values that look like secrets never are
+    #[arg(short, long, value_name = "FORMAT", default_value = "text")]
+    format: Format,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+impl Kept {
+    pub(super) fn carry_out(self) -> Result<u8> {
+        match self {
+            Self::Inspect(command) => command.carry_out(),
+        }
+    }
+}
+
+impl Inspect {
+    fn carry_out(self) -> Result<u8> {
+        let mut files = Files::open(&self.checkpoint).map_err(refused)?;
+        let report = inspect(&mut files).map_err(refused)?;
+        match self.format {
+            Format::Text => print(&to_text(&report)),
+            Format::Json => print_json(&report, true),
+        }
+    }
+}
+
+/// What is wrong with a checkpoint, as an error of the command.
+pub(super) fn refused(error: xebec_checkpoints::Error) -> Error {
+    Error::InvalidArgument(error.to_string())
+}
