@@ -36,9 +36,9 @@ bench: ## all benchmarks, interleaved with the peers; also target/bench.json and
 	$(HOST) setup
 	$(HOST) bench all --json target/bench.json --plot target/bench.svg
 
-fuzz: ## mutated input for every parser of snapshotter and shim, SECONDS=60 each
+fuzz: ## mutated input for every parser of snapshotter, shim and checkpoints, SECONDS=60 each
 	XEBEC_FUZZ_SECONDS=$(SECONDS) XEBEC_FUZZ_SEED=$$(date +%s) \
-	    $(CARGO) test -p xebec-snapshotter -p xebec-shim --test fuzz -- --nocapture
+	    $(CARGO) test -p xebec-snapshotter -p xebec-shim -p xebec-checkpoints --test fuzz -- --nocapture
 
 differential: build ## every image in every format and mount mode against an ordinary unpack
 	$(HOST) setup --vm

@@ -20,7 +20,7 @@ fn counter<'a>(host: &'a NativeHost, path: &str) -> Bundle<'a> {
     bundle
 }
 
-fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
+pub(super) fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
     host.check_sh(
         "mkdir -p /run/netns; touch /run/netns/t; mountpoint -q /run/netns/t || \
          unshare -n mount --bind /proc/self/ns/net /run/netns/t",

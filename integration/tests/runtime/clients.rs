@@ -40,7 +40,7 @@ say() {
 }
 "#;
 
-fn host_of_clients() -> NativeHost {
+pub(super) fn host_of_clients() -> NativeHost {
     let options = HostOptions::bare()
         .file("/etc/containers/containers.conf", CONTAINERS_CONF)
         .file("/etc/docker/daemon.json", DAEMON_JSON)

@@ -12,6 +12,7 @@ mod clients;
 mod compat;
 mod crashes;
 mod hooks;
+mod kept;
 mod lifecycle;
 mod mounts;
 mod process;

@@ -125,6 +125,12 @@ impl Room {
         }
     }
 
+    /// Takes over a directory that is there.
+    pub(crate) fn adopt(path: &Path) -> Result<Self> {
+        let beneath = Some(Beneath::open(path)?);
+        Ok(Self { beneath })
+    }
+
     /// Makes a directory of an unused name in `parent`.
     ///
     /// # Errors

@@ -23,6 +23,8 @@ const LIMITS: Limits = Limits {
 #[derive(Debug)]
 pub struct Files {
     path: PathBuf,
+    /// What they are called by in errors.
+    shown: String,
     is_archive: bool,
     /// CRIU's files are in the directory itself.
     is_bare: bool,
@@ -51,6 +53,7 @@ impl Files {
         let facts = fs::metadata(path).map_err(Error::io("open", path))?;
         let mut files = Self {
             path: path.to_owned(),
+            shown: path.display().to_string(),
             is_archive: !facts.is_dir(),
             is_bare: path.join("inventory.img").is_file(),
             small: BTreeMap::new(),
@@ -66,9 +69,15 @@ impl Files {
         Ok(files)
     }
 
+    /// The same files, called by another name in errors.
+    pub(crate) fn called(mut self, name: &str) -> Self {
+        name.clone_into(&mut self.shown);
+        self
+    }
+
     /// What the files are called by in errors.
     pub fn shown(&self) -> String {
-        self.path.display().to_string()
+        self.shown.clone()
     }
 
     /// The content of a small file; none if there is no such file.
@@ -84,6 +93,20 @@ impl Files {
                 Err(Error::refused(self.shown(), name, reason))
             }
         }
+    }
+
+    /// The content of a file of any size, if it is in a directory.
+    pub(crate) fn stream(&self, name: &str) -> Result<Box<dyn Read + '_>> {
+        match self.small.get(name) {
+            Some(content) => Ok(Box::new(content.as_slice())),
+            None if self.is_archive => Err(Error::refused(self.shown(), name, "it is too large")),
+            None => Ok(Box::new(open(&self.real_path(name))?)),
+        }
+    }
+
+    fn real_path(&self, name: &str) -> PathBuf {
+        let bare = name.strip_prefix("checkpoint/").filter(|_| self.is_bare);
+        self.path.join(bare.unwrap_or(name))
     }
 
     /// All names with their sizes in bytes.
@@ -199,15 +222,7 @@ impl Files {
     }
 
     fn piece_of_file(&self, piece: &Piece) -> Result<Vec<u8>> {
-        let inner = if self.is_bare {
-            piece
-                .name
-                .strip_prefix("checkpoint/")
-                .unwrap_or(&piece.name)
-        } else {
-            &piece.name
-        };
-        let path = self.path.join(inner);
+        let path = self.real_path(&piece.name);
         if !self.sizes.contains_key(&piece.name) {
             return Ok(Vec::new());
         }

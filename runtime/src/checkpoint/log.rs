@@ -28,6 +28,8 @@ fn is_consequence(reason: &str) -> bool {
         "killed by signal",
         "Can't fixup VMA's fd",
         "Can't open vma",
+        "cgroupd: recv req error",
+        "Can't open root",
     ]
     .iter()
     .any(|words| reason.contains(words))

@@ -7,6 +7,7 @@ use xebec_runtime::{
 };
 
 use super::Context;
+use super::export::Export;
 use super::kept::Kept;
 
 /// Bit of the network namespace, the only one that can be left empty.
@@ -17,7 +18,7 @@ const CLONE_NEWNET: u32 = libc::CLONE_NEWNET as u32;
 pub(super) struct Criu {
     /// Directory of the images [default: ./checkpoint]
     #[arg(long, value_name = "DIR")]
-    image_path: Option<PathBuf>,
+    pub(super) image_path: Option<PathBuf>,
     /// Directory of logs and statistics; that of the images unless given
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
@@ -52,7 +53,7 @@ pub(super) struct Criu {
         default_value = "",
         hide_default_value = true
     )]
-    manage_cgroups_mode: CgroupsMode,
+    pub(super) manage_cgroups_mode: CgroupsMode,
     /// Leave the content of a namespace alone: network
     #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
     empty_ns: Vec<String>,
@@ -98,13 +99,15 @@ impl Criu {
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web\n  xebec checkpoint inspect /srv/web.ckpt"
+    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web\n  xebec checkpoint --export /srv/web.tar --image docker.io/library/web:1 web\n  xebec checkpoint inspect /srv/web.tar"
 )]
 pub(super) struct Checkpoint {
     #[command(subcommand)]
     kept: Option<Kept>,
     #[command(flatten)]
     criu: Criu,
+    #[command(flatten)]
+    export: Export,
     /// Images of an earlier checkpoint, relative to those of this one
     #[arg(long, value_name = "DIR")]
     parent_path: Option<PathBuf>,
@@ -141,7 +144,7 @@ impl Checkpoint {
         let goes_on = self.leave_running || self.pre_dump;
         // An interrupt ends CRIU; this process stays to let the container go on.
         let _signals = Signals::block()?;
-        context.runtime.checkpoint(CheckpointRequest {
+        let request = CheckpointRequest {
             id: id.clone(),
             criu: self.criu.into_options(),
             parent_path: self.parent_path,
@@ -150,7 +153,12 @@ impl Checkpoint {
             tcp_skip_in_flight: self.tcp_skip_in_flight,
             page_server: self.page_server,
             status: self.status_fd.map(adopt_writable).transpose()?,
-        })?;
+        };
+        if self.export.is_wanted() {
+            self.export.carry_out(context, request)?;
+        } else {
+            context.runtime.checkpoint(request)?;
+        }
         if !goes_on && let Err(error) = context.runtime.delete(&id, true) {
             // As in runc: what was asked for is there.
             let warning = format!("unable to destroy container: {error}");

@@ -46,8 +46,8 @@ impl Kept {
 
 impl Inspect {
     fn carry_out(self) -> Result<u8> {
-        let mut files = Files::open(&self.checkpoint).map_err(refused)?;
-        let report = inspect(&mut files).map_err(refused)?;
+        let report = Files::open(&self.checkpoint).and_then(|mut files| inspect(&mut files));
+        let report = report.map_err(|e| refused(&e))?;
         match self.format {
             Format::Text => print(&to_text(&report)),
             Format::Json => print_json(&report, true),
@@ -56,6 +56,6 @@ impl Inspect {
 }
 
 /// What is wrong with a checkpoint, as an error of the command.
-pub(super) fn refused(error: xebec_checkpoints::Error) -> Error {
+pub(super) fn refused(error: &xebec_checkpoints::Error) -> Error {
     Error::InvalidArgument(error.to_string())
 }

@@ -8,15 +8,19 @@ use xebec_runtime::{Console, CreateRequest, Error, Launched, RestoreOptions, Res
 use super::Context;
 use super::checkpoint::Criu;
 use super::foreground::attend;
+use super::import::Import;
+use super::kept::refused;
 
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  xebec restore --detach --image-path /srv/web.ckpt --bundle /bundles/web web\n  xebec restore --image-path /srv/web.ckpt web"
+    after_help = "Examples:\n  xebec restore --detach --image-path /srv/web.ckpt --bundle /bundles/web web\n  xebec restore --image-path /srv/web.ckpt web\n  xebec restore --detach --import web.tar --rootfs /srv/web-root --bundle /bundles/web web"
 )]
 pub(super) struct Restore {
     #[command(flatten)]
     criu: Criu,
-    /// Directory with config.json
+    #[command(flatten)]
+    import: Import,
+    /// Directory with config.json; the one to make with --import
     #[arg(short, long, value_name = "DIR", default_value = ".",
         value_parser = clap::value_parser!(OsString))]
     bundle: OsString,
@@ -53,7 +57,21 @@ pub(super) struct Start {
 }
 
 impl Restore {
-    pub(super) fn carry_out(self, context: &Context) -> Result<u8> {
+    pub(super) fn carry_out(mut self, context: &Context) -> Result<u8> {
+        match self.import.make_bundle(&mut self.criu, &self.bundle)? {
+            Some(bundle) => {
+                let detached = self.detach;
+                let status = self.restore(context)?;
+                if detached {
+                    bundle.keep().map_err(|e| refused(&e))?;
+                }
+                Ok(status)
+            }
+            None => self.restore(context),
+        }
+    }
+
+    fn restore(self, context: &Context) -> Result<u8> {
         let mut container = CreateRequest::new(self.id.parse()?, self.bundle);
         container.no_pivot = self.no_pivot;
         let options = RestoreOptions {

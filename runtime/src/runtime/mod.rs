@@ -107,6 +107,11 @@ impl Runtime {
         query::state(self, id)
     }
 
+    /// The `config.json` that a container was made of.
+    pub fn config_path(&self, id: &ContainerId) -> Result<PathBuf> {
+        query::config_path(self, id)
+    }
+
     /// The states of all containers below the root.
     pub fn list(&self) -> Result<Listing> {
         crate::state::list(&self.options.root)

@@ -1,7 +1,7 @@
 //! Questions about containers.
 
 use std::ffi::CString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxResources, Process};
 
@@ -16,6 +16,13 @@ pub(super) fn state(runtime: &Runtime, id: &ContainerId) -> Result<ContainerStat
     let dir = StateDir::open(&runtime.options.root, id)?;
     let record = dir.record()?;
     Ok(record.view(dir.status(&record)))
+}
+
+pub(super) fn config_path(runtime: &Runtime, id: &ContainerId) -> Result<PathBuf> {
+    let record = StateDir::open(&runtime.options.root, id)?.record()?;
+    Ok(record
+        .config
+        .unwrap_or_else(|| record.bundle.join(spec::CONFIG_FILE)))
 }
 
 pub(super) fn matching(runtime: &Runtime, pattern: &str) -> Result<Vec<ContainerId>> {

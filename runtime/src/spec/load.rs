@@ -14,7 +14,7 @@ use super::locate;
 use crate::error::{Error, Result};
 
 /// Name of the configuration inside a bundle.
-const CONFIG_FILE: &str = "config.json";
+pub(crate) const CONFIG_FILE: &str = "config.json";
 /// No configuration is larger.
 const CONFIG_MAX: u64 = 64 << 20;
 

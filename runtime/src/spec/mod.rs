@@ -9,7 +9,7 @@ mod validate;
 
 #[cfg(test)]
 pub(crate) use load::parse_config;
-pub(crate) use load::{Bundle, load_bundle, parse_process, parse_resources};
+pub(crate) use load::{Bundle, CONFIG_FILE, load_bundle, parse_process, parse_resources};
 pub(crate) use namespaces::{Join, Namespaces};
 pub use template::spec_template;
 pub(crate) use validate::{check_process, check_spec, ignored_fields};

@@ -13,6 +13,7 @@ mod unpack;
 pub use compression::{Compression, decompressed};
 pub use members::{Kind, Limits, Member, read_members};
 pub use name::archive_name;
+pub(crate) use name::relative;
 pub use pack::Packer;
 pub use unpack::unpack;
 

@@ -15,7 +15,7 @@ pub fn archive_name(pod: &str, namespace: &str, container: &str, time: &str) -> 
 
 /// A member's name as a path below some directory; empty for that directory itself. The reason, if
 /// it leads anywhere else.
-pub(super) fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
+pub(crate) fn relative(name: &[u8]) -> Result<PathBuf, &'static str> {
     if name.starts_with(b"/") {
         return Err("its name is absolute");
     }

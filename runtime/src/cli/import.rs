@@ -1,0 +1,83 @@
+//! `restore --import`: a bundle is made of an archive or image first.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::path::{Path, PathBuf, absolute};
+
+use clap::Args;
+use xebec_checkpoints::import::{Bind, Bundle, Wishes, make_bundle};
+use xebec_checkpoints::oci;
+use xebec_runtime::{CgroupsMode, Error, Result};
+
+use super::checkpoint::Criu;
+use super::kept::refused;
+
+#[derive(Args, Debug)]
+pub(super) struct Import {
+    /// Make the bundle of an engine's archive, or of the image in the layout oci:DIR[:NAME]
+    #[arg(
+        id = "import",
+        long,
+        value_name = "ARCHIVE|oci:DIR",
+        requires = "rootfs"
+    )]
+    source: Option<String>,
+    /// Root file system of the image, for this container alone: its changes are made in it
+    #[arg(long, value_name = "DIR", requires = "import")]
+    rootfs: Option<PathBuf>,
+    /// Network namespace in the place of the one that the container had joined
+    #[arg(long, value_name = "FILE", requires = "import")]
+    network: Option<PathBuf>,
+    /// Agree with a bind mount of the archive, or give it another source
+    #[arg(
+        long = "bind",
+        value_name = "DESTINATION[=SOURCE]",
+        requires = "import"
+    )]
+    binds: Vec<Bind>,
+    /// Do all that the archive says: its devices, capabilities, bind mounts and namespaces
+    #[arg(long, requires = "import")]
+    trusted: bool,
+}
+
+impl Import {
+    /// Makes the bundle that is asked for, if one is, and has CRIU restore its images.
+    pub(super) fn make_bundle(&self, criu: &mut Criu, bundle: &OsStr) -> Result<Option<Bundle>> {
+        let (Some(source), Some(rootfs)) = (&self.source, &self.rootfs) else {
+            return Ok(None);
+        };
+        if bundle == "." || criu.image_path.is_some() {
+            let reason = "--import makes a bundle with the images: name its directory by --bundle";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
+        let wishes = Wishes {
+            rootfs: real(rootfs)?,
+            bundle: real(Path::new(bundle))?,
+            network: self.network.clone(),
+            binds: self.binds.clone(),
+            trusted: self.trusted,
+        };
+        let made = make_bundle(open(source)?, source, &wishes).map_err(|e| refused(&e))?;
+        criu.image_path = Some(made.images());
+        if !self.trusted && criu.manage_cgroups_mode == CgroupsMode::Auto {
+            // Images say where cgroups are made, and what is written into their files.
+            criu.manage_cgroups_mode = CgroupsMode::Ignore;
+        }
+        Ok(Some(made))
+    }
+}
+
+fn open(source: &str) -> Result<File> {
+    let Some(layout) = source.strip_prefix("oci:") else {
+        return File::open(source).map_err(Error::file("open", source));
+    };
+    let (directory, name) = match layout.rsplit_once(':') {
+        Some((directory, name)) if !name.contains('/') => (directory, Some(name)),
+        _ => (layout, None),
+    };
+    oci::open_archive(Path::new(directory), name).map_err(|e| refused(&e))
+}
+
+fn real(path: &Path) -> Result<PathBuf> {
+    absolute(path).map_err(Error::file("resolve", path))
+}
