@@ -42,7 +42,7 @@ pub(super) struct Criu {
     link_remap: bool,
     /// Leave memory to a server of pages
     #[arg(long)]
-    lazy_pages: bool,
+    pub(super) lazy_pages: bool,
     /// Remove pages from earlier images that are in later ones
     #[arg(long)]
     auto_dedup: bool,

@@ -50,6 +50,10 @@ impl Import {
             let reason = "--import makes a bundle with the images: name its directory by --bundle";
             return Err(Error::InvalidArgument(reason.to_owned()));
         }
+        if criu.lazy_pages {
+            let reason = "--lazy-pages needs images that stay, which those of --import do not";
+            return Err(Error::InvalidArgument(reason.to_owned()));
+        }
         let wishes = Wishes {
             rootfs: real(rootfs)?,
             bundle: real(Path::new(bundle))?,

@@ -60,7 +60,7 @@ impl Restore {
     pub(super) fn carry_out(mut self, context: &Context) -> Result<u8> {
         match self.import.make_bundle(&mut self.criu, &self.bundle)? {
             Some(bundle) => {
-                let detached = self.detach;
+                let detached = self.start.detach;
                 let status = self.restore(context)?;
                 if detached {
                     bundle.keep().map_err(|e| refused(&e))?;
