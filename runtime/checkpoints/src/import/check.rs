@@ -141,7 +141,13 @@ fn check_name(files: &Files, name: &str) -> Result<()> {
 /// the restoring one.
 fn check_namespaces(files: &Files) -> Result<()> {
     let inventory: InventoryEntry = images::single(files, "inventory", &INVENTORY)?;
-    let outer = inventory.root_ids.unwrap_or_default();
+    let unknown = || {
+        Error::malformed(
+            image(files, "inventory"),
+            "the host's namespaces are missing",
+        )
+    };
+    let outer = inventory.root_ids.ok_or_else(unknown)?;
     let processes = images::read::<TreeEntry>(files, "pstree", &PSTREE)?;
     for process in processes {
         let name = format!("ids-{}", process.pid);

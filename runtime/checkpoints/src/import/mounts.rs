@@ -2,6 +2,7 @@
 //! the configuration binds.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use xebec_proto::criu_images::MountEntry;
 
@@ -11,14 +12,16 @@ use crate::error::{Error, Result};
 /// CRIU's numbers of the file systems that a container may mount.
 const PROC: u32 = 1;
 const SYSFS: u32 = 2;
+const CGROUP: u32 = 12;
+const CGROUP2: u32 = 23;
 const OWN: [(u32, &str); 7] = [
     (PROC, "proc"),
     (SYSFS, "sysfs"),
     (5, "tmpfs"),
     (6, "devpts"),
     (14, "mqueue"),
-    (12, "cgroup"),
-    (23, "cgroup2"),
+    (CGROUP, "cgroup"),
+    (CGROUP2, "cgroup2"),
 ];
 /// `MS_RDONLY`.
 const READ_ONLY: u32 = 1;
@@ -42,10 +45,23 @@ pub(super) fn check_mounts(
     mounts: &[MountEntry],
     destinations: &BTreeSet<String>,
 ) -> Result<()> {
-    let by_path: BTreeMap<&str, &MountEntry> = mounts
+    let mut above = BTreeMap::new();
+    let mut ids = BTreeSet::new();
+    for mount in mounts {
+        // What covers another mount would hide what has been found below it.
+        let place = (mount.parent_mnt_id, mount.mountpoint.as_str());
+        if !ids.insert(mount.mnt_id) || above.insert(place, mount).is_some() {
+            return Err(Error::refused(file, &mount.mountpoint, "it is there twice"));
+        }
+    }
+    if mounts
         .iter()
-        .map(|mount| (mount.mountpoint.as_str(), mount))
-        .collect();
+        .filter(|mount| mount.mountpoint == "/")
+        .count()
+        > 1
+    {
+        return Err(Error::refused(file, "/", "it is there twice"));
+    }
     for mount in mounts {
         let path = mount.mountpoint.as_str();
         let refuse = |reason: String| Err(Error::refused(file, path, reason));
@@ -78,7 +94,7 @@ pub(super) fn check_mounts(
         if mount.fsname.as_deref().is_some_and(|other| other != *name) {
             return refuse(format!("file system {:?}", mount.fsname()));
         }
-        check_settings(*number, mount, &by_path).or_else(refuse)?;
+        check_settings(*number, mount, &above).or_else(refuse)?;
     }
     Ok(())
 }
@@ -87,7 +103,7 @@ pub(super) fn check_mounts(
 fn check_settings(
     kind: u32,
     mount: &MountEntry,
-    by_path: &BTreeMap<&str, &MountEntry>,
+    above: &BTreeMap<(u32, &str), &MountEntry>,
 ) -> std::result::Result<(), String> {
     let is_read_only = |mount: &MountEntry| mount.flags & READ_ONLY != 0;
     if is_read_only(mount) {
@@ -95,26 +111,21 @@ fn check_settings(
     }
     match kind {
         SYSFS => Err("sysfs is writable".to_owned()),
+        CGROUP | CGROUP2 => Err("the cgroup file system is writable".to_owned()),
         PROC if mount.root == "/" => {
             let path = mount.mountpoint.trim_end_matches('/');
             for name in SETTINGS {
                 let inner = format!("{path}/{name}");
                 // Not every kernel has a trigger of its own.
-                let is_optional =
-                    name != "sys" && !std::path::Path::new("/proc").join(name).exists();
-                let above = by_path.get(inner.as_str());
-                if !is_optional && !above.is_some_and(|above| is_read_only(above)) {
+                let is_optional = name != "sys" && !Path::new("/proc").join(name).exists();
+                let cover = above.get(&(mount.mnt_id, inner.as_str()));
+                if !is_optional && !cover.is_some_and(|cover| is_read_only(cover)) {
                     return Err(format!("{inner} is writable"));
                 }
             }
             Ok(())
         }
-        PROC if SETTINGS
-            .iter()
-            .any(|name| mount.root.trim_start_matches('/').starts_with(name)) =>
-        {
-            Err(format!("proc{} is writable", mount.root))
-        }
+        PROC => Err(format!("proc{} is writable", mount.root)),
         _ => Ok(()),
     }
 }
@@ -142,7 +153,7 @@ mod tests {
         data.ext_key = Some("/data".to_owned());
         let mut masked = mount(5, "/proc/kcore", 0);
         masked.ext_key = Some(MASKED.to_owned());
-        vec![
+        let mut all = vec![
             mount(17, "/", 0),
             mount(PROC, "/proc", 0),
             settings,
@@ -151,7 +162,17 @@ mod tests {
             mount(5, "/dev", 0),
             data,
             masked,
-        ]
+        ];
+        for (id, mount) in (10..).zip(&mut all) {
+            mount.mnt_id = id;
+            mount.parent_mnt_id = if mount.mountpoint.starts_with("/proc/") {
+                11
+            } else {
+                10
+            };
+        }
+        all[0].parent_mnt_id = 9;
+        all
     }
 
     fn check(mounts: &[MountEntry]) -> Result<()> {
