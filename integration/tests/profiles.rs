@@ -6,7 +6,18 @@ use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::proxy::{Proxy, Shape};
 
 const NODE: [Service; 2] = [Service::Containerd, Service::Snapshotter];
+const CONFIG: &str = "/etc/xebec/snapshotter.toml";
+const OVERLAYFS: Stack = Stack {
+    snapshotter: "overlayfs",
+    ..Stack::XEBEC
+};
 const READ: [&str; 3] = ["sh", "-c", "sha256sum < /usr/bin/redis-server"];
+/// All that is in an image, by digest.
+const EVERYTHING: [&str; 3] = [
+    "sh",
+    "-c",
+    "find / -xdev -type f -exec sha256sum {} + | sort",
+];
 
 /// Puts an artifact with a blob that is no profile in the place of the one beside the image $1.
 const FORGE: &str = r#"
@@ -102,11 +113,85 @@ fn a_node_finds_what_another_has_pushed_and_a_forged_profile_does_no_harm() {
     assert!(log.contains("is of no use"), "{log}");
 }
 
+/// Records a start of an image; gives what it has printed. The daemon is stopped then.
+fn record(host: &NativeHost, image: &str) -> String {
+    let ctr = Ctr::new(host);
+    ctr.pull(image, "xebec").unwrap();
+    let ran = ctr.run(Stack::XEBEC, image, "recorded", &READ).unwrap();
+    assert!(ran.success(), "{ran:?}");
+    for service in NODE {
+        host.stop(service).unwrap();
+    }
+    let export = [
+        "xebec-snapshotter",
+        "profile",
+        "export",
+        "-o",
+        "/tmp/profile",
+        image,
+    ];
+    host.check(&export).unwrap();
+    ran.stdout
+}
+
+#[test]
+fn an_image_that_is_cut_by_what_a_start_reads_starts_over_fuse_and_every_file_is_right() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    let ctr = Ctr::new(&host);
+    let plain = host.push("redis").unwrap();
+    ctr.pull(&plain, "overlayfs").unwrap();
+    let truth = ctr.run(OVERLAYFS, &plain, "truth", &EVERYTHING).unwrap();
+    assert!(
+        truth.success() && truth.stdout.lines().count() > 1000,
+        "{truth:?}"
+    );
+    let config = host.read_file(CONFIG).unwrap();
+    host.write_file(CONFIG, format!("mount = \"fuse\"\n{config}"))
+        .unwrap();
+    forget(&host, "true");
+    let ordinary = host.convert(&plain).unwrap();
+    let printed = record(&host, &ordinary);
+
+    for format in ["estargz", "zstd-chunked"] {
+        let guided = format!("{ordinary}-{format}");
+        let convert = [
+            "xebec-snapshotter",
+            "image",
+            "convert",
+            "--profile",
+            "/tmp/profile",
+        ];
+        let convert = [&convert[..], &["--to", format, &ordinary, &guided]].concat();
+        host.check(&convert).unwrap();
+        // The profile has come along, in terms of the new layers.
+        forget(&host, "true");
+        let (link, remote) = host.through_link(&guided, Shape::new(2, 1000.0)).unwrap();
+        ctr.pull(&remote, "xebec").unwrap();
+        wait_until_quiet(&link);
+        link.cut();
+        let start = ctr.run(Stack::XEBEC, &remote, "start", &READ).unwrap();
+        let log = host.log(Service::Snapshotter);
+        assert!(log.contains("mounted by FUSE"), "{log}");
+        assert_eq!(start.stdout, printed, "{format}: {start:?}\n{log}");
+
+        forget(&host, "true");
+        ctr.pull(&guided, "xebec").unwrap();
+        let all = ctr.run(Stack::XEBEC, &guided, "all", &EVERYTHING).unwrap();
+        assert!(all.success() && all.stderr.is_empty(), "{format}: {all:?}");
+        let wrong = all
+            .stdout
+            .lines()
+            .zip(truth.stdout.lines())
+            .find(|(is, was)| is != was);
+        assert_eq!(wrong, None, "{format}");
+        assert_eq!(all.stdout.len(), truth.stdout.len(), "{format}");
+    }
+}
+
 /// Adds settings to the snapshotter's, from its next start on.
 fn configure(host: &NativeHost, settings: &str) {
-    let path = "/etc/xebec/snapshotter.toml";
-    let config = host.read_file(path).unwrap();
-    host.write_file(path, format!("{config}\n{settings}"))
+    let config = host.read_file(CONFIG).unwrap();
+    host.write_file(CONFIG, format!("{config}\n{settings}"))
         .unwrap();
 }
 
