@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::{assert_restored, host, ok, settled, state, xebec};
 
-/// Counts in its own memory, and tells on request; `Math.random` of Python is in there, too.
+/// Counts in its own memory, and tells on request; draws other random numbers when it learns that it
+/// is a clone.
 const SERVER: &str = r#"
-import http.server, json, mmap, os, random
+import http.server, json, mmap, os, random, signal
 ballast = [float(i) for i in range(400000)]
 block = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 block.write(b"Z" * (1 << 20))
@@ -43,6 +44,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *words):
         pass
 
+def draw_anew(*_):
+    with open("/run/xebec/generation") as file:
+        random.seed(file.read())
+
+signal.signal(signal.SIGUSR2, draw_anew)
 with open("/dev/shm/kept", "w") as file:
     file.write("in memory")
 http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
@@ -435,4 +441,102 @@ fn clones_of_a_node_server_answer_in_both_modes() {
             assert_eq!(answer, wanted, "{memory}");
         }
     }
+}
+
+/// Annotations of a container that is to know whether it is a clone.
+fn aware(bundle: &mut Bundle<'_>, signal: Option<&str>) {
+    bundle.config["annotations"] = json!({
+        "dev.xebec.clone.guard": "true",
+        "dev.xebec.clone.generation": "true",
+    });
+    if let Some(signal) = signal {
+        bundle.config["annotations"]["dev.xebec.clone.signal"] = json!(signal);
+    }
+    bundle.write().expect("written");
+}
+
+fn generation(host: &NativeHost, id: &str) -> Vec<String> {
+    let text = ok(host, &["exec", id, "cat", "/run/xebec/generation"]);
+    text.split_whitespace().map(str::to_owned).collect()
+}
+
+#[test]
+fn clones_of_python_draw_the_same_numbers_until_they_are_told_that_they_are_clones() {
+    let host = host();
+    let mut bundle = python(&host, true);
+    aware(&mut bundle, None);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "--leave-running");
+    let draw = |id: &str, memory: &str| {
+        clone(&host, memory, id);
+        get(&host, id, "/")["random"].clone()
+    };
+    assert_eq!(draw("b-1", "share"), draw("b-2", "eager"));
+    aware(&mut bundle, Some("USR2"));
+    let told: Vec<_> = (3..7)
+        .map(|number| {
+            draw(
+                &format!("b-{number}"),
+                if number < 5 { "share" } else { "eager" },
+            )
+        })
+        .collect();
+    for (index, number) in told.iter().enumerate() {
+        assert!(!told[..index].contains(number), "{told:?}");
+    }
+    assert_eq!(generation(&host, "a"), ["0"]);
+    let (one, two) = (generation(&host, "b-1"), generation(&host, "b-2"));
+    assert_eq!((one[0].as_str(), two[0].as_str()), ("1", "2"));
+    assert_ne!(one[1], two[1]);
+    let written = host
+        .sh("xebec exec b-1 sh -c 'echo 9 >/run/xebec/generation'")
+        .unwrap();
+    assert!(
+        written.stderr.contains("Read-only file system"),
+        "{written:?}"
+    );
+    aware(&mut bundle, Some("NONE"));
+    let refused = xebec(&host, &["clone", "t", "c"]).unwrap();
+    assert!(
+        refused.stderr.contains("unknown signal \"NONE\""),
+        "{refused:?}"
+    );
+    // What knows of its generation can be dumped in the ordinary way, too.
+    aware(&mut bundle, None);
+    ok(
+        &host,
+        &["checkpoint", "--tcp-close", "--image-path", "/srv/i", "b-2"],
+    );
+    let restore = "xebec restore --detach --bundle /srv/a --image-path /srv/i --tcp-close r";
+    host.check_sh(&format!("{restore} </dev/null >/dev/null 2>&1"))
+        .unwrap();
+    assert!(get(&host, "r", "/")["count"].is_u64());
+    host.check_sh("xebec list -q | xargs -n 1 xebec delete --force; xebec template rm t")
+        .unwrap();
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn clones_of_node_that_are_told_draw_other_numbers_but_not_from_its_own_crypto() {
+    let host = host();
+    let script = "const fs = require('fs'), crypto = require('crypto'); let state = 1; \
+        const seed = () => { state = parseInt(fs.readFileSync('/run/xebec/generation', 'utf8') \
+            .split(' ')[1].slice(0, 7), 16) }; process.on('SIGUSR2', seed); \
+        require('http').createServer((q, r) => { state = (state * 48271) % 2147483647; \
+            r.end(JSON.stringify({own: state, uuid: crypto.randomUUID()})) }).listen(8080);";
+    let mut bundle = server(&host, "nodejs", &["node", "-e", script], true);
+    aware(&mut bundle, None);
+    start(&host);
+    create(&host, "");
+    let draw = |id: &str| {
+        clone(&host, "share", id);
+        get(&host, id, "/")
+    };
+    let (one, two) = (draw("b-1"), draw("b-2"));
+    assert_eq!(one["own"], two["own"]);
+    // OpenSSL asks the kernel again after a fork, and knows nothing of clones.
+    assert_eq!(one["uuid"], two["uuid"]);
+    aware(&mut bundle, Some("SIGUSR2"));
+    assert_ne!(draw("b-3")["own"], draw("b-4")["own"]);
 }

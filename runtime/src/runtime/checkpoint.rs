@@ -26,6 +26,7 @@ use crate::request::Stdio;
 use crate::rootfs::open_inside;
 use crate::spec::load_bundle;
 use crate::state::{Record, StateDir, Status};
+use crate::template::{INSIDE as GENERATION_INSIDE, has_generation};
 
 pub(super) const LOG: &str = "dump.log";
 
@@ -297,6 +298,9 @@ pub(super) fn look_at<'a>(
     let mut binds = Vec::new();
     for (destination, _) in bind_destinations(spec, &record.bundle) {
         binds.extend(real_path(&root, &destination)?.map(|(path, _)| path));
+    }
+    if has_generation(&record.annotations) {
+        binds.push(GENERATION_INSIDE.to_owned());
     }
     let linux = spec.linux().as_ref();
     let masked = linux.and_then(|linux| linux.masked_paths().as_ref());

@@ -2,12 +2,15 @@
 
 use std::ffi::CString;
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::Runtime;
@@ -15,12 +18,16 @@ use super::create::{Blueprint, make};
 use super::restore::{Files, build, c_path};
 use crate::checkpoint::{CriuOptions, RestoreOptions, namespace_key};
 use crate::error::{Error, Result};
+use crate::hex::hex;
 use crate::launch::{StagedFilesystem, Staging};
 use crate::request::{CreateRequest, Launched};
 use crate::state::{ContainerId, StateDir};
 use crate::sys::{self, MountAttr, clone_tree_with};
-use crate::template::{MemoryMode, PAGE_FILE, Template, TemplateDir, Templates};
+use crate::template::{
+    INSIDE, MemoryMode, PAGE_FILE, Template, TemplateDir, Templates, has_generation, signal,
+};
 
+const RANDOM: &str = "/dev/urandom";
 const OWN_NETWORK: &str = "/proc/self/ns/net";
 /// What CRIU writes, in the state directory, unless the caller wants to have it.
 const WORK: &str = "criu-work";
@@ -61,10 +68,15 @@ pub(super) fn clone(
         container.bundle.clone_from(&record.bundle);
         container.own_cgroup = true;
     }
-    let parts = CloneParts::open(&template, &record, mode)?;
+    let mut parts = CloneParts::open(&template, &record, mode)?;
     let mut options = restore_options(&template, &record, request);
     let made = make(runtime, container, |dir, container, blueprint, request| {
         compare(&record, &blueprint)?;
+        let annotations = blueprint.bundle.spec.annotations();
+        parts.signal = signal(annotations).map_err(Error::InvalidArgument)?;
+        if has_generation(annotations) {
+            dir.write_generation(&generation(&template)?)?;
+        }
         let work = match &options.criu.work_path {
             Some(_) => None,
             None => Some(dir.make_directory(WORK)?),
@@ -106,10 +118,22 @@ fn restore_options(
     }
 }
 
+/// What a clone reads: its number, and random digits that no other clone has, on no machine.
+fn generation(template: &TemplateDir) -> Result<String> {
+    let mut random = [0; 16];
+    File::open(RANDOM)
+        .and_then(|mut source| source.read_exact(&mut random))
+        .map_err(Error::file("read", RANDOM))?;
+    let number = template.next_generation()?;
+    Ok(format!("{number} {}\n", hex(&random)))
+}
+
 /// Images hold mounts: a configuration with other ones would not be what runs.
 fn compare(record: &Template, blueprint: &Blueprint) -> Result<()> {
     let kinds = |spec: &Spec| -> Vec<(PathBuf, Option<String>)> {
-        let mounts = spec.mounts().iter().flatten();
+        let all = spec.mounts().iter().flatten();
+        // That one is no part of the configuration.
+        let mounts = all.filter(|mount| mount.destination() != Path::new(INSIDE));
         let kind = |mount: &Mount| (mount.destination().clone(), mount.typ().clone());
         mounts.map(kind).collect()
     };
@@ -129,6 +153,8 @@ pub(super) struct CloneParts {
     page_file: Option<OwnedFd>,
     /// The directory that file systems are staged in, once it is known.
     staging: PathBuf,
+    /// What tells its init that it is a clone.
+    signal: Option<i32>,
 }
 
 /// A file system in memory.
@@ -158,6 +184,7 @@ impl CloneParts {
             filesystems: filesystems.collect::<Result<_>>()?,
             page_file,
             staging: PathBuf::new(),
+            signal: None,
         })
     }
 
@@ -201,6 +228,17 @@ impl CloneParts {
             return Ok(());
         }
         dir.remove_directory(STAGING)
+    }
+
+    /// Tells init that it is a clone, before it goes on.
+    pub(super) fn tell(&self, init: i32) -> Result<()> {
+        let Some(signal) = self.signal else {
+            return Ok(());
+        };
+        let failed = |errno| Error::os("send the clone's signal")(errno);
+        let raw = Pid::from_raw(init).ok_or_else(|| failed(Errno::SRCH))?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(failed)?;
+        sys::pidfd_send_signal(pidfd.as_fd(), signal).map_err(failed)
     }
 
     /// Where CRIU finds what it binds.

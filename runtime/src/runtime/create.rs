@@ -33,10 +33,13 @@ use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
 use crate::state::{
     AgentAddress, ContainerId, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, Status, rfc3339,
 };
-use crate::template::{guarded, is_guarded};
+use crate::template::{INSIDE as GENERATION_INSIDE, guarded, has_generation, is_guarded};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
+
+/// What a container reads that is no clone.
+const FIRST_GENERATION: &str = "0\n";
 
 /// Everything about a container that is known before it exists.
 pub(super) struct Blueprint {
@@ -90,6 +93,13 @@ pub(super) fn make(
         .and_then(|()| {
             if request.notify {
                 dir.make_readiness()
+            } else {
+                Ok(())
+            }
+        })
+        .and_then(|()| {
+            if has_generation(&record.annotations) {
+                dir.write_generation(FIRST_GENERATION)
             } else {
                 Ok(())
             }
@@ -161,16 +171,13 @@ const NOTIFY_INSIDE: &str = "/run/notify";
 fn add_for_caller(spec: &mut Spec, runtime: &Runtime, request: &CreateRequest) {
     let mut env = request.extra_env.clone();
     if request.notify {
-        let mut mount = Mount::default();
         let source = StateDir::readiness_directory(&runtime.options.root, &request.id);
-        let options = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned);
-        mount
-            .set_destination(NOTIFY_INSIDE.into())
-            .set_typ(Some("bind".to_owned()))
-            .set_source(Some(source))
-            .set_options(Some(options.to_vec()));
-        spec.mounts_mut().get_or_insert_default().push(mount);
+        bind_own(spec, NOTIFY_INSIDE, source);
         env.push(format!("NOTIFY_SOCKET={NOTIFY_INSIDE}/{NOTIFY_SOCKET}"));
+    }
+    if has_generation(spec.annotations()) {
+        let source = StateDir::generation_directory(&runtime.options.root, &request.id);
+        bind_own(spec, GENERATION_INSIDE, source);
     }
     if let Some(process) = spec.process_mut() {
         process.env_mut().get_or_insert_default().extend(env);
@@ -182,6 +189,18 @@ fn add_for_caller(spec: &mut Spec, runtime: &Runtime, request: &CreateRequest) {
         let own = renamed_cgroup(path, &request.id);
         linux.set_cgroups_path(Some(own));
     }
+}
+
+/// Shows the container something of its own state.
+fn bind_own(spec: &mut Spec, destination: &str, source: PathBuf) {
+    let options = ["bind", "nosuid", "noexec", "nodev", "ro"].map(str::to_owned);
+    let mut mount = Mount::default();
+    mount
+        .set_destination(destination.into())
+        .set_typ(Some("bind".to_owned()))
+        .set_source(Some(source))
+        .set_options(Some(options.to_vec()));
+    spec.mounts_mut().get_or_insert_default().push(mount);
 }
 
 /// A path of a cgroup, or systemd's `SLICE:PREFIX:NAME`, with another name in the end.
@@ -203,7 +222,7 @@ pub(super) fn check_labels(labels: &LabelPlan) -> Result<()> {
 
 fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let guarded = is_guarded(spec.annotations().iter().flatten()).then(|| guarded(profile));
+    let guarded = is_guarded(spec.annotations()).then(|| guarded(profile));
     let Some(profile) = guarded.as_ref().or(profile) else {
         return Ok(None);
     };

@@ -120,8 +120,10 @@ pub(super) fn build(
     let job = (job, container.reparent);
     let criu = start(runtime, record, &mut blueprint.confinement, cell, job)?;
     let spec = &blueprint.bundle.spec;
+    let mut init = 0;
     let answer = session.ask(&asked, &mut |notice| match notice.script.as_str() {
         "setup-namespaces" => {
+            init = notice.pid;
             // Not the container's yet: a failure has to find no init that has ended.
             let coming = Record {
                 pid: notice.pid,
@@ -129,6 +131,10 @@ pub(super) fn build(
             };
             run_creation_hooks(spec, &coming, None)
         }
+        "pre-resume" => files
+            .clone
+            .as_ref()
+            .map_or(Ok(()), |clone| clone.tell(init)),
         "orphan-pts-master" => hand_over(console.as_ref(), notice.file),
         _ => Ok(()),
     });

@@ -1,6 +1,7 @@
 //! A container's record: its id, its files below the state root, its status.
 
 mod for_runc;
+mod generation;
 mod id;
 mod process;
 mod readiness;

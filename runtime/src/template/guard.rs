@@ -7,6 +7,8 @@ use oci_spec::runtime::{
     LinuxSeccompOperator, LinuxSyscall,
 };
 
+use super::awareness::Annotations;
+
 /// Advice after which private anonymous memory reads as zeroes, and a mapped file does not:
 /// `DONTNEED`, `FREE`, `REMOVE`, `DONTNEED_LOCKED`, `GUARD_INSTALL`.
 const ADVICE: [u64; 5] = [4, 8, 9, 24, 102];
@@ -20,12 +22,8 @@ const REFUSED: [(&str, i32); 2] = [("mremap", libc::ENOMEM), ("io_uring_setup", 
 const ANNOTATION: &str = "dev.xebec.clone.guard";
 
 /// Whether a container with these annotations runs under the rules.
-pub(crate) fn is_guarded<'a>(
-    annotations: impl IntoIterator<Item = (&'a String, &'a String)>,
-) -> bool {
-    annotations
-        .into_iter()
-        .any(|(name, value)| name == ANNOTATION && value == "true")
+pub(crate) fn is_guarded(annotations: &impl Annotations) -> bool {
+    annotations.value(ANNOTATION) == Some("true")
 }
 
 /// The profile of a container that is to become a template for sharing.

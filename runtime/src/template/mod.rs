@@ -3,9 +3,10 @@
 //! [`memory`] and [`files`] (pure) rewrite CRIU's images so that the memory of a process is a
 //! private mapping of one page file, which all clones share; [`image`] and [`wire`] are how images
 //! are read and written without losing what is not understood. [`flatten`] does that to a directory
-//! of images, [`store`] keeps templates, [`record`] says what one is, and [`guard`] (pure) makes the
-//! seccomp rules by which sharing is exact. The operations are those of [`crate::Runtime`].
+//! of images, [`store`] keeps templates, [`record`] says what one is, [`guard`] (pure) makes the
+//! seccomp rules by which sharing is exact, [`awareness`] (pure) how a program learns what it is. The operations are those of [`crate::Runtime`].
 
+mod awareness;
 mod files;
 mod flatten;
 mod guard;
@@ -15,6 +16,7 @@ mod record;
 mod store;
 mod wire;
 
+pub(crate) use awareness::{INSIDE, has_generation, signal};
 pub(crate) use files::PAGE_FILE;
 pub(crate) use flatten::flatten;
 pub(crate) use guard::{guarded, is_guarded};

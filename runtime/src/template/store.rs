@@ -23,6 +23,8 @@ const RECORD_MAX: u64 = 64 << 20;
 const PAGES: &str = "pages";
 /// As much as one call reads to be hashed.
 const CHUNK: u64 = 64 << 10;
+/// How many clones there have been.
+const GENERATION: &str = "generation";
 /// What is being made or removed; no template can have such a name.
 const DRAFT: &str = "@new-";
 const REMOVED: &str = "@old-";
@@ -107,6 +109,33 @@ impl TemplateDir {
     fn damaged(&self, file: &str, reason: &str) -> Error {
         let path = self.path.join(file);
         Error::InvalidArgument(format!("template is damaged: {} {reason}", path.display()))
+    }
+
+    /// The number of the next clone; no two get the same.
+    pub(crate) fn next_generation(&self) -> Result<u64> {
+        let path = self.path.join(GENERATION);
+        let failed = |e: io::Error| Error::file("count clones in", &path)(e);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
+            .map_err(|errno| failed(errno.into()))?;
+        let mut text = String::new();
+        (&file).take(32).read_to_string(&mut text).map_err(failed)?;
+        let last = match text.trim() {
+            "" => 0,
+            text => text
+                .parse::<u64>()
+                .map_err(|e| failed(io::Error::other(e)))?,
+        };
+        let next = format!("{}\n", last + 1);
+        // Numbers only grow, so that nothing of the last one is left behind it.
+        std::os::unix::fs::FileExt::write_all_at(&file, next.as_bytes(), 0).map_err(failed)?;
+        Ok(last + 1)
     }
 }
 

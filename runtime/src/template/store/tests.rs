@@ -116,3 +116,25 @@ fn a_directory_that_others_can_write_to_is_not_trusted() {
     let error = store.open(&name("t")).map(|_| ()).expect_err("refused");
     assert!(error.to_string().contains("could be trusted"), "{error}");
 }
+
+#[test]
+fn no_two_clones_have_one_number() {
+    let (_root, store) = store();
+    store
+        .create(&name("t"), |dir| fill(dir, "t"))
+        .expect("made");
+    let (dir, _) = store.open(&name("t")).expect("there");
+    let counted = std::thread::scope(|scope| {
+        let count = || {
+            (0..50)
+                .map(|_| dir.next_generation().expect("counted"))
+                .collect::<Vec<_>>()
+        };
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(count)).collect();
+        let all = threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("counted"));
+        all.collect::<std::collections::BTreeSet<_>>()
+    });
+    assert_eq!(counted, (1..=200).collect());
+}
