@@ -2,7 +2,9 @@
 //! sparse page file. Pure: bytes of images in, bytes of images and a list of copies out.
 //!
 //! An area is laid into the page file whole, so that a page that was never touched is a hole there
-//! and reads as zeroes, and is followed by a gap, so that growing it in place reads zeroes, too.
+//! and reads as zeroes, and is followed by a gap, so that growing it reads neither another area nor
+//! beyond the end of the file. A part of an area that grows reads what follows it in the area, which
+//! is why the guard refuses `mremap`.
 
 use super::image::{self, Kind};
 use super::wire::{self, Damaged, Fields, Value};
