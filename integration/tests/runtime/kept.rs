@@ -260,6 +260,28 @@ fn an_exported_container_goes_on_elsewhere_with_its_changes_of_the_root_file_sys
 }
 
 #[test]
+fn podman_imports_what_xebec_has_exported() {
+    let host = host_of_clients();
+    host.check_sh(&format!(
+        "podman run -d --name c --network none busybox sh -c '{COUNTER}'; \
+         for i in $(seq 100); do podman exec c test -s /tmp/count && break; sleep 0.05; done; \
+         image=$(podman images --quiet --no-trunc | sed s/sha256://); \
+         xebec checkpoint --leave-running --export /srv/a.tar --image docker.io/library/busybox:latest \
+         --image-id $image $(podman inspect c --format '{{{{.Id}}}}'); podman rm --force --time 0 c; \
+         podman container restore --import /srv/a.tar --name again"
+    ))
+    .expect("podman restores it");
+    let count = "podman exec again cat /tmp/count";
+    let at = number(&host, count);
+    host.check_sh(&format!(
+        "for i in $(seq 100); do n=$({count}); [ \"${{n:-0}}\" -gt {at} ] && exit 0; sleep 0.05; done; exit 1"
+    ))
+    .expect("the counter goes on");
+    host.check_sh("podman rm --force --time 0 again")
+        .expect("removed");
+}
+
+#[test]
 fn an_export_that_fails_leaves_the_container_running_and_no_file() {
     let host = host();
     let _bundle = overlay_bundle(&host);

@@ -26,6 +26,9 @@ pub(super) struct Export {
     /// The image of the container's root file system, as the archive is to name it
     #[arg(long, value_name = "REF", requires = "to")]
     image: Option<String>,
+    /// Id of that image, without which podman imports no archive
+    #[arg(long, value_name = "ID", requires = "image")]
+    image_id: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -117,6 +120,7 @@ impl Export {
             id: state.id.clone(),
             name: state.id.clone(),
             rootfs_image_name: image.unwrap_or_default(),
+            rootfs_image_id: self.image_id.clone().unwrap_or_default(),
             runtime: "xebec".to_owned(),
             created_time: state.created.clone(),
             checkpointed_at: rfc3339(SystemTime::now()),
