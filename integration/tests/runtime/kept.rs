@@ -11,12 +11,14 @@ use super::checkpoint::use_network;
 use super::clients::host_of_clients;
 use super::{assert_restored, host, ok, state};
 
-/// Counts on the root file system and in `/dev/shm`, and knows a secret.
-const COUNTER: &str =
-    "i=0; while true; do i=$((i+1)); echo $i >/tmp/count; echo $i >/dev/shm/x; sleep 0.05; done";
+/// Counts on the root file system and in `/dev/shm`. No process of it ends: CRIU cannot detach from one
+/// that is about to.
+const COUNTER: &str = "i=0; sleep 1000 | while true; do i=$((i+1)); echo $i >/tmp/count; \
+     echo $i >/dev/shm/x; read -t 0.05 x; done";
 
-/// A host with archives `/srv/COMPRESSION.tar`, which podman has exported from a counter, and with
-/// `/srv/root`, the root file system that it began with.
+/// A host with archives `/srv/COMPRESSION.tar` and `/srv/last.tar`, which podman has exported from a
+/// counter, and with `/srv/root`, the root file system that it began with. Of a container that goes on
+/// podman reads the files when they have changed again: only the last archive can be restored.
 fn host_with_archives(compressions: &str) -> NativeHost {
     let host = host_of_clients();
     host.check_sh(&format!(
@@ -25,6 +27,7 @@ fn host_with_archives(compressions: &str) -> NativeHost {
          podman exec c rm /bin/wc; podman exec c mkdir -p /new/inner; \
          for c in {compressions}; do \
          podman container checkpoint --leave-running --compress $c --export /srv/$c.tar c; done; \
+         podman container checkpoint --export /srv/last.tar c; \
          podman create --name d --network none busybox; \
          mkdir /srv/root; podman export d | tar x -C /srv/root; podman rm -f c d"
     ))
@@ -79,7 +82,7 @@ fn what_podman_has_exported_is_looked_into_and_restored_by_one_command() {
         );
         assert!(init["memory"]["anonymous"]["stored"].as_u64() > Some(4096));
     }
-    let restored = restore(&host, "/srv/zstd.tar", "");
+    let restored = restore(&host, "/srv/last.tar", "");
     let log = host
         .sh("tail -n 30 /srv/work/restore.log")
         .expect("a log")
