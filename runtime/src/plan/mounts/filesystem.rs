@@ -8,7 +8,7 @@ use oci_spec::runtime::Mount;
 use super::super::options::MountOptions;
 use super::super::{FieldError, c_string};
 use super::bind::{BindPlan, MountIdmap, SourceSymlink, TopAttr, plan_idmap};
-use super::label::{MountLabel, takes_label};
+use super::label::takes_label;
 use super::{MountContext, ProcTarget};
 use crate::sys::MountAttr;
 
@@ -61,6 +61,16 @@ const FSCONFIG_MAX: usize = 255;
 /// `mount(2)` copies one page of options.
 const OLD_DATA_MAX: usize = 4095;
 
+/// Options of the cgroup hierarchy. Other words that come with its mount are version 1's.
+const OF_THE_HIERARCHY: [&str; 6] = [
+    "nsdelegate",
+    "favordynmods",
+    "memory_localevents",
+    "memory_recursiveprot",
+    "memory_hugetlb_accounting",
+    "pids_localevents",
+];
+
 /// What a file system depends on besides its options.
 pub(super) struct Around<'a> {
     pub(super) context: &'a MountContext<'a>,
@@ -82,7 +92,7 @@ pub(super) fn plan_filesystem(
     let kind = if kind == "cgroup" { "cgroup2" } else { kind };
     let source = mount.source().as_deref().unwrap_or_else(|| Path::new(kind));
     let source = c_string("source", source.as_os_str().as_encoded_bytes())?;
-    let data = words_for(kind, options, context.label);
+    let data = words_for(kind, options, context);
     let too_long = data.iter().any(|word| value_of(word).len() > FSCONFIG_MAX);
     let (attrs, late_readonly) = attributes(kind, options, around.target);
     let idmap = plan_idmap(mount, options, context)?;
@@ -139,12 +149,19 @@ fn attributes(kind: &str, options: &MountOptions, target: &CStr) -> (u64, bool) 
 
 /// Options for the file system itself, with the label that SELinux has it carry: not those that
 /// label their files themselves.
-fn words_for(kind: &str, options: &MountOptions, label: Option<MountLabel<'_>>) -> Vec<String> {
+fn words_for(kind: &str, options: &MountOptions, context: &MountContext<'_>) -> Vec<String> {
     if kind == "cgroup2" {
-        return Vec::new();
+        // Nowhere but in the host's namespace do they count, and there they are the hierarchy's: a
+        // mount without those that the host has takes them from the host.
+        let counts = !context.namespaces.has(libc::CLONE_NEWCGROUP as u64);
+        let is_one = |word: &&String| counts && OF_THE_HIERARCHY.contains(&word.as_str());
+        return options.data.iter().filter(is_one).cloned().collect();
     }
     let mut words = options.data.clone();
-    if let Some(label) = label.filter(|_| !matches!(kind, "proc" | "sysfs" | "mqueue")) {
+    if let Some(label) = context
+        .label
+        .filter(|_| !matches!(kind, "proc" | "sysfs" | "mqueue"))
+    {
         words.push(format!("{}={}", label.option, label.text));
     }
     words

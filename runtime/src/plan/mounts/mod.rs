@@ -212,6 +212,32 @@ mod tests {
     }
 
     #[test]
+    fn the_hierarchy_keeps_its_options_where_the_host_has_it_and_knows_no_others() {
+        let json = r#"{"destination":"/c","type":"cgroup","source":"cgroup",
+            "options":["nosuid","nsdelegate","memory_recursiveprot","xattr","name=systemd"]}"#;
+        let mount: Mount = serde_json::from_str(json).expect("well formed");
+        for (create, expected) in [
+            (0, &["source", "nsdelegate", "memory_recursiveprot"][..]),
+            (libc::CLONE_NEWCGROUP as u64, &["source"]),
+        ] {
+            let namespaces = Namespaces {
+                create,
+                ..Namespaces::default()
+            };
+            let plan = plan_mount(&mount, &context(&namespaces)).expect("valid");
+            let MountSource::Filesystem(fs) = plan.source else {
+                panic!("not a file system")
+            };
+            let keys: Vec<_> = fs
+                .params
+                .iter()
+                .map(|it| it.key.to_str().unwrap())
+                .collect();
+            assert_eq!(keys, expected);
+        }
+    }
+
+    #[test]
     fn a_file_system_gets_its_source_parameters_and_attributes() {
         let plan = plan(
             r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs",
