@@ -1,5 +1,7 @@
 //! containerd's own suites of tests, which know nothing of us, against our shim (`make suites`).
 
+mod controllers;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
