@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 
 use super::{assert_restored, host, ok, settled, state, xebec};
 
-/// Counts on a file of the root file system, and on standard output.
+/// Counts on a file of the root file system, and on standard output. The file only grows: one that is
+/// written anew would be empty for ever if the checkpoint came in between.
 const COUNTER: &str =
-    "i=0; while true; do i=$((i+1)); echo $i > /tmp/count; echo $i; sleep 0.05; done";
+    "i=0; while true; do i=$((i+1)); echo $i >> /tmp/count; echo $i; sleep 0.05; done";
 
 /// A bundle whose container counts, in a network namespace that exists before it and after it, as
 /// under an engine.
@@ -82,8 +83,8 @@ fn restore(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, images: &str, 
 
 fn count(host: &NativeHost, bundle: &Bundle<'_>) -> u64 {
     let file = format!("{}/rootfs/tmp/count", bundle.path());
-    // It may be read while it is being written.
-    let script = format!("until grep . {file}; do sleep 0.01; done");
+    // It may not be there yet.
+    let script = format!("until tail -n 1 {file} | grep .; do sleep 0.01; done");
     let text = host.check_sh(&script).expect("a count");
     text.trim().parse().expect("a number")
 }
@@ -93,7 +94,7 @@ fn count(host: &NativeHost, bundle: &Bundle<'_>) -> u64 {
 fn goes_on(host: &NativeHost, bundle: &Bundle<'_>, beyond: u64) {
     let file = format!("{}/rootfs/tmp/count", bundle.path());
     let script = format!(
-        "for i in $(seq 200); do n=$(cat {file}); [ \"${{n:-0}}\" -gt {beyond} ] && exit 0; \
+        "for i in $(seq 200); do n=$(tail -n 1 {file}); [ \"${{n:-0}}\" -gt {beyond} ] && exit 0; \
          sleep 0.05; done; cat {file}; exit 1"
     );
     host.check_sh(&script).expect("the counter goes on");
