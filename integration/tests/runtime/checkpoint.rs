@@ -38,7 +38,7 @@ pub(super) fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
 }
 
 /// Starts a container whose output goes through a pipe into `/srv/ID.out`.
-fn start(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, id: &str) {
+pub(super) fn start(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, id: &str) {
     let path = bundle.path();
     run(
         host,
@@ -49,7 +49,7 @@ fn start(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, id: &str) {
 
 /// A command that leaves a container behind whose output a `cat` appends to a file.
 #[track_caller]
-fn run(host: &NativeHost, command: &str, id: &str) {
+pub(super) fn run(host: &NativeHost, command: &str, id: &str) {
     // A pipe without a name: a fifo of the host is in no mount of the container.
     let script = format!(
         "exec bash -c '{command} </dev/null > >(cat >>/srv/{id}.out 2>/dev/null) \

@@ -19,6 +19,7 @@ mod process;
 mod refused;
 mod rootfs;
 mod rootless;
+mod sealed;
 mod seccomp;
 mod template;
 mod terminal;

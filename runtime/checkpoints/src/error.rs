@@ -37,6 +37,26 @@ pub enum Error {
         /// What the system answered.
         source: io::Error,
     },
+    /// Another system call failed.
+    #[error("{op}: {source}")]
+    Os {
+        /// What was attempted.
+        op: &'static str,
+        /// What the kernel answered.
+        source: io::Error,
+    },
+    /// A name, recipient or identity that cannot be used.
+    #[error("{0}")]
+    Invalid(String),
+    /// There is no checkpoint of this name.
+    #[error("no checkpoint {0:?} in the store")]
+    Missing(String),
+    /// There is a checkpoint of this name already.
+    #[error("checkpoint {0:?} exists already")]
+    Exists(String),
+    /// The limits of the store leave no room.
+    #[error("no room in the store: {0}")]
+    Full(String),
 }
 
 impl Error {
@@ -48,6 +68,14 @@ impl Error {
         move |source| Self::Io {
             op,
             path: path.into(),
+            source: source.into(),
+        }
+    }
+
+    /// Adapter for `map_err`: any other failed operation.
+    pub(crate) fn os<E: Into<io::Error>>(op: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Os {
+            op,
             source: source.into(),
         }
     }

@@ -2,13 +2,14 @@
 //!
 //! [`options`] is what callers ask for, [`plan`] (pure) turns that and the container into CRIU's
 //! options, [`session`] talks with one `criu swrk`, [`log`] finds the cause of a failure in what
-//! CRIU wrote, [`image`] looks into its images. The steps themselves are operations of [`crate::Runtime`].
+//! CRIU wrote, [`image`] looks into its images, [`policy`] forbids what an operator forbids. The steps themselves are operations of [`crate::Runtime`].
 
 mod descriptors;
 mod image;
 mod log;
 mod options;
 mod plan;
+mod policy;
 mod session;
 
 pub(crate) use descriptors::{read_descriptors, streams_of, write_descriptors};
@@ -21,4 +22,5 @@ pub(crate) use plan::{
     Directories, Dumped, Mountpoint, Restored, bind_destinations, dump_options, external_namespace,
     mountpoints, namespace_key, restore_options,
 };
+pub(crate) use policy::check as check_policy;
 pub(crate) use session::{Answer, Notice, Session};

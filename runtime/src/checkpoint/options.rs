@@ -137,6 +137,9 @@ pub struct CriuOptions {
     pub empty_namespaces: u32,
     /// How the network is locked; CRIU's choice unless given.
     pub network_lock: Option<NetworkLock>,
+    /// The directory of the images is one of memory alone, and the caller encrypts what is in it
+    /// before it writes it anywhere.
+    pub sealed: bool,
 }
 
 impl CriuOptions {
@@ -157,6 +160,7 @@ impl CriuOptions {
             cgroups: CgroupsMode::Auto,
             empty_namespaces: 0,
             network_lock: None,
+            sealed: false,
         }
     }
 }

@@ -8,6 +8,7 @@ use xebec_runtime::{
 
 use super::Context;
 use super::export::Export;
+use super::keeping::Keeping;
 use super::kept::Kept;
 
 /// Bit of the network namespace, the only one that can be left empty.
@@ -99,7 +100,7 @@ impl Criu {
 #[command(
     args_conflicts_with_subcommands = true,
     subcommand_negates_reqs = true,
-    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web\n  xebec checkpoint --export /srv/web.tar --image docker.io/library/web:1 web\n  xebec checkpoint inspect /srv/web.tar"
+    after_help = "Examples:\n  xebec checkpoint --image-path /srv/web.ckpt web\n  xebec checkpoint --leave-running --image-path /srv/web.ckpt web\n  xebec checkpoint --export /srv/web.tar --image docker.io/library/web:1 web\n  xebec checkpoint --store --keep-count 5 --leave-running web\n  xebec checkpoint inspect /srv/web.tar"
 )]
 pub(super) struct Checkpoint {
     #[command(subcommand)]
@@ -126,6 +127,8 @@ pub(super) struct Checkpoint {
     /// Descriptor that gets a zero byte when the server of lazy pages is ready
     #[arg(long, value_name = "FD", requires = "lazy_pages")]
     status_fd: Option<i32>,
+    #[command(flatten)]
+    keeping: Keeping,
     /// Name of the container
     #[arg(required = true)]
     id: Option<String>,
@@ -157,7 +160,7 @@ impl Checkpoint {
         if self.export.is_wanted() {
             self.export.carry_out(context, request)?;
         } else {
-            context.runtime.checkpoint(request)?;
+            self.keeping.checkpoint(&context.runtime, request)?;
         }
         if !goes_on && let Err(error) = context.runtime.delete(&id, true) {
             // As in runc: what was asked for is there.

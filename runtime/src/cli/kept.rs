@@ -1,4 +1,4 @@
-//! `checkpoint inspect`: what is done with checkpoints that are kept, without a container.
+//! `checkpoint inspect`, `list`, `rm`, …: what is done with checkpoints that are kept, without a container.
 
 use std::path::PathBuf;
 
@@ -8,11 +8,22 @@ use xebec_checkpoints::inspect::{inspect, to_text};
 use xebec_runtime::{Error, Result};
 
 use super::list::{print, print_json};
+use super::stored;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Kept {
     /// Show what is in a checkpoint, without restoring it
     Inspect(Inspect),
+    /// List the checkpoints of a store
+    List(stored::List),
+    /// Remove checkpoints from a store
+    Rm(stored::Remove),
+    /// Remove what the limits of a store do not allow, and orphans
+    Prune(stored::Prune),
+    /// Have no limit remove a checkpoint
+    Pin(stored::Pin),
+    /// Let limits remove a checkpoint again
+    Unpin(stored::Pin),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +51,11 @@ impl Kept {
     pub(super) fn carry_out(self) -> Result<u8> {
         match self {
             Self::Inspect(command) => command.carry_out(),
+            Self::List(command) => command.carry_out(),
+            Self::Rm(command) => command.carry_out(),
+            Self::Prune(command) => command.carry_out(),
+            Self::Pin(command) => command.carry_out(true),
+            Self::Unpin(command) => command.carry_out(false),
         }
     }
 }

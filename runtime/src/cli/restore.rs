@@ -9,6 +9,7 @@ use super::Context;
 use super::checkpoint::Criu;
 use super::foreground::attend;
 use super::import::Import;
+use super::keeping::Found;
 use super::kept::refused;
 
 #[derive(Args, Debug)]
@@ -20,6 +21,8 @@ pub(super) struct Restore {
     criu: Criu,
     #[command(flatten)]
     import: Import,
+    #[command(flatten)]
+    found: Found,
     /// Directory with config.json; the one to make with --import
     #[arg(short, long, value_name = "DIR", default_value = ".",
         value_parser = clap::value_parser!(OsString))]
@@ -74,13 +77,21 @@ impl Restore {
     fn restore(self, context: &Context) -> Result<u8> {
         let mut container = CreateRequest::new(self.id.parse()?, self.bundle);
         container.no_pivot = self.no_pivot;
+        let mut criu = self.criu.into_options();
+        let memory = self.found.fetch(&criu.image_path)?;
+        if let Some(memory) = &memory {
+            criu.image_path = memory.path();
+        }
         let options = RestoreOptions {
-            criu: self.criu.into_options(),
+            criu,
             lsm_profile: self.lsm_profile,
             lsm_mount_context: self.lsm_mount_context,
         };
         self.start.carry_out(context, container, |container| {
-            context.runtime.restore(container, &options)
+            let launched = context.runtime.restore(container, &options);
+            // CRIU has read it all.
+            drop(memory);
+            launched
         })
     }
 }

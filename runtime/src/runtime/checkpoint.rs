@@ -18,7 +18,8 @@ use super::query::cgroup_of;
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{
     Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session,
-    bind_destinations, cause, dump_options, external_namespace, streams_of, write_descriptors,
+    bind_destinations, cause, check_policy, dump_options, external_namespace, streams_of,
+    write_descriptors,
 };
 use crate::error::{Error, Result};
 use crate::launch::{Birth, ChildStdio, CriuJob, start_criu};
@@ -30,7 +31,12 @@ use crate::template::{INSIDE as GENERATION_INSIDE, has_generation};
 
 pub(super) const LOG: &str = "dump.log";
 
-pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> Result<()> {
+pub(super) fn checkpoint(
+    runtime: &Runtime,
+    mut request: CheckpointRequest,
+    keep: &mut dyn FnMut() -> Result<()>,
+) -> Result<()> {
+    check_policy(&request.criu)?;
     let dir = StateDir::open(&runtime.options.root, &request.id)?;
     dir.lock()?;
     let record = dir.record()?;
@@ -65,7 +71,11 @@ pub(super) fn checkpoint(runtime: &Runtime, mut request: CheckpointRequest) -> R
     };
     asked.set_type(kind);
     let mut status_file = request.status.take();
-    let on_notice = &mut |notice: Notice| tell_readiness(&notice, &mut status_file);
+    let on_notice = &mut |notice: Notice| match notice.script.as_str() {
+        // All images are complete, and the container has not ended.
+        "post-dump" => keep(),
+        _ => tell_readiness(&notice, &mut status_file),
+    };
     // A container that is frozen already costs CRIU no wait: it looks again only every 100 ms. From
     // here on nothing returns before it is thawed.
     let frozen = freeze(cgroup.as_ref(), status)?;
@@ -243,7 +253,8 @@ pub(super) fn explain(answer: Answer, log: &Path, kept: bool) -> Error {
     };
     let cause = cause(log).or_else(|| (!words.is_empty()).then_some(words));
     let cause = cause.map(|cause| format!(": {cause}")).unwrap_or_default();
-    let log = if kept {
+    // What has no path ends with this process.
+    let log = if kept && !log.starts_with("/proc/self/fd") {
         format!(" (log file: {})", log.display())
     } else {
         String::new()

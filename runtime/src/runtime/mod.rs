@@ -155,7 +155,17 @@ impl Runtime {
     /// # Errors
     /// After a failure the container goes on as before.
     pub fn checkpoint(&self, request: CheckpointRequest) -> Result<()> {
-        checkpoint::checkpoint(self, request)
+        checkpoint::checkpoint(self, request, &mut || Ok(()))
+    }
+
+    /// The same, with something done about the images before the container ends, while it stands
+    /// still; if that fails, the container goes on.
+    pub fn checkpoint_then(
+        &self,
+        request: CheckpointRequest,
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        checkpoint::checkpoint(self, request, keep)
     }
 
     /// Makes a running container of such files.

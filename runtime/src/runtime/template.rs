@@ -15,8 +15,8 @@ use super::clone::has_own_network;
 use super::query::cgroup_of;
 use super::restore::open_directory;
 use crate::checkpoint::{
-    CheckpointRequest, CriuOptions, Dumped, NetworkLock, dump_options, external_namespace,
-    streams_of, write_descriptors,
+    CheckpointRequest, CriuOptions, Dumped, NetworkLock, check_policy, dump_options,
+    external_namespace, streams_of, write_descriptors,
 };
 use crate::error::{Error, Result};
 use crate::plan::options;
@@ -127,6 +127,7 @@ fn dump(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
     criu.network_lock = Some(NetworkLock::Skip);
     criu.ext_unix_sk = request.ext_unix_sk;
     criu.file_locks = request.file_locks;
+    check_policy(&criu)?;
     let directories = OpenDirectories::make(&criu)?;
     let mut container = look_at(record, spec, Some(&cgroup))?;
     separate(&mut container, source)?;

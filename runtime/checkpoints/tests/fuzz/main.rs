@@ -4,6 +4,7 @@
 
 #[path = "../../../../snapshotter/tests/fuzz/harness.rs"]
 mod harness;
+mod store;
 
 use std::fs;
 use std::path::{Path, PathBuf};
