@@ -8,6 +8,7 @@ use crate::daemon::status::Report;
 use crate::error::Result;
 use crate::fetch::{BreakerState, HostHealth};
 use crate::service::LayerState;
+use crate::store::Sealing;
 
 /// The daemon answers from memory and its database; longer means that it hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -42,6 +43,7 @@ fn render(report: &Report) -> String {
         version,
         pid,
         root,
+        fs_verity,
         snapshots,
         layers,
         mounts,
@@ -55,8 +57,12 @@ fn render(report: &Report) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         out,
-        "xebec-snapshotter {version}, pid {pid}, root {}",
-        root.display()
+        "xebec-snapshotter {version}, pid {pid}, root {}{}",
+        root.display(),
+        match fs_verity {
+            Sealing::On => "; complete files are sealed (fs-verity)",
+            Sealing::Off | Sealing::Absent => "",
+        }
     );
     let _ = writeln!(
         out,
@@ -97,6 +103,11 @@ fn render(report: &Report) -> String {
             let _ = writeln!(out, "    {user}");
         }
     }
+    render_registries(&mut out, registries);
+    out
+}
+
+fn render_registries(out: &mut String, registries: &[HostHealth]) {
     let _ = writeln!(out, "\nregistries: {}", registries.len());
     for HostHealth {
         host,
@@ -116,7 +127,6 @@ fn render(report: &Report) -> String {
             times => writeln!(out, ", wrong bytes {times} times"),
         };
     }
-    out
 }
 
 fn mib(bytes: u64) -> f64 {
@@ -139,6 +149,7 @@ mod tests {
                 nanos: 0,
             },
             root: "/r".into(),
+            fs_verity: Sealing::On,
             snapshots: vec![SnapshotLine {
                 name: "sha256:chain".into(),
                 parent: None,

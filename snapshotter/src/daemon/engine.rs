@@ -9,6 +9,7 @@ use crate::config::{Config, MountMode, ProfilePull};
 use crate::error::{Error, Result};
 use crate::fetch::{Passed, Registry, RegistryConfig};
 use crate::mount::{BackEnd, Keeping, Lazy, LazyConfig, probe};
+use crate::store::{self, FsVerity, Sealing};
 
 const FUSE: &str = "/dev/fuse";
 
@@ -26,6 +27,7 @@ pub(super) fn open(config: &Config, passed: Option<Arc<Passed>>) -> Result<Optio
     let settings = LazyConfig {
         back_end,
         keeping: Some(keeping),
+        sealing: sealing(config.store.fs_verity, &root),
         background: (&config.fill).into(),
         trust_referrers: config.index.trust_referrers,
         index_push: config.index.push,
@@ -43,6 +45,27 @@ pub(super) fn open(config: &Config, passed: Option<Arc<Passed>>) -> Result<Optio
 /// The keeper's socket beside the socket of containerd.
 fn keeper_socket(address: &Path) -> PathBuf {
     address.with_extension("keeper")
+}
+
+/// What is done about fs-verity; and why. Tried whatever the configuration says: what was sealed
+/// is treated as that.
+fn sealing(wanted: FsVerity, root: &Path) -> Sealing {
+    match (store::probe(root), wanted) {
+        (Err(reason), _) => {
+            tracing::info!(reason, "files of the store are not sealed");
+            Sealing::Absent
+        }
+        (Ok(()), FsVerity::Off) => {
+            tracing::info!(
+                "files of the store are not sealed: the configuration says fs_verity = \"off\""
+            );
+            Sealing::Off
+        }
+        (Ok(()), FsVerity::Auto) => {
+            tracing::info!("complete files of the store are sealed: its file system has fs-verity");
+            Sealing::On
+        }
+    }
 }
 
 /// The back end that the configuration names, or the best that works here; and why.

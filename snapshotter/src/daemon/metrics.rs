@@ -317,6 +317,7 @@ mod tests {
                     count: 14,
                     bytes: 15,
                 },
+                seals: Some((16, 17)),
             }),
         };
         let text = render(&facts);

@@ -16,7 +16,7 @@ use crate::fetch::HostHealth;
 use crate::mount::{LayerId, Lazy};
 use crate::service::{DiskUse, LayerState, Snapshotter};
 use crate::snapshots::record::{Kind, Timestamp};
-use crate::store::Limits;
+use crate::store::{Limits, Sealer, Sealing};
 use crate::timeline::Start;
 
 /// A client that does not read is dropped after this long.
@@ -36,6 +36,9 @@ pub struct Report {
     pub since: Timestamp,
     /// Everything it keeps is below this directory.
     pub root: PathBuf,
+    /// Whether files of the store are sealed.
+    #[serde(default)]
+    pub fs_verity: Sealing,
     /// Every snapshot, by name.
     pub snapshots: Vec<SnapshotLine>,
     /// Every lazy layer that a snapshot uses, by digest.
@@ -278,6 +281,12 @@ impl Reporter {
             pid: std::process::id(),
             since: self.since,
             root: self.root.clone(),
+            fs_verity: self
+                .lazy
+                .as_deref()
+                .map(Lazy::sealer)
+                .map(Sealer::sealing)
+                .unwrap_or_default(),
             snapshots,
             layers: layers.into_values().collect(),
             mounts: mounts

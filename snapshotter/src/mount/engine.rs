@@ -76,13 +76,7 @@ impl Lazy {
         let pool = Arc::new(Pool::default());
         let gate = open_gate(root, config.back_end, custody.as_ref())?;
         let door = gate.as_ref().map(|gate| gate.door());
-        let layers = Layers::open(
-            root,
-            door.as_deref(),
-            blobs,
-            Arc::clone(&pool),
-            config.index_push,
-        )?;
+        let layers = Layers::open(root, door.as_deref(), blobs, Arc::clone(&pool), &config)?;
         let layers = Arc::new(layers);
         let doorman = Doorman {
             gate: gate.clone(),
@@ -550,11 +544,11 @@ fn start_tidier(
 ) -> Result<Tidier> {
     let (stop, stopped) = mpsc::channel();
     let of_tidy = Arc::clone(&layers);
-    let tidy = move || {
+    let tidy = move |has_time| {
         if let Some(kernel) = &kernel {
             kernel.tidy();
         }
-        of_tidy.tidy();
+        of_tidy.tidy(has_time);
     };
     let work = move || {
         let mut tidied = Instant::now();
@@ -562,13 +556,14 @@ fn start_tidier(
         while stopped.recv_timeout(HARVEST_INTERVAL) == Err(RecvTimeoutError::Timeout) {
             often();
             if tidied.elapsed() >= TIDY_INTERVAL {
-                tidy();
+                tidy(true);
                 tidied = Instant::now();
             }
             layers.let_go_of_indexes();
             memory.look();
         }
-        tidy();
+        // A successor is waiting.
+        tidy(false);
     };
     let thread = start("xebec-tidy", work)?;
     Ok(Tidier { stop, thread })

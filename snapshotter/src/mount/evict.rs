@@ -12,7 +12,7 @@ use super::layers::Layers;
 use super::{LayerId, Lazy};
 use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::{Footprint, Levels, Space, Stored};
+use crate::store::{Footprint, Levels, Sealer, Space, Stored};
 
 /// So few inodes are as good as none.
 const FEW_INODES: u64 = 64;
@@ -94,6 +94,11 @@ impl Lazy {
     /// What is written to the store, and evicted from it.
     pub fn space(&self) -> &Arc<Space> {
         self.layers_of_node().store.space()
+    }
+
+    /// What of the store is sealed.
+    pub fn sealer(&self) -> &Sealer {
+        self.layers_of_node().store.sealer()
     }
 }
 

@@ -60,16 +60,16 @@ impl Layers {
         door: Option<&Path>,
         blobs: Arc<dyn Blobs>,
         pool: Arc<Pool>,
-        describes: bool,
+        config: &LazyConfig,
     ) -> Result<Self> {
         Ok(Self {
-            store: Store::open_by(root, door)?,
+            store: Store::open_by(root, door, config.sealing)?,
             images: Images::new(Arc::clone(&blobs)),
             blobs,
             streams: Streams::default(),
             opened_ahead: OnceLock::new(),
             pool,
-            describes,
+            describes: config.index_push,
             open: Mutex::default(),
             settled: Condvar::new(),
             tidying: Mutex::default(),
@@ -495,8 +495,9 @@ impl Layers {
         lock(&self.tidying)
     }
 
-    /// Makes what was fetched survive a power failure, and lets go of what nobody uses.
-    pub(super) fn tidy(&self) {
+    /// Makes what was fetched survive a power failure, seals it if there is time for that (it takes
+    /// a second or so for each gigabyte), and lets go of what nobody uses.
+    pub(super) fn tidy(&self, has_time: bool) {
         let open: Vec<_> = self.lock_open().fillers.keys().copied().collect();
         for id in open {
             // One after the other: who evicts waits for one at most.
@@ -506,6 +507,9 @@ impl Layers {
             };
             if let Err(error) = filler.blob().sync() {
                 tracing::warn!(%error, "what was fetched may have to be fetched again");
+            }
+            if has_time {
+                filler.blob().seal();
             }
         }
         let is_used = |filler: &mut Arc<Filler>| Arc::strong_count(filler) > 1;

@@ -44,6 +44,7 @@ use crate::fetch::manifest::Descriptor;
 use crate::fetch::{BlobSource, HostHealth, ImageRef};
 use crate::fill::counters::Counts;
 use crate::formats::nydus;
+use crate::store::Sealing;
 use crate::timeline::{Timeline, What};
 
 /// Gives access to the blobs of registries; the engine never opens a connection itself.
@@ -219,6 +220,8 @@ pub struct LazyConfig {
     pub trust_referrers: bool,
     /// Put indexes of streamed layers beside their image in its registry.
     pub index_push: bool,
+    /// Whether complete files of the store are sealed, as far as its file system can.
+    pub sealing: Sealing,
     /// How mounted images are completed.
     pub background: BackgroundConfig,
     /// What to do with layers that are in no lazy format.
@@ -272,6 +275,7 @@ impl Default for LazyConfig {
             prefetch_limit: 32 << 20,
             trust_referrers: false,
             index_push: false,
+            sealing: Sealing::default(),
             background: BackgroundConfig::default(),
             plain: Plain::Stream,
             keep_unused: Duration::from_mins(1),

@@ -6,14 +6,11 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::digest::Digest;
 use crate::error::{Error, Result};
-use crate::store::write_synced;
+use crate::store::{summed, sync_directory};
 
 /// Length of the boot ID at the head of `live`.
 const BOOT_LEN: usize = 36;
-/// Length of the checksum at the head of `durable`.
-const SUM_LEN: usize = 32;
 
 /// The bitmap and its `live` file.
 #[derive(Debug)]
@@ -33,7 +30,8 @@ impl Bitmap {
             let live = File::options().write(true).open(&path);
             (bits, live.map_err(Error::io("open", &path))?)
         } else {
-            let known = read_durable(&directory.join("durable"), len)?;
+            let known = summed::read(&directory.join("durable"))?;
+            let known = known.filter(|bits| bits.len() == len);
             let bits = known.unwrap_or_else(|| vec![0; len]);
             let live = new_live(directory, boot, &bits)?;
             (bits, live)
@@ -81,10 +79,22 @@ impl Bitmap {
 
     /// Makes `bits` what counts after a power failure; their chunks are on disk already.
     pub(super) fn write_durable(&self, bits: &[u8]) -> Result<()> {
-        let fresh = self.directory.join("durable.new");
-        let sum = *Digest::of(bits).as_bytes();
-        write_synced(&fresh, &[&sum[..], bits].concat())?;
-        fs::rename(&fresh, self.directory.join("durable")).map_err(Error::io("rename", &fresh))
+        summed::write(&self.directory.join("durable"), bits)
+    }
+
+    /// Marks chunks absent, in both files; before their bytes go.
+    pub(super) fn forget(
+        &mut self,
+        boot: &str,
+        chunks: impl IntoIterator<Item = u32>,
+    ) -> Result<()> {
+        for chunk in chunks {
+            *self.bytes[chunk as usize / 8].get_mut() &= !(1 << (chunk % 8));
+        }
+        let bits = self.snapshot();
+        self.live = new_live(&self.directory, boot, &bits)?;
+        self.write_durable(&bits)?;
+        sync_directory(&self.directory)
     }
 }
 
@@ -94,16 +104,6 @@ fn read_live(path: &Path, boot: &str, len: usize) -> Result<Option<Vec<u8>>> {
     Ok(content
         .filter(|c| c.len() == BOOT_LEN + len && c.starts_with(boot.as_bytes()))
         .map(|c| c[BOOT_LEN..].to_vec()))
-}
-
-/// The bits of a `durable` file, if it is whole.
-fn read_durable(path: &Path, len: usize) -> Result<Option<Vec<u8>>> {
-    let content = read_optional(path)?;
-    Ok(content
-        .filter(|c| {
-            c.len() == SUM_LEN + len && c[..SUM_LEN] == *Digest::of(&c[SUM_LEN..]).as_bytes()
-        })
-        .map(|c| c[SUM_LEN..].to_vec()))
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {

@@ -1,6 +1,6 @@
 //! Deleting the data of a layer while its index stays.
 //!
-//! **Crash safety.** Both bitmaps go first, and the directory is synced: from then on nothing is
+//! **Crash safety.** Both bitmaps go first, and what is noted of seals, and the directory is synced: from then on nothing is
 //! claimed, whatever becomes of the data. Files are unlinked, never cut or punched: who reads one
 //! that was opened before keeps all of it.
 
@@ -107,7 +107,7 @@ impl Store {
             let metadata = file.metadata().map_err(Error::io("stat", path))?;
             bytes += metadata.blocks() * 512;
         }
-        for name in ["durable", "live"] {
+        for name in ["durable", "live", "seals"] {
             remove_if_there(&directory.join(name))?;
         }
         sync_directory(&directory)?;
@@ -163,13 +163,13 @@ fn segment_files(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn remove_if_there(path: &Path) -> Result<()> {
+pub(super) fn remove_if_there(path: &Path) -> Result<()> {
     unless_gone(fs::remove_file(path))
         .map(drop)
         .map_err(Error::io("remove", path))
 }
 
-fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+pub(super) fn unless_gone<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
     match outcome {
         Ok(value) => Ok(Some(value)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),

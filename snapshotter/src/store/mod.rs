@@ -8,6 +8,7 @@
 //!   obj/N     segment N: one large file each, from offset 0
 //!   live      bitmap of present chunks, exact within one boot
 //!   durable   bitmap of chunks that survive a power failure
+//!   seals     digests of the segments that are sealed by fs-verity, where there is some
 //! ```
 //!
 //! **Why two kinds of segments.** FUSE passthrough hands the kernel a whole file to read from, so
@@ -27,7 +28,8 @@
 //! order: copy the bitmap, fdatasync every segment written to since, write the copy beside
 //! `durable`, fsync it, rename. A checksum refuses a torn one. What neither bitmap claims is
 //! fetched again; no state claims a chunk whose bytes are not there. When a layer's data is evicted,
-//! both bitmaps go before it ([`Store::evict`]).
+//! both bitmaps go before it ([`Store::evict`]). What is complete and durable is sealed where the
+//! file system has fs-verity (`seal`).
 
 mod amount;
 mod bitmap;
@@ -35,9 +37,12 @@ mod blob;
 mod evict;
 mod kept;
 mod limits;
+mod seal;
+mod segments;
 mod settings;
 mod space;
 mod stage;
+mod summed;
 
 use std::fs;
 use std::io::{self, Write};
@@ -50,7 +55,8 @@ pub use amount::Amount;
 pub use blob::Blob;
 pub use evict::{Footprint, Stored};
 pub use limits::{Levels, Limits, oldest_first};
-pub use settings::StoreSection;
+pub use seal::{Sealer, Sealing, probe};
+pub use settings::{FsVerity, StoreSection};
 pub use space::{Allowance, Evictions, Moment, Space};
 pub use stage::Stage;
 
@@ -79,17 +85,18 @@ pub struct Store {
     door: Option<PathBuf>,
     boot: String,
     space: Arc<Space>,
+    sealer: Arc<Sealer>,
 }
 
 impl Store {
     /// Opens the store below `root`, making it if need be, and drops what was half-made.
     pub fn open(root: &Path) -> Result<Self> {
-        Self::open_by(root, None)
+        Self::open_by(root, None, Sealing::Absent)
     }
 
     /// The same; the segments are opened below `door`, which is `root` by a mount of our own. Their
-    /// lengths are then whole blocks, as EROFS wants its devices.
-    pub fn open_by(root: &Path, door: Option<&Path>) -> Result<Self> {
+    /// lengths are then whole blocks, as EROFS wants its devices. `sealing` is what [`probe`] allows.
+    pub fn open_by(root: &Path, door: Option<&Path>, sealing: Sealing) -> Result<Self> {
         let blobs = root.join("blobs/sha256");
         fs::create_dir_all(&blobs).map_err(Error::io("create", &blobs))?;
         let boot_path = Path::new("/proc/sys/kernel/random/boot_id");
@@ -100,6 +107,7 @@ impl Store {
             door: door.map(|door| door.join("blobs/sha256")),
             boot: boot.trim_end().to_owned(),
             space: Arc::default(),
+            sealer: Arc::new(Sealer::new(sealing)),
         };
         for name in store.names()? {
             if name.contains('.') {
@@ -113,6 +121,11 @@ impl Store {
     /// What is written to it.
     pub fn space(&self) -> &Arc<Space> {
         &self.space
+    }
+
+    /// What is sealed in it.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
     }
 
     /// Every layer that is in the store.
@@ -159,7 +172,12 @@ impl Store {
     /// Opens a layer of the store.
     pub fn load(&self, layer: &Digest) -> Result<Blob> {
         let door = self.door.as_ref().map(|door| door.join(layer.hex()));
-        Blob::open(&self.path(layer), door, layer, (&self.boot, &self.space))
+        let common = blob::Common {
+            boot: &self.boot,
+            space: &self.space,
+            sealer: &self.sealer,
+        };
+        Blob::open(&self.path(layer), door, layer, &common)
     }
 
     /// Where the layer's blob comes from.

@@ -15,6 +15,18 @@ pub struct StoreSection {
     pub low_water: Amount,
     /// Evict when less than this is free on the file system; a share is one of the file system.
     pub keep_free: Amount,
+    /// Whether complete files are sealed.
+    pub fs_verity: FsVerity,
+}
+
+/// The `store.fs_verity` key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FsVerity {
+    /// Where the file system can.
+    Auto,
+    /// No more; what is sealed stays so.
+    Off,
 }
 
 impl Default for StoreSection {
@@ -23,6 +35,7 @@ impl Default for StoreSection {
             quota: None,
             low_water: Amount::Percent(80),
             keep_free: Amount::Percent(2),
+            fs_verity: FsVerity::Auto,
         }
     }
 }
@@ -48,6 +61,9 @@ mod tests {
         assert_eq!(section.quota, Some(Amount::Bytes(20 << 30)));
         assert_eq!(section.keep_free, Amount::Percent(5));
         assert_eq!(section.low_water, Amount::Percent(80));
+        assert_eq!(section.fs_verity, FsVerity::Auto);
+        let off = parse("fs_verity = \"off\"").unwrap();
+        assert_eq!(off.fs_verity, FsVerity::Off);
         let error = parse("quota = \"a lot\"").unwrap_err().to_string();
         assert!(
             error.contains("a lot") && error.contains("quota"),

@@ -1,5 +1,7 @@
 //! The store over restarts, reboots and torn files.
 
+mod seals;
+
 use std::path::PathBuf;
 
 use super::*;

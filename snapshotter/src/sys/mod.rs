@@ -7,6 +7,7 @@ mod lease;
 mod map;
 mod memory;
 mod process;
+pub(crate) mod verity;
 
 pub(crate) use inflate::{Blocks, Inflater, Stop, Wrap};
 pub(crate) use lease::is_open_elsewhere;
