@@ -1,5 +1,5 @@
 //! What can be told of seals where nothing can be sealed: descriptors, refused files and lengths. A
-//! sealed store is in `integration/tests/vm/verity.rs`.
+//! sealed store is tried in the VM host.
 
 use super::super::seal::Sealing;
 use super::*;
