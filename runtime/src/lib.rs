@@ -5,7 +5,7 @@
 //! with one `clone3` and a child that neither allocates nor parses. [`rootfs`] mounts, [`cgroup`]
 //! and [`seccomp`] do what their names say, [`state`] keeps the record of each container.
 //!
-//! The library starts no thread, no subprocess but hooks, CRIU for checkpoints, and the two programs
+//! The library starts no thread (but [`serve_pages`], which is a program of its own), no subprocess but hooks, CRIU for checkpoints, and the two programs
 //! that map the ids of a user who is not root, and no async runtime. It prints nothing: the caller decides what to
 //! log. Only [`protect_own_binary`] executes the caller's program again, before anything else.
 
@@ -20,6 +20,7 @@ mod launch;
 mod mapped;
 mod netdev;
 mod own_binary;
+mod pages;
 mod plan;
 #[cfg(test)]
 mod properties;
@@ -43,6 +44,7 @@ pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;
 pub use mapped::OwnerMap;
 pub use own_binary::protect_own_binary;
+pub use pages::{PageProgram, serve_pages};
 pub use request::{
     Console, CreateRequest, ExecRequest, Launched, Stdio, adopt_writable, reserve_preserved,
 };

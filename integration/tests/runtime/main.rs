@@ -21,6 +21,7 @@ mod rootfs;
 mod rootless;
 mod sealed;
 mod seccomp;
+mod served;
 mod template;
 mod terminal;
 mod users;

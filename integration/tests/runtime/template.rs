@@ -32,6 +32,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 return {"read": block[(1 << 20) + 5000]}
             except OSError as error:
                 return {"errno": error.errno}
+        if self.path == "/move":
+            block.resize(3 << 20)
+            return {"read": block[5000]}
+        if self.path == "/fork":
+            reader, writer = os.pipe()
+            child = os.fork()
+            if child == 0:
+                os.write(writer, repr(sum(ballast)).encode())
+                os._exit(0)
+            os.waitpid(child, 0)
+            return {"sum": float(os.read(reader, 100))}
         count += 1
         return {"count": count, "length": len(ballast), "random": random.random(),
                 "urandom": os.urandom(8).hex(), "pid": os.getpid()}
@@ -65,7 +76,12 @@ fn unpack(host: &NativeHost, image: &str, rootfs: &str) {
 }
 
 /// A bundle of an image whose container serves on port 8080 of its own network.
-fn server<'a>(host: &'a NativeHost, image: &str, args: &[&str], guard: bool) -> Bundle<'a> {
+pub(super) fn server<'a>(
+    host: &'a NativeHost,
+    image: &str,
+    args: &[&str],
+    guard: bool,
+) -> Bundle<'a> {
     let mut bundle = Bundle::create(host, "/srv/a", args).expect("a bundle");
     if image != "busybox" {
         host.check_sh("rm -rf /srv/a/rootfs").expect("removed");
@@ -78,7 +94,7 @@ fn server<'a>(host: &'a NativeHost, image: &str, args: &[&str], guard: bool) -> 
     bundle
 }
 
-fn python(host: &NativeHost, guard: bool) -> Bundle<'_> {
+pub(super) fn python(host: &NativeHost, guard: bool) -> Bundle<'_> {
     let bundle = server(host, "python3-numpy", &["python3", "/app.py"], guard);
     host.write_file("/srv/a/rootfs/app.py", SERVER)
         .expect("written");
@@ -86,7 +102,7 @@ fn python(host: &NativeHost, guard: bool) -> Bundle<'_> {
 }
 
 /// Starts the bundle's container as `a`, and waits until it answers.
-fn start(host: &NativeHost) {
+pub(super) fn start(host: &NativeHost) {
     run(host);
     get(host, "a", "/");
 }
@@ -99,7 +115,7 @@ fn run(host: &NativeHost) {
 
 /// Makes a template of `a`.
 #[track_caller]
-fn create(host: &NativeHost, arguments: &str) {
+pub(super) fn create(host: &NativeHost, arguments: &str) {
     let output = host
         .sh(&format!("xebec template create {arguments} t a"))
         .expect("it runs");
@@ -107,7 +123,7 @@ fn create(host: &NativeHost, arguments: &str) {
 }
 
 #[track_caller]
-fn clone(host: &NativeHost, memory: &str, id: &str) {
+pub(super) fn clone(host: &NativeHost, memory: &str, id: &str) {
     let command = format!("xebec clone --detach --memory {memory} t {id}");
     let script =
         format!("{command} </dev/null >/dev/null 2>/srv/err || {{ cat /srv/err; exit 1; }}");
@@ -117,7 +133,7 @@ fn clone(host: &NativeHost, memory: &str, id: &str) {
 
 /// What a container's server says.
 #[track_caller]
-fn get(host: &NativeHost, id: &str, path: &str) -> Value {
+pub(super) fn get(host: &NativeHost, id: &str, path: &str) -> Value {
     let pid = state(host, id)["pid"].as_i64().expect("a pid");
     let script = format!(
         "for i in $(seq 100); do nsenter -t {pid} -n curl -fsS --max-time 20 \
@@ -130,7 +146,7 @@ fn get(host: &NativeHost, id: &str, path: &str) -> Value {
 }
 
 /// A line of `smaps_rollup`, in kB.
-fn memory_of(host: &NativeHost, id: &str, what: &str) -> u64 {
+pub(super) fn memory_of(host: &NativeHost, id: &str, what: &str) -> u64 {
     let pid = &state(host, id)["pid"];
     let script = format!("awk '/^{what}:/ {{ print $2 }}' /proc/{pid}/smaps_rollup");
     let text = host.check_sh(&script).expect("it is there");
@@ -138,7 +154,7 @@ fn memory_of(host: &NativeHost, id: &str, what: &str) -> u64 {
 }
 
 /// An inventory when everything that stays for good is there already.
-fn inventory(host: &NativeHost) -> integration::leftovers::Inventory {
+pub(super) fn inventory(host: &NativeHost) -> integration::leftovers::Inventory {
     let mut warm_up = Bundle::create(host, "/srv/w", &["true"]).expect("a bundle");
     // The compiled rules of the guard are kept, too.
     warm_up.config["annotations"] = json!({"dev.xebec.clone.guard": "true"});

@@ -2,7 +2,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use xebec_runtime::{CloneRequest, CreateRequest, MemoryMode, Result};
+use xebec_runtime::{CloneRequest, CreateRequest, MemoryMode, PageProgram, Result};
 
 use super::Context;
 use super::restore::Start;
@@ -23,7 +23,8 @@ pub(super) struct CloneCommand {
     #[arg(short, long, value_name = "DIR", value_parser = clap::value_parser!(OsString))]
     bundle: Option<OsString>,
     /// Where the memory comes from: eager copies all of it before the clone runs, share maps the
-    /// template's, copy-on-write
+    /// template's, copy-on-write; uffd
+    /// has each page put there by a server when it is touched for the first time
     #[arg(long, value_name = "MODE", default_value_t = MemoryMode::Eager)]
     memory: MemoryMode,
     /// Directory that keeps CRIU's log and statistics
@@ -52,6 +53,11 @@ impl CloneCommand {
             memory: self.memory,
             criu: self.program,
             work_path: self.work_path,
+            page_program: Some(PageProgram {
+                argv: ["/proc/self/exe", "page-server"]
+                    .map(OsString::from)
+                    .to_vec(),
+            }),
         };
         self.start.carry_out(context, container, |container| {
             context.runtime.clone_template(container, &request)

@@ -8,7 +8,7 @@ use super::globals::Globals;
 use super::log::Log;
 use super::{
     Context, checkpoint, clone, create, delete, events, exec, features, generate, kill, list,
-    mounts, pause, ps, restore, run, spec, start, state, template, update,
+    mounts, page_server, pause, ps, restore, run, spec, start, state, template, update,
 };
 
 /// Declares the enumeration, and what clap would derive for it; by hand, so that one command can be
@@ -66,6 +66,8 @@ commands! {
     "kill", "Send a signal to a container" => Kill(kill::Kill),
     "list", "List containers" => List(list::List),
     "mounts", "Add mounts to a running container, or remove them" => Mounts(mounts::Mounts),
+    "page-server", "Serve the memory of clones (started by `clone`)"
+        => PageServer(page_server::PageServer),
     "pause", "Freeze all processes of a container" => Pause(pause::Pause),
     "ps", "List the processes of a container" => Ps(ps::Ps),
     "restore", "Make a running container of a checkpoint" => Restore(restore::Restore),
@@ -139,6 +141,7 @@ impl Command {
             Self::List(command) => command.carry_out(&open()?),
             Self::Man(command) => command.carry_out(),
             Self::Mounts(command) => command.carry_out(&open()?),
+            Self::PageServer(command) => command.carry_out(),
             Self::Pause(command) => command.carry_out(&open()?),
             Self::Ps(command) => command.carry_out(&open()?),
             Self::Restore(command) => command.carry_out(&open()?),

@@ -23,6 +23,7 @@ mod log;
 mod metrics;
 mod mounts;
 mod notify;
+mod page_server;
 mod pause;
 mod ps;
 mod restore;

@@ -20,6 +20,7 @@ use crate::checkpoint::{CriuOptions, RestoreOptions, namespace_key};
 use crate::error::{Error, Result};
 use crate::hex::hex;
 use crate::launch::{StagedFilesystem, Staging};
+use crate::pages::{PageClient, PageProgram};
 use crate::request::{CreateRequest, Launched};
 use crate::state::{ContainerId, StateDir};
 use crate::sys::{self, MountAttr, clone_tree_with};
@@ -47,6 +48,8 @@ pub struct CloneRequest {
     pub criu: PathBuf,
     /// Directory that keeps CRIU's log and statistics.
     pub work_path: Option<PathBuf>,
+    /// Who serves the memory in the mode `uffd`.
+    pub page_program: Option<PageProgram>,
 }
 
 pub(super) fn clone(
@@ -57,7 +60,7 @@ pub(super) fn clone(
     let store = Templates::new(request.templates.clone());
     let (template, record) = store.open(&request.template)?;
     let mode = request.memory;
-    if !record.modes.contains(&mode) {
+    if !record.modes.contains(&mode.images()) {
         let name = &record.name;
         return Err(Error::InvalidArgument(format!(
             "template {name} was not made for the memory mode {mode}"
@@ -70,6 +73,7 @@ pub(super) fn clone(
     }
     let mut parts = CloneParts::open(&template, &record, mode)?;
     let mut options = restore_options(&template, &record, request);
+    let request_program = request.page_program.as_ref();
     let made = make(runtime, container, |dir, container, blueprint, request| {
         compare(&record, &blueprint)?;
         let annotations = blueprint.bundle.spec.annotations();
@@ -82,6 +86,13 @@ pub(super) fn clone(
             None => Some(dir.make_directory(WORK)?),
         };
         options.criu.work_path = options.criu.work_path.take().or(work.clone());
+        if mode == MemoryMode::Uffd {
+            parts.pages = Some(page_client(
+                runtime,
+                request_program,
+                (&options, &blueprint),
+            )?);
+        }
         let mut files = Files::open(&options)?;
         files.clone = Some(parts);
         let launched = build(
@@ -107,6 +118,7 @@ fn restore_options(
     let mut criu = CriuOptions::new(template.images(request.memory));
     criu.program.clone_from(&request.criu);
     criu.work_path.clone_from(&request.work_path);
+    criu.lazy_pages = request.memory == MemoryMode::Uffd;
     // A connection has one end only, and that is the first container's.
     criu.tcp_close = true;
     criu.ext_unix_sk = record.ext_unix_sk;
@@ -126,6 +138,25 @@ fn generation(template: &TemplateDir) -> Result<String> {
         .map_err(Error::file("read", RANDOM))?;
     let number = template.next_generation()?;
     Ok(format!("{number} {}\n", hex(&random)))
+}
+
+/// Has the server of pages expect CRIU.
+fn page_client(
+    runtime: &Runtime,
+    program: Option<&PageProgram>,
+    (options, blueprint): (&RestoreOptions, &Blueprint),
+) -> Result<PageClient> {
+    let invalid = |reason: &str| Error::InvalidArgument(reason.to_owned());
+    let program = program
+        .ok_or_else(|| invalid("no program is given to serve pages in the memory mode uffd"))?;
+    if !has_own(&blueprint.bundle.spec, LinuxNamespaceType::Pid) {
+        let reason = "the memory mode uffd needs a pid namespace, so that all ends with init";
+        return Err(invalid(reason));
+    }
+    let path = &options.criu.image_path;
+    let images = File::open(path).map_err(Error::file("open", path))?;
+    let work = options.criu.work_path.as_deref().unwrap_or(Path::new("."));
+    PageClient::new(&runtime.options.root, program, (work, images.as_fd()))
 }
 
 /// Images hold mounts: a configuration with other ones would not be what runs.
@@ -151,6 +182,8 @@ fn compare(record: &Template, blueprint: &Blueprint) -> Result<()> {
 pub(super) struct CloneParts {
     filesystems: Vec<Filesystem>,
     page_file: Option<OwnedFd>,
+    /// The server of its pages, until that knows of its init.
+    pub(super) pages: Option<PageClient>,
     /// The directory that file systems are staged in, once it is known.
     staging: PathBuf,
     /// What tells its init that it is a clone.
@@ -177,12 +210,13 @@ impl CloneParts {
         };
         let filesystems = record.filesystems.iter().enumerate().map(open);
         let page_file = match mode {
-            MemoryMode::Eager => None,
+            MemoryMode::Eager | MemoryMode::Uffd => None,
             MemoryMode::Share => Some(open_page_file(&template.page_file())?),
         };
         Ok(Self {
             filesystems: filesystems.collect::<Result<_>>()?,
             page_file,
+            pages: None,
             staging: PathBuf::new(),
             signal: None,
         })
@@ -230,15 +264,24 @@ impl CloneParts {
         dir.remove_directory(STAGING)
     }
 
-    /// Tells init that it is a clone, before it goes on.
-    pub(super) fn tell(&self, init: i32) -> Result<()> {
-        let Some(signal) = self.signal else {
+    /// What has to be done before anything of the clone goes on: init is told that it is one, and
+    /// who serves its memory, whose init it is.
+    pub(super) fn before_resume(&mut self, init: i32) -> Result<()> {
+        let pages = self.pages.take();
+        if self.signal.is_none() && pages.is_none() {
             return Ok(());
-        };
-        let failed = |errno| Error::os("send the clone's signal")(errno);
+        }
+        let failed = |errno| Error::os("open the clone's init")(errno);
         let raw = Pid::from_raw(init).ok_or_else(|| failed(Errno::SRCH))?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty()).map_err(failed)?;
-        sys::pidfd_send_signal(pidfd.as_fd(), signal).map_err(failed)
+        if let Some(pages) = pages {
+            pages.started(pidfd.as_fd())?;
+        }
+        match self.signal {
+            None => Ok(()),
+            Some(signal) => sys::pidfd_send_signal(pidfd.as_fd(), signal)
+                .map_err(Error::os("send the clone's signal")),
+        }
     }
 
     /// Where CRIU finds what it binds.
@@ -253,12 +296,15 @@ impl CloneParts {
 
 /// Whether the configuration asks for a network namespace that is not there yet.
 pub(super) fn has_own_network(spec: &Spec) -> bool {
+    has_own(spec, LinuxNamespaceType::Network)
+}
+
+fn has_own(spec: &Spec, kind: LinuxNamespaceType) -> bool {
     let linux = spec.linux().as_ref();
     let all = linux.and_then(|linux| linux.namespaces().as_ref());
     all.into_iter().flatten().any(|namespace| {
         let path = namespace.path().as_deref();
-        namespace.typ() == LinuxNamespaceType::Network
-            && path.is_none_or(|path| path.as_os_str().is_empty())
+        namespace.typ() == kind && path.is_none_or(|path| path.as_os_str().is_empty())
     })
 }
 

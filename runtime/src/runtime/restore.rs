@@ -131,10 +131,10 @@ pub(super) fn build(
             };
             run_creation_hooks(spec, &coming, None)
         }
-        "pre-resume" => files
-            .clone
-            .as_ref()
-            .map_or(Ok(()), |clone| clone.tell(init)),
+        "pre-resume" => match &mut files.clone {
+            Some(clone) => clone.before_resume(init),
+            None => Ok(()),
+        },
         "orphan-pts-master" => hand_over(console.as_ref(), notice.file),
         _ => Ok(()),
     });

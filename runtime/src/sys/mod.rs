@@ -14,6 +14,7 @@ mod net;
 mod regex;
 pub(crate) mod seccomp;
 mod signal;
+pub(crate) mod userfault;
 
 pub(crate) use attributes::{
     SchedAttr, adopt, affinity, close_all_but, close_on_exec_from, close_one, duplicate_to,

@@ -174,6 +174,11 @@ impl<'a> Memory<'a> {
         })
     }
 
+    /// What it has pages of, in order.
+    pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
+        self.entries.iter().map(|(_, run)| *run)
+    }
+
     /// How many areas can become mappings: those that have pages.
     pub(crate) fn movable(&self) -> usize {
         self.to_move().len()

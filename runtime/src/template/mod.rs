@@ -20,6 +20,7 @@ pub(crate) use awareness::{INSIDE, has_generation, signal};
 pub(crate) use files::PAGE_FILE;
 pub(crate) use flatten::flatten;
 pub(crate) use guard::{guarded, is_guarded};
+pub(crate) use memory::{Memory, PAGE, Run};
 pub(crate) use record::{KeptFilesystem, VERSION};
 pub use record::{MemoryMode, Template};
 pub(crate) use store::TemplateDir;

@@ -22,6 +22,18 @@ pub enum MemoryMode {
     Eager,
     /// It is a copy-on-write mapping of the template's page file, which all clones share.
     Share,
+    /// A server puts each page of it there when it is touched for the first time.
+    Uffd,
+}
+
+impl MemoryMode {
+    /// The mode whose images this one takes.
+    pub(crate) fn images(self) -> Self {
+        match self {
+            Self::Uffd => Self::Eager,
+            mode => mode,
+        }
+    }
 }
 
 impl fmt::Display for MemoryMode {
@@ -29,6 +41,7 @@ impl fmt::Display for MemoryMode {
         f.write_str(match self {
             Self::Eager => "eager",
             Self::Share => "share",
+            Self::Uffd => "uffd",
         })
     }
 }
@@ -40,8 +53,9 @@ impl FromStr for MemoryMode {
         match text {
             "eager" => Ok(Self::Eager),
             "share" => Ok(Self::Share),
+            "uffd" => Ok(Self::Uffd),
             _ => Err(Error::InvalidArgument(format!(
-                "invalid memory mode {text:?}: eager or share"
+                "invalid memory mode {text:?}: eager, share or uffd"
             ))),
         }
     }

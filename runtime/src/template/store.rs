@@ -44,7 +44,7 @@ pub(crate) struct TemplateDir {
 impl TemplateDir {
     /// Its images for a mode.
     pub(crate) fn images(&self, mode: MemoryMode) -> PathBuf {
-        self.path.join(mode.to_string())
+        self.path.join(mode.images().to_string())
     }
 
     pub(crate) fn page_file(&self) -> PathBuf {
@@ -71,6 +71,7 @@ impl TemplateDir {
     }
 
     fn files_of(&self, mode: MemoryMode) -> Result<Vec<String>> {
+        let mode = mode.images();
         let images = names(&self.images(mode))?;
         let mut files: Vec<_> = images.iter().map(|name| format!("{mode}/{name}")).collect();
         if mode == MemoryMode::Share {
@@ -83,7 +84,7 @@ impl TemplateDir {
     /// size unless `thorough`.
     pub(crate) fn verify(&self, record: &Template, mode: MemoryMode, thorough: bool) -> Result<()> {
         let found = self.files_of(mode)?;
-        let prefix = format!("{mode}/");
+        let prefix = format!("{}/", mode.images());
         let known = record.files.keys().filter(|name| name.starts_with(&prefix));
         if let Some(missing) = known.into_iter().find(|name| !found.contains(name)) {
             return Err(self.damaged(missing, "is missing"));

@@ -1,0 +1,113 @@
+//! Clones whose memory comes page by page, from a server, when it is touched.
+
+use integration::hosts::NativeHost;
+use serde_json::json;
+
+use super::template::{clone, create, get, inventory, memory_of, python, server, start};
+use super::{assert_restored, host, ok, state};
+
+/// Pids of servers and of their guards.
+fn servers(host: &NativeHost) -> Vec<u32> {
+    let found = host.check_sh("pgrep -f '[p]age-server /run/xebec' || true");
+    let found = found.expect("it runs");
+    found
+        .lines()
+        .map(|pid| pid.parse().expect("a pid"))
+        .collect()
+}
+
+#[test]
+fn clones_get_each_page_when_they_touch_it_and_cannot_tell_otherwise() {
+    let host = host();
+    python(&host, false);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "--leave-running");
+    let first = get(&host, "a", "/");
+    let sum = get(&host, "a", "/fork");
+    for id in ["eager", "uffd"] {
+        clone(&host, id, id);
+        assert_eq!(get(&host, id, "/")["length"], first["length"]);
+    }
+    let memory = |id| memory_of(&host, id, "Anonymous");
+    let (eager, served) = (memory("eager"), memory("uffd"));
+    assert!(served * 2 < eager, "{served} kB of {eager} kB are there");
+
+    // A child's memory comes from there, too, and so does what has moved.
+    assert_eq!(get(&host, "uffd", "/fork"), sum);
+    assert_eq!(get(&host, "uffd", "/grow"), json!({"read": 0}));
+    clone(&host, "uffd", "moved");
+    assert_eq!(
+        get(&host, "moved", "/move"),
+        json!({"read": i64::from(b'Z')})
+    );
+    // What was given back is empty, touched before or not.
+    clone(&host, "uffd", "untouched");
+    for id in ["uffd", "untouched", "uffd"] {
+        assert_eq!(get(&host, id, "/forget"), json!({"read": 0}), "{id}");
+    }
+    assert_eq!(get(&host, "uffd", "/fork"), sum);
+    assert_eq!(get(&host, "uffd", "/")["count"], 3);
+
+    assert_eq!(servers(&host).len(), 2, "one server and its guard");
+    ok(&host, &["template", "rm", "t"]);
+    assert_eq!(
+        get(&host, "moved", "/fork"),
+        sum,
+        "of a template that is gone"
+    );
+    host.check_sh("xebec list -q | xargs -n 1 xebec delete --force")
+        .unwrap();
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn clones_end_with_their_server_before_they_could_read_zeroes() {
+    let host = host();
+    python(&host, false);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "");
+    for id in ["b", "c"] {
+        clone(&host, "uffd", id);
+    }
+    assert_eq!(get(&host, "b", "/")["count"], 2);
+    host.check_sh("pkill -KILL -f '[p]age-server /run/xebec --guarded'")
+        .expect("killed");
+    host.check_sh("until test $(xebec list | grep -c stopped) = 2; do sleep 0.05; done")
+        .expect("both end");
+    assert_eq!(state(&host, "c")["status"], "stopped");
+    // The next one has a new server.
+    ok(&host, &["delete", "b"]);
+    clone(&host, "uffd", "b");
+    assert_eq!(get(&host, "b", "/")["count"], 2);
+    host.check_sh("xebec list -q | xargs -n 1 xebec delete --force")
+        .unwrap();
+    ok(&host, &["template", "rm", "t"]);
+    assert_restored(&host, &before);
+}
+
+#[test]
+fn one_server_has_a_hundred_clones_at_once_and_ends_with_the_last() {
+    let host = host();
+    let command =
+        "mkdir /www; echo '{\"from\": 1}' >/www/index.html; exec busybox httpd -f -p 8080 -h /www";
+    server(&host, "busybox", &["sh", "-c", command], false);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "");
+    host.check_sh(
+        "for i in $(seq 100); do \
+            xebec clone --detach --memory uffd t c-$i </dev/null >/dev/null 2>>/srv/err & \
+         done; wait; test ! -s /srv/err || { cat /srv/err; exit 1; }",
+    )
+    .expect("all start");
+    assert_eq!(servers(&host).len(), 2);
+    for id in ["c-1", "c-50", "c-100"] {
+        assert_eq!(get(&host, id, "/"), json!({"from": 1}));
+    }
+    host.check_sh("xebec list -q | xargs -n 1 -P 8 xebec delete --force")
+        .unwrap();
+    ok(&host, &["template", "rm", "t"]);
+    assert_restored(&host, &before);
+}

@@ -1,0 +1,50 @@
+//! The images of one process's memory.
+
+use std::fs::File;
+use std::io::Read as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::PathBuf;
+
+use super::space::Space;
+use crate::error::{Error, Result};
+use crate::sys::userfault::Mapping;
+use crate::template::Memory;
+
+/// No image of areas or of a page map is larger, in bytes.
+const IMAGE_MAX: u64 = 256 << 20;
+
+/// A directory of images, by descriptor: it may be anywhere, and be gone by its name.
+#[derive(Debug)]
+pub(super) struct Images(pub(super) OwnedFd);
+
+impl Images {
+    /// The pages of a process, by its pid in its namespace, and where they go.
+    pub(super) fn memory(&self, pid: i32) -> Result<(Mapping, Space)> {
+        let areas = self.read(&format!("mm-{pid}.img"))?;
+        let map = format!("pagemap-{pid}.img");
+        let entries = self.read(&map)?;
+        let unusable = |reason: String| {
+            Error::InvalidArgument(format!("{}: {reason}", self.path(&map).display()))
+        };
+        let memory = Memory::parse(&areas, &entries).map_err(|e| unusable(e.to_string()))?;
+        let path = self.path(&format!("pages-{}.img", memory.pages_id));
+        let file = File::open(&path).map_err(Error::file("open", &path))?;
+        let length = file.metadata().map_err(Error::file("stat", &path))?.len();
+        let mapping = Mapping::new(&file, length.max(1)).map_err(Error::file("map", &path))?;
+        Ok((mapping, Space::new(memory.runs())))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()).into()
+    }
+
+    fn read(&self, name: &str) -> Result<Vec<u8>> {
+        let path = self.path(name);
+        let file = File::open(&path).map_err(Error::file("open", &path))?;
+        let mut bytes = Vec::new();
+        file.take(IMAGE_MAX)
+            .read_to_end(&mut bytes)
+            .map_err(Error::file("read", &path))?;
+        Ok(bytes)
+    }
+}
