@@ -54,4 +54,4 @@ pub use runtime::{
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};
 pub use state::{ContainerId, ContainerState, Listing, Status, rfc3339};
-pub use template::{MemoryMode, Template, Templates};
+pub use template::{MemoryMode, TEMPLATE_RECORD, Template, Templates};

@@ -1,7 +1,8 @@
 //! Clones whose memory comes page by page, from a server, when it is touched.
 
-use integration::hosts::NativeHost;
-use serde_json::json;
+use integration::hosts::{HostOptions, NativeHost};
+use integration::proxy::Shape;
+use serde_json::{Value, json};
 
 use super::template::{clone, create, get, inventory, memory_of, python, server, start};
 use super::{assert_restored, host, ok, state};
@@ -110,4 +111,59 @@ fn one_server_has_a_hundred_clones_at_once_and_ends_with_the_last() {
         .unwrap();
     ok(&host, &["template", "rm", "t"]);
     assert_restored(&host, &before);
+}
+
+#[test]
+fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
+    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
+    python(&host, false);
+    start(&host);
+    create(&host, "");
+    let template = ok(&host, &["template", "inspect", "t"]);
+    let template: Value = serde_json::from_str(&template).expect("JSON");
+    let memory = template["ownMemory"].as_u64().expect("a size");
+    let image = "127.0.0.1:5000/t:v1";
+    ok(&host, &["template", "push", "t", image]);
+    ok(&host, &["template", "rm", "t"]);
+
+    let (link, remote) = host.through_link(image, Shape::new(2, 1000.0)).unwrap();
+    let wrong = host
+        .sh(&format!("xebec template pull {remote} other"))
+        .unwrap();
+    assert!(
+        wrong.stderr.contains("it is of the template t"),
+        "{wrong:?}"
+    );
+    ok(&host, &["template", "pull", &remote, "t"]);
+    clone(&host, "uffd", "b");
+    assert_eq!(get(&host, "b", "/")["count"], 2);
+    let down = link.counters().down;
+    assert!(down * 4 < memory, "{down} bytes of {memory}");
+    clone(&host, "eager", "c");
+    assert_eq!(get(&host, "c", "/")["count"], 2);
+    assert_eq!(
+        ok(&host, &["exec", "c", "cat", "/dev/shm/kept"]),
+        "in memory"
+    );
+    assert_eq!(
+        ok(&host, &["template", "list", "--format", "json"])
+            .lines()
+            .count(),
+        1
+    );
+
+    // One that is in use goes when its last clone does.
+    for id in ["b", "c"] {
+        ok(&host, &["delete", "--force", id]);
+    }
+    host.check_sh("while pgrep -f '[p]age-server /run/xebec'; do sleep 0.1; done")
+        .expect("the server ends");
+    ok(&host, &["template", "rm", "t"]);
+    let left = host.check_sh("ls /var/lib/xebec/templates; xebec-snapshotter status --format json");
+    let left: Value = serde_json::from_str(&left.unwrap()).expect("no template, and JSON");
+    assert_eq!(
+        left["snapshots"].as_array().map(Vec::len),
+        Some(0),
+        "{left}"
+    );
 }

@@ -3,7 +3,7 @@
 //!
 //! [`archive`] reads and writes the tar files that containerd, CRI-O and podman exchange,
 //! [`inspect`] tells what is in one, [`import`] makes a bundle of it, [`export`]
-//! makes one, [`oci`] has them as images. [`PrivateDir`] is the memory into which CRIU dumps what must
+//! makes one, [`oci`] has them as images, as [`Tree`] has any directory. [`PrivateDir`] is the memory into which CRIU dumps what must
 //! reach no disk in the open, [`sealed`] makes one encrypted file of it, and [`store`] keeps many
 //! checkpoints, sealed or not, that share what they have in common.
 //!
@@ -26,6 +26,7 @@ mod metadata;
 pub mod oci;
 pub mod sealed;
 pub mod store;
+mod tree;
 
 pub use beneath::{Beneath, Room};
 pub use error::{Error, Result};
@@ -33,3 +34,4 @@ pub use files::Files;
 pub use keys::{Identities, Recipients};
 pub use memory::PrivateDir;
 pub use metadata::ConfigDump;
+pub use tree::Tree;

@@ -214,6 +214,20 @@ pub fn write_layout(
     archive: &mut File,
     container: &ConfigDump,
 ) -> Result<()> {
+    write_image(directory, name, archive, annotations(container))
+}
+
+/// Makes a layout at `directory`, which must not be there, of one layer; `name` is what the image is
+/// called in it.
+///
+/// # Errors
+/// A file cannot be read or written: nothing is left then.
+pub fn write_image(
+    directory: &Path,
+    name: &str,
+    archive: &mut File,
+    annotations: BTreeMap<String, String>,
+) -> Result<()> {
     let room = Room::make(directory)?;
     fs::create_dir_all(directory.join("blobs/sha256")).map_err(Error::io("mkdir", directory))?;
     let diff_id = uncompressed_digest(archive)?;
@@ -230,7 +244,6 @@ pub fn write_layout(
         "rootfs": {"type": "layers", "diff_ids": [diff_id]},
     });
     let config = put(directory, CONFIG, &mut config.to_string().as_bytes())?;
-    let annotations = annotations(container);
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": MANIFEST,

@@ -36,6 +36,7 @@ mod start;
 mod state;
 mod stored;
 mod template;
+mod template_images;
 mod update;
 mod usage;
 

@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use xebec_runtime::{Result, Signals, Template, TemplateRequest, Templates};
 
-use super::Context;
 use super::list::{Format, align, print, print_json};
+use super::{Context, template_images as images};
 
 /// Where templates are unless another directory is given.
 pub(super) const TEMPLATES: &str = "/var/lib/xebec/templates";
@@ -32,6 +32,10 @@ enum Action {
         #[arg(short, long, value_enum, default_value_t = Format::Table)]
         format: Format,
     },
+    /// Put a template into a registry
+    Push(images::Push),
+    /// Have a template of a registry here; what clones touch of it is fetched then
+    Pull(images::Pull),
     /// Remove templates; their clones go on
     Rm {
         /// Names of templates
@@ -82,10 +86,12 @@ impl TemplateCommand {
         let templates = Templates::new(self.template_root.clone());
         match self.action {
             Action::Create(create) => create.carry_out(self.template_root, context),
+            Action::Push(push) => push.carry_out(&templates),
+            Action::Pull(pull) => pull.carry_out(&templates),
             Action::List { format } => list(&templates, format, context),
             Action::Rm { names } => {
                 for name in names {
-                    templates.remove(&name.parse()?)?;
+                    images::remove(&templates, &name.parse()?)?;
                 }
                 Ok(0)
             }

@@ -24,4 +24,4 @@ pub(crate) use memory::{Memory, PAGE, Run};
 pub(crate) use record::{KeptFilesystem, VERSION};
 pub use record::{MemoryMode, Template};
 pub(crate) use store::TemplateDir;
-pub use store::Templates;
+pub use store::{RECORD as TEMPLATE_RECORD, Templates};

@@ -16,7 +16,8 @@ use crate::error::{Error, Result};
 use crate::hex::hex;
 use crate::state::ContainerId;
 
-const RECORD: &str = "template.json";
+/// The file that says what a template is.
+pub const RECORD: &str = "template.json";
 /// No record is larger.
 const RECORD_MAX: u64 = 64 << 20;
 /// The pages of the mode `share`.
@@ -217,6 +218,31 @@ impl Templates {
             dir.verify(&record, *mode, true)?;
         }
         Ok(record)
+    }
+
+    /// A template for another machine: its directory, and its record without what is of use on this
+    /// one only, as the text of a file called [`RECORD`].
+    ///
+    /// # Errors
+    /// As for [`Templates::get`]; it was not made for memory that is copied.
+    pub fn portable(&self, name: &ContainerId) -> Result<(PathBuf, Vec<u8>)> {
+        let (dir, mut record) = self.open(name)?;
+        record.modes.retain(|mode| *mode == MemoryMode::Eager);
+        if record.modes.is_empty() {
+            return Err(Error::InvalidArgument(format!(
+                "template {name} is for the memory mode share alone"
+            )));
+        }
+        let prefix = format!("{}/", MemoryMode::Eager);
+        record.files.retain(|file, _| file.starts_with(&prefix));
+        let text =
+            serde_json::to_vec_pretty(&record).map_err(|e| Error::os("encode template")(e))?;
+        Ok((dir.path, text))
+    }
+
+    /// Where a template of this name is, or would be.
+    pub fn place(&self, name: &ContainerId) -> PathBuf {
+        self.root.join(name.as_str())
     }
 
     /// All templates, by name; with the errors of those that cannot be read.
