@@ -43,8 +43,8 @@ struct Launches {
     waiting: HashMap<u64, oneshot::Sender<Outcome>>,
 }
 
-/// The pid of a launched process, or the runtime's own words.
-type Outcome = std::result::Result<i32, String>;
+/// The pid of the process that a launch leaves, if any, or the runtime's own words.
+type Outcome = std::result::Result<Option<i32>, String>;
 
 /// While one exists, the supervisor collects no orphans.
 #[derive(Debug)]
@@ -141,6 +141,18 @@ impl Link {
     /// Starts a process that gets `fds`; when this returns it is there, and watched. Its pid is kept
     /// under `key`.
     pub(crate) async fn launch(
+        &self,
+        key: Option<String>,
+        request: Request,
+        raw: &[u8],
+        fds: Vec<OwnedFd>,
+    ) -> std::result::Result<i32, String> {
+        let left = self.perform(key, request, raw, fds).await?;
+        left.ok_or_else(|| "nothing was started".to_owned())
+    }
+
+    /// Has something done that needs no process of its own afterwards, and waits for its end.
+    pub(crate) async fn perform(
         &self,
         key: Option<String>,
         request: Request,

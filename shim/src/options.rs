@@ -56,8 +56,9 @@ pub struct Options {
     criu_path: String,
     #[serde(skip_serializing)]
     criu_image_path: String,
+    /// Directory of CRIU's logs and statistics at a restore.
     #[serde(skip_serializing)]
-    criu_work_path: String,
+    pub criu_work_path: PathBuf,
     #[serde(skip_serializing)]
     task_api_address: String,
     #[serde(skip_serializing)]
@@ -212,6 +213,7 @@ impl From<runc_options::Options> for Options {
             shim_cgroup: runc.shim_cgroup,
             io_uid: runc.io_uid,
             io_gid: runc.io_gid,
+            criu_work_path: PathBuf::from(runc.criu_work_path),
             ..Options::default()
         }
     }

@@ -1,6 +1,7 @@
 //! The shim by itself: called as containerd calls it, and as nobody should.
 
 mod bad_input;
+mod checkpoint;
 mod crowds;
 mod insight;
 mod loggers;

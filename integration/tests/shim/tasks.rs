@@ -15,8 +15,8 @@ use xebec_proto::task::{
 use xebec_proto::unpack;
 
 use crate::{
-    ALREADY_EXISTS, FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, UNIMPLEMENTED, UNKNOWN,
-    assert_restored, bundle, host, refused,
+    ALREADY_EXISTS, FAILED_PRECONDITION, INVALID_ARGUMENT, NOT_FOUND, UNKNOWN, assert_restored,
+    bundle, host, refused,
 };
 
 const SLEEP: &[&str] = &["sleep", "1000"];
@@ -102,6 +102,14 @@ fn calls_in_the_wrong_state_are_refused_with_the_codes_and_words_of_the_contract
     let early = refused(task.call::<()>("Pause", &pause));
     let words = "cannot pause task in created state";
     assert_eq!(early, (FAILED_PRECONDITION, words.into()));
+    let dump = CheckpointTaskRequest {
+        id: "c".into(),
+        path: "/srv/images".into(),
+        options: None,
+    };
+    let early = refused(task.call::<()>("Checkpoint", &dump));
+    let words = "cannot checkpoint a task in created state";
+    assert_eq!(early, (FAILED_PRECONDITION, words.into()));
     let connected: ConnectResponse = task.check("Connect", &connect).unwrap();
     assert_eq!(connected.task_pid, pid);
 
@@ -116,6 +124,9 @@ fn calls_in_the_wrong_state_are_refused_with_the_codes_and_words_of_the_contract
     assert_eq!(late, (NOT_FOUND, "process already finished".into()));
     let late = refused(task.call::<()>("Exec", &exec_request("c", "late", SLEEP)));
     let words = "cannot exec in a stopped state";
+    assert_eq!(late, (FAILED_PRECONDITION, words.into()));
+    let late = refused(task.call::<()>("Checkpoint", &dump));
+    let words = "cannot checkpoint a stopped process";
     assert_eq!(late, (FAILED_PRECONDITION, words.into()));
     shim.delete("c", "").unwrap();
     let gone = refused(
@@ -146,12 +157,6 @@ fn running_refusals(shim: &mut Shim) {
     let () = shim.task.check("Resume", &request).unwrap();
     let wrong = refused(shim.task.call::<()>("Kill", &kill_request("c", "", 4711)));
     assert_eq!(wrong.0, UNKNOWN, "{wrong:?}");
-    let request = CheckpointTaskRequest {
-        id: "c".into(),
-        ..Default::default()
-    };
-    let unready = refused(shim.task.call::<()>("Checkpoint", &request));
-    assert_eq!(unready.0, UNIMPLEMENTED, "{unready:?}");
 }
 
 /// An exec is known once: until its deletion, whether it could be started or not.

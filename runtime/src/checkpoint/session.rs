@@ -1,10 +1,11 @@
 //! The conversation with one `criu swrk`: a request, its notifications, an answer, each a packet.
 
-use std::io::{IoSliceMut, Write as _};
+use std::io::{ErrorKind, IoSliceMut, Write as _};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
 use prost::Message as _;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SocketFlags,
     SocketType, recvmsg, socketpair,
@@ -97,9 +98,11 @@ impl Session {
     }
 
     fn send(&self, request: &Request) -> Result<()> {
-        (&self.0)
-            .write_all(&request.encode_to_vec())
-            .map_err(Error::os("speak to criu"))
+        let sent = (&self.0).write_all(&request.encode_to_vec());
+        sent.map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => ended(),
+            _ => Error::os("speak to criu")(error),
+        })
     }
 
     fn receive(&self) -> Result<(Response, Option<OwnedFd>)> {
@@ -108,10 +111,14 @@ impl Session {
         let mut packet = vec![0; PACKET_MAX];
         let mut data = [IoSliceMut::new(&mut packet)];
         let receive = || recvmsg(&self.0, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC);
-        let received = rustix::io::retry_on_intr(receive).map_err(Error::os("listen to criu"))?;
-        if received.bytes == 0 {
-            return Err(Error::Criu("it ended without an answer".to_owned()));
-        }
+        let received = match rustix::io::retry_on_intr(receive) {
+            Ok(received) if received.bytes > 0 => received,
+            // The second one if it has not read the question.
+            Ok(_) | Err(Errno::CONNRESET) => {
+                return Err(ended());
+            }
+            Err(errno) => return Err(Error::os("listen to criu")(errno)),
+        };
         let garbled = |reason: &str| Error::Criu(format!("its answer is {reason}"));
         if received.flags.contains(ReturnFlags::TRUNC) {
             return Err(garbled("too long"));
@@ -124,6 +131,10 @@ impl Session {
             Response::decode(&packet[..received.bytes]).map_err(|e| garbled(&e.to_string()))?;
         Ok((response, file))
     }
+}
+
+fn ended() -> Error {
+    Error::Criu("it ended without an answer".to_owned())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use xebec_proto::criu::{Features, Request, RequestType};
 
 use super::Runtime;
 use super::query::cgroup_of;
+use super::standstill::{Frozen, freeze};
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{
     Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session,
@@ -275,25 +276,6 @@ fn tell_readiness(notice: &Notice, status: &mut Option<OwnedFd>) -> Result<()> {
             .map(drop)
             .map_err(Error::os("write to the status descriptor")),
         None => Ok(()),
-    }
-}
-
-/// A container that was running and stands still.
-pub(super) struct Frozen<'a>(&'a Cgroup);
-
-impl Frozen<'_> {
-    pub(super) fn thaw(self) -> Result<()> {
-        Ok(self.0.thaw()?)
-    }
-}
-
-pub(super) fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>> {
-    match cgroup.filter(|_| status == Status::Running) {
-        Some(cgroup) => {
-            cgroup.freeze()?;
-            Ok(Some(Frozen(cgroup)))
-        }
-        None => Ok(None),
     }
 }
 

@@ -11,6 +11,7 @@ mod mounts;
 mod pidfd;
 mod query;
 mod restore;
+mod standstill;
 mod template;
 
 pub use clone::CloneRequest;

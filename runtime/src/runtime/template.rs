@@ -10,10 +10,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use xebec_proto::criu::{Request, RequestType};
 
 use super::Runtime;
-use super::checkpoint::{Frozen, LOG, OpenDirectories, converse, freeze, look_at, real_path};
+use super::checkpoint::{LOG, OpenDirectories, converse, look_at, real_path};
 use super::clone::has_own_network;
 use super::query::cgroup_of;
 use super::restore::open_directory;
+use super::standstill::{Frozen, freeze};
 use crate::checkpoint::{
     CheckpointRequest, CriuOptions, Dumped, NetworkLock, check_policy, dump_options,
     external_namespace, streams_of, write_descriptors,

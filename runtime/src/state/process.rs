@@ -1,6 +1,6 @@
 //! Identity of a process beyond its pid, which the kernel gives out again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
 
 /// What the kernel says about a process.
@@ -8,6 +8,8 @@ use std::io::Read as _;
 pub(crate) struct ProcessFacts {
     /// It has exited and only waits to be reaped.
     pub(crate) dead: bool,
+    /// Nothing but SIGKILL interrupts what it waits for, such as the child of its vfork(2).
+    pub(crate) uninterruptible: bool,
     /// It is on its way out: as init, it waits for the others of its pid namespace.
     pub(crate) exiting: bool,
     /// Clock ticks between boot and its start: differs between two owners of one pid.
@@ -17,9 +19,22 @@ pub(crate) struct ProcessFacts {
 impl ProcessFacts {
     /// Reads `/proc/PID/stat` (`proc_pid_stat(5)`); none when there is no such process.
     pub(crate) fn of(pid: i32) -> Option<Self> {
+        Self::read(&format!("/proc/{pid}/stat"))
+    }
+
+    /// The same of each thread of a process; none of one that is gone.
+    pub(crate) fn of_threads(pid: i32) -> impl Iterator<Item = Self> {
+        let threads = fs::read_dir(format!("/proc/{pid}/task"));
+        threads.into_iter().flatten().filter_map(|entry| {
+            let stat = entry.ok()?.path().join("stat");
+            Self::read(stat.to_str()?)
+        })
+    }
+
+    fn read(path: &str) -> Option<Self> {
         // A line of at most 52 numbers, which the kernel gives with one read.
         let mut stat = [0; 2048];
-        let mut file = File::open(format!("/proc/{pid}/stat")).ok()?;
+        let mut file = File::open(path).ok()?;
         let length = file.read(&mut stat).ok()?;
         Self::parse(&stat[..length])
     }
@@ -30,11 +45,12 @@ impl ProcessFacts {
         let mut fields = std::str::from_utf8(after_name)
             .ok()?
             .split_ascii_whitespace();
-        let dead = matches!(fields.next()?, "Z" | "X" | "x");
+        let state = fields.next()?;
         let flags: u32 = fields.nth(5)?.parse().ok()?;
         let start_time = fields.nth(12)?.parse().ok()?;
         Some(Self {
-            dead,
+            dead: matches!(state, "Z" | "X" | "x"),
+            uninterruptible: state == "D",
             exiting: flags & PF_EXITING != 0,
             start_time,
         })
@@ -72,6 +88,7 @@ mod tests {
     fn names_cannot_confuse_the_parser() {
         let stat = b"7 (a) Z (b) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
         let facts = ProcessFacts {
+            uninterruptible: false,
             dead: false,
             exiting: false,
             start_time: 4711,

@@ -10,7 +10,7 @@ use super::{Console, Streams, manager};
 use crate::link::Link;
 use crate::log;
 use crate::options::Options;
-use crate::supervisor::message::{Launch, Request, RuntimeRequest};
+use crate::supervisor::message::{Checkpoint, Images, Launch, Request, RuntimeRequest};
 use crate::task::keys;
 
 /// The runtime library over one state directory.
@@ -63,6 +63,28 @@ impl Library {
     ) -> Outcome<i32> {
         let key = Some(keys::pid(id, exec_id));
         self.launch(id, key, Launch::Exec, document, streams).await
+    }
+
+    pub(super) async fn restore(
+        &self,
+        id: &str,
+        bundle: &Path,
+        images: &Images,
+        streams: Streams,
+    ) -> Outcome<i32> {
+        let launch = Launch::Restore {
+            bundle: bundle.to_owned(),
+            images: images.clone(),
+            no_pivot: self.no_pivot,
+        };
+        let key = Some(keys::pid(id, ""));
+        self.launch(id, key, launch, &[], streams).await
+    }
+
+    pub(super) async fn checkpoint(&self, id: &str, checkpoint: Checkpoint) -> Outcome<()> {
+        let request = self.request(id, Launch::Checkpoint(checkpoint), [false; 4]);
+        let dumped = self.link()?.perform(None, request, &[], Vec::new()).await;
+        dumped.map(drop)
     }
 
     pub(super) fn start(&self, id: &str) -> Outcome<()> {
@@ -121,10 +143,7 @@ impl Library {
         document: &[u8],
         streams: Streams,
     ) -> Outcome<i32> {
-        let link = self
-            .link
-            .as_ref()
-            .ok_or("no supervisor: nothing can be started")?;
+        let link = self.link()?;
         let console = match streams.console {
             Some(Console::Socket(socket)) => Some(socket),
             Some(Console::Path(path)) => {
@@ -133,17 +152,25 @@ impl Library {
             None => None,
         };
         let descriptors = [streams.stdin, streams.stdout, streams.stderr, console];
-        let request = RuntimeRequest {
+        let request = self.request(id, launch, descriptors.each_ref().map(Option::is_some));
+        let fds = descriptors.into_iter().flatten().collect();
+        link.launch(key, request, document, fds).await
+    }
+
+    fn request(&self, id: &str, launch: Launch, descriptors: [bool; 4]) -> Request {
+        Request::Runtime(RuntimeRequest {
             root: self.options.root.clone(),
             id: id.to_owned(),
             ignore_missing_controllers: self.options.ignore_missing_controllers,
             systemd_cgroup: self.options.cgroup_manager == CgroupManager::Systemd,
-            descriptors: descriptors.each_ref().map(Option::is_some),
+            descriptors,
             launch,
-        };
-        let fds = descriptors.into_iter().flatten().collect();
-        link.launch(key, Request::Runtime(request), document, fds)
-            .await
+        })
+    }
+
+    fn link(&self) -> Outcome<&Arc<Link>> {
+        let link = self.link.as_ref();
+        link.ok_or_else(|| "no supervisor: nothing can be started".to_owned())
     }
 }
 

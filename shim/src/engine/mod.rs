@@ -16,6 +16,7 @@ use crate::blocking;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::options::Options;
+use crate::supervisor::message::{Checkpoint, Images};
 use library::Library;
 use program::Program;
 
@@ -106,6 +107,43 @@ impl Engine {
             }
         }
         .map_err(failed("create"))
+    }
+
+    /// Makes a running container of a checkpoint, and returns the pid of its init.
+    pub(crate) async fn restore(
+        &self,
+        id: &str,
+        bundle: &Path,
+        images: &Images,
+        streams: Streams,
+    ) -> Result<i32> {
+        match self {
+            Engine::Library(library) => library.restore(id, bundle, images, streams).await,
+            Engine::Program(program) => {
+                let (program, id) = (Arc::clone(program), id.to_owned());
+                let (bundle, images) = (bundle.to_owned(), images.clone());
+                blocking(move || program.restore(&id, &bundle, &images, &streams)).await
+            }
+        }
+        .map_err(failed("restore"))
+    }
+
+    /// Has CRIU dump a container. After a failure the container goes on as before.
+    pub(crate) async fn checkpoint(
+        &self,
+        id: &str,
+        bundle: &Path,
+        checkpoint: Checkpoint,
+    ) -> Result<()> {
+        match self {
+            Engine::Library(library) => library.checkpoint(id, checkpoint).await,
+            Engine::Program(program) => {
+                let (program, id) = (Arc::clone(program), id.to_owned());
+                let bundle = bundle.to_owned();
+                blocking(move || program.checkpoint(&id, &bundle, &checkpoint)).await
+            }
+        }
+        .map_err(failed("checkpoint"))
     }
 
     /// Starts the init of a created container.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{Console, Streams};
 use crate::options::Options;
+use crate::supervisor::message::{Checkpoint, Images};
 
 /// The program and how to call it.
 #[derive(Debug)]
@@ -82,6 +83,56 @@ impl Program {
             let _ = std::fs::remove_file(file);
         }
         result
+    }
+
+    pub(super) fn restore(
+        &self,
+        id: &str,
+        bundle: &Path,
+        images: &Images,
+        streams: &Streams,
+    ) -> Outcome<i32> {
+        let pid_file = bundle.join("init.pid");
+        let log = bundle.join("log.json");
+        let mut command = self.command(Some(&log), "restore");
+        command.arg("--detach").arg("--bundle").arg(bundle);
+        command.arg("--pid-file").arg(&pid_file);
+        at(&mut command, images);
+        if self.no_pivot {
+            command.arg("--no-pivot");
+        }
+        attach(&mut command, streams)?;
+        run(command.arg(id), Some(&log))?;
+        launched(&pid_file)
+    }
+
+    pub(super) fn checkpoint(
+        &self,
+        id: &str,
+        bundle: &Path,
+        checkpoint: &Checkpoint,
+    ) -> Outcome<()> {
+        let log = bundle.join("log.json");
+        let mut command = self.command(Some(&log), "checkpoint");
+        at(&mut command, &checkpoint.images);
+        for (flag, wanted) in [
+            ("--leave-running", checkpoint.leave_running),
+            ("--tcp-established", checkpoint.tcp_established),
+            ("--ext-unix-sk", checkpoint.ext_unix_sk),
+            ("--shell-job", checkpoint.shell_job),
+            ("--file-locks", checkpoint.file_locks),
+            ("--empty-ns=network", checkpoint.empty_network),
+        ] {
+            if wanted {
+                command.arg(flag);
+            }
+        }
+        if !checkpoint.cgroups_mode.is_empty() {
+            let mode = &checkpoint.cgroups_mode;
+            command.arg(format!("--manage-cgroups-mode={mode}"));
+        }
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        run(command.arg(id), Some(&log))
     }
 
     pub(super) fn start(&self, id: &str) -> Outcome<()> {
@@ -183,6 +234,12 @@ impl Program {
     }
 }
 
+/// Tells the program where CRIU's files are.
+fn at(command: &mut Command, images: &Images) {
+    command.arg("--image-path").arg(&images.path);
+    command.arg("--work-path").arg(&images.work);
+}
+
 /// Gives the program the container's streams as its own, as `create` and `exec` expect.
 fn attach(command: &mut Command, streams: &Streams) -> Outcome<()> {
     match &streams.console {
@@ -235,13 +292,13 @@ fn last_words(log: &str, program: &str) -> String {
         level: String,
         msg: String,
     }
-    let error = log
-        .lines()
-        .rev()
-        .find_map(|line| match serde_json::from_str::<Line>(line) {
-            Ok(line) => (line.level == "error").then_some(line.msg),
-            Err(_) => (!line.trim().is_empty()).then(|| line.trim().to_owned()),
-        });
+    let is_error = |line: &Line| line.level == "error";
+    // crun's have several lines each.
+    let entries = serde_json::Deserializer::from_str(log).into_iter::<Line>();
+    let entry = entries.map_while(Result::ok).filter(is_error).last();
+    let last_line = || log.lines().rev().find(|line| !line.trim().is_empty());
+    let error = entry.map(|entry| entry.msg);
+    let error = error.or_else(|| Some(last_line()?.trim().to_owned()));
     error.unwrap_or_else(|| format!("{program} did not terminate successfully"))
 }
 
@@ -267,6 +324,10 @@ mod tests {
             ),
             (
                 "{\"level\":\"error\",\"msg\":\"e\"}\n{\"level\":\"info\",\"msg\":\"i\"}\n",
+                "e",
+            ),
+            (
+                "{\n  \"msg\": \"e\",\n  \"level\": \"error\",\n  \"time\": \"t\"\n}\n",
                 "e",
             ),
             ("container does not exist\n", "container does not exist"),

@@ -1,19 +1,22 @@
-//! The launching process: a fork of the supervisor that starts one process and ends. It clones
+//! The launching process: a fork of the supervisor that starts one process, or has CRIU dump one
+//! container, and ends. It clones
 //! with CLONE_PARENT, so that containers are the supervisor's children, and takes the memory
 //! that a launch needs away with it.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, Stdio as Standard};
 
 use oci_spec::runtime::Process;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use xebec_runtime::{
-    Console, CreateRequest, ExecRequest, Launched, Runtime, RuntimeOptions, Stdio,
+    CheckpointRequest, Console, ContainerId, CreateRequest, CriuOptions, ExecRequest, Launched,
+    RestoreOptions, Runtime, RuntimeOptions, Stdio,
 };
 
-use super::message::{Launch, Reply, Request, RuntimeRequest};
+use super::message::{Checkpoint, Images, Launch, Reply, Request, RuntimeRequest};
 use super::wire::{Inbox, Message, Outbox};
 use crate::engine::manager;
 use crate::error::{Context, Result};
@@ -36,8 +39,8 @@ pub(super) struct Launching {
     gone: bool,
 }
 
-/// How a launch came out: the pid, or why there is none.
-pub(super) type Outcome = std::result::Result<i32, String>;
+/// How a launch came out: the pid of the process that it leaves, if any, or why it failed.
+pub(super) type Outcome = std::result::Result<Option<i32>, String>;
 
 impl Launching {
     /// Forks the launching process. In the fork this does not return.
@@ -97,7 +100,8 @@ impl Launching {
         let outcome = match self.inbox.fill(self.socket.as_ref()?) {
             Ok(true) => match self.inbox.next::<Reply>() {
                 Ok(Some(message)) => match message.head {
-                    Reply::Launched { pid } => Ok(pid),
+                    Reply::Launched { pid } => Ok(Some(pid)),
+                    Reply::Done => Ok(None),
                     Reply::Failed { message } => Err(message),
                 },
                 Ok(None) => return None,
@@ -105,7 +109,7 @@ impl Launching {
             },
             Ok(false) if self.becomes_program => {
                 self.gone = true;
-                Ok(self.pid)
+                Ok(Some(self.pid))
             }
             Ok(false) => Err("the launching process is gone".into()),
             Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return None,
@@ -172,12 +176,13 @@ fn serve(socket: UnixStream, message: Message<Request>) -> std::io::Result<()> {
             rustix::thread::set_name(c"xebec-spawner")?;
             let id = request.id.clone();
             match launch(request, &message.raw, fds) {
-                Ok(launched) => {
+                Ok(Some(launched)) => {
                     for warning in &launched.warnings {
                         log::with(&[("id", &id)]).warn(format_args!("{warning}"));
                     }
                     Reply::Launched { pid: launched.pid }
                 }
+                Ok(None) => Reply::Done,
                 Err(message) => Reply::Failed { message },
             }
         }
@@ -214,11 +219,12 @@ fn keep_only(socket: UnixStream, fds: Vec<OwnedFd>) -> std::io::Result<(UnixStre
     Ok((UnixStream::from(socket), kept.collect()))
 }
 
+/// Does what is asked for, by the runtime library.
 fn launch(
     request: RuntimeRequest,
     document: &[u8],
     fds: Vec<OwnedFd>,
-) -> std::result::Result<Launched, String> {
+) -> std::result::Result<Option<Launched>, String> {
     let text = |error: xebec_runtime::Error| error.to_string();
     let runtime = Runtime::open(RuntimeOptions {
         root: request.root,
@@ -228,25 +234,21 @@ fn launch(
     })
     .map_err(text)?;
     let id = request.id.parse().map_err(text)?;
-    let (stdio, console) = place(request.descriptors, fds);
+    let streams = place(request.descriptors, fds);
     match request.launch {
         Launch::Init {
             bundle,
             no_pivot,
             no_new_keyring,
         } => runtime.create(CreateRequest {
-            stdio,
-            console,
-            // For `delete`, should the shim be gone by then.
-            pid_file: Some(bundle.join("init.pid")),
             no_pivot,
             no_new_keyring,
-            reparent: true,
-            ..CreateRequest::new(id, bundle)
+            ..init(id, bundle, streams)
         }),
         Launch::Exec => {
             let process: Process = serde_json::from_slice(document)
                 .map_err(|error| format!("exec failed: process document: {error}"))?;
+            let (stdio, console) = streams;
             runtime.exec(ExecRequest {
                 stdio,
                 console,
@@ -254,8 +256,77 @@ fn launch(
                 ..ExecRequest::new(id, process)
             })
         }
+        Launch::Restore {
+            bundle,
+            images,
+            no_pivot,
+        } => {
+            let request = CreateRequest {
+                no_pivot,
+                ..init(id, bundle, streams)
+            };
+            let options = RestoreOptions {
+                criu: criu(images),
+                lsm_profile: None,
+                lsm_mount_context: None,
+            };
+            runtime.restore(request, &options)
+        }
+        Launch::Checkpoint(checkpoint) => {
+            let dumped = dump_request(id, checkpoint).and_then(|dump| runtime.checkpoint(dump));
+            return dumped.map(|()| None).map_err(text);
+        }
     }
+    .map(Some)
     .map_err(text)
+}
+
+/// What starts and restores have in common.
+fn init(id: ContainerId, bundle: PathBuf, (stdio, console): (Stdio, Console)) -> CreateRequest {
+    CreateRequest {
+        stdio,
+        console,
+        // For `delete`, should the shim be gone by then.
+        pid_file: Some(bundle.join("init.pid")),
+        reparent: true,
+        ..CreateRequest::new(id, bundle)
+    }
+}
+
+fn criu(images: Images) -> CriuOptions {
+    CriuOptions {
+        work_path: Some(images.work),
+        ..CriuOptions::new(images.path)
+    }
+}
+
+fn dump_request(
+    id: ContainerId,
+    checkpoint: Checkpoint,
+) -> xebec_runtime::Result<CheckpointRequest> {
+    let empty_namespaces = if checkpoint.empty_network {
+        libc::CLONE_NEWNET as u32
+    } else {
+        0
+    };
+    Ok(CheckpointRequest {
+        id,
+        criu: CriuOptions {
+            tcp_established: checkpoint.tcp_established,
+            ext_unix_sk: checkpoint.ext_unix_sk,
+            shell_job: checkpoint.shell_job,
+            file_locks: checkpoint.file_locks,
+            cgroups: checkpoint.cgroups_mode.parse()?,
+            empty_namespaces,
+            ..criu(checkpoint.images)
+        },
+        parent_path: None,
+        pre_dump: false,
+        leave_running: checkpoint.leave_running,
+        tcp_skip_in_flight: false,
+        page_server: None,
+        status: None,
+    })
 }
 
 /// Deals the received descriptors out to stdin, stdout, stderr and console, in that order.

@@ -69,8 +69,8 @@ pub(crate) enum ToWorker {
     Frame { connection: u32, attempt: u32 },
     /// containerd has closed that connection.
     Closed { connection: u32 },
-    /// A launch has succeeded; the process is watched from now on.
-    Launched { ticket: u64, pid: i32 },
+    /// A launch has succeeded; the process, if it was to leave one, is watched from now on.
+    Launched { ticket: u64, pid: Option<i32> },
     /// A launch has failed, in the runtime's own words.
     NotLaunched { ticket: u64, message: String },
     /// The answer to an inquiry.
@@ -215,20 +215,60 @@ pub(crate) struct RuntimeRequest {
     pub(crate) launch: Launch,
 }
 
-/// Init of a new container, or a further process.
+/// What is done with a container by a process of its own, most often to start one in it.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Launch {
+    /// Init of a new container.
     Init {
         bundle: PathBuf,
         no_pivot: bool,
         no_new_keyring: bool,
     },
+    /// A further process.
     Exec,
+    /// Init of a new container, as a checkpoint has it.
+    Restore {
+        bundle: PathBuf,
+        images: Images,
+        no_pivot: bool,
+    },
+    /// CRIU, which dumps the container; nothing of it stays.
+    Checkpoint(Checkpoint),
+}
+
+/// Where CRIU's files are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Images {
+    /// Directory of the images.
+    pub(crate) path: PathBuf,
+    /// Directory of logs and statistics.
+    pub(crate) work: PathBuf,
+}
+
+/// How a container is dumped.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Checkpoint {
+    pub(crate) images: Images,
+    pub(crate) leave_running: bool,
+    pub(crate) tcp_established: bool,
+    pub(crate) ext_unix_sk: bool,
+    pub(crate) shell_job: bool,
+    pub(crate) file_locks: bool,
+    /// The network namespace is left as it is, the only one that may be.
+    pub(crate) empty_network: bool,
+    /// What CRIU does about cgroups, in the words of runc's flag; empty for the default.
+    pub(crate) cgroups_mode: String,
 }
 
 /// The answer of a launching process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    Launched { pid: i32 },
-    Failed { message: String },
+    Launched {
+        pid: i32,
+    },
+    /// It is done, and has left no process.
+    Done,
+    Failed {
+        message: String,
+    },
 }

@@ -479,9 +479,11 @@ impl Supervisor {
     fn launched(&mut self, ticket: u64, key: Option<String>, outcome: launch::Outcome) {
         match outcome {
             Ok(pid) => {
-                self.children.watch(pid);
-                if let Some(key) = key {
-                    self.book.keep_pid(key, pid);
+                if let Some(pid) = pid {
+                    self.children.watch(pid);
+                    if let Some(key) = key {
+                        self.book.keep_pid(key, pid);
+                    }
                 }
                 self.tell(&ToWorker::Launched { ticket, pid }, &[], Vec::new());
                 self.tell_exits();

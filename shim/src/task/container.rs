@@ -1,6 +1,9 @@
 //! One container: how it is made, started, watched and taken away.
 
+mod checkpoint;
+mod deletion;
 mod exec;
+mod restore;
 mod successor;
 
 use std::cell::{Cell, OnceCell, RefCell};
@@ -14,7 +17,7 @@ use prost::Name;
 use serde::{Deserialize, Serialize};
 use tokio::task::spawn_local;
 use xebec_proto::events::{self, TaskIo};
-use xebec_proto::task::{CreateTaskRequest, DeleteResponse};
+use xebec_proto::task::CreateTaskRequest;
 use xebec_runtime::cgroup::{Cgroup, CgroupPath};
 
 use super::inherit::ContainerRecord;
@@ -28,11 +31,11 @@ use super::timings::{Stopwatch, Timings};
 use crate::engine::Engine;
 use crate::error::{Context, Error, Result};
 use crate::events::oom::Counter;
-use crate::io::{self, Io, Names, Setting};
+use crate::io::{Io, Names, Setting};
 use crate::link::Hold;
 use crate::options::Options;
 use crate::supervisor::Exit;
-use crate::supervisor::message::Change;
+use crate::supervisor::message::{Change, Images};
 use crate::{log, mounts, trace};
 
 /// How long a delete waits for output that is still on its way.
@@ -70,6 +73,10 @@ pub(super) struct Container {
     shares_pids: Cell<bool>,
     /// Init is dead, though its exit may not be published yet: nothing may be started.
     ending: Cell<bool>,
+    /// The checkpoint that a start makes init of.
+    restore: RefCell<Option<Images>>,
+    /// CRIU is at it, and it is frozen for that.
+    dumping: Cell<bool>,
 }
 
 impl Container {
@@ -78,10 +85,6 @@ impl Container {
         shim: &Rc<Shim>,
         request: &CreateTaskRequest,
     ) -> Result<Rc<Container>> {
-        if !request.checkpoint.is_empty() {
-            let text = "restoring from a checkpoint is not implemented";
-            return Err(Error::Unimplemented(text.into()));
-        }
         let options = Options::decode(request.options.as_ref())?;
         Container::create_with(shim, request, options, Told::Containerd).await
     }
@@ -111,6 +114,7 @@ impl Container {
             socket: shim.socket.clone(),
         };
         record.write(&container.bundle)?;
+        let restore = container.restore_from(request, &record.options);
 
         let kept = vec![
             container.keep(),
@@ -127,9 +131,12 @@ impl Container {
         let create = watch.lap("create").micros();
         let timings = Timings { create, ..timings };
         container.timings.set(Some(timings));
+        container.restore.replace(restore);
         container.announce(shim, request);
         let container = Rc::new(container);
-        container.watch(shim, &container.init);
+        if container.init.pid() != 0 {
+            container.watch(shim, &container.init);
+        }
         Ok(container)
     }
 
@@ -168,6 +175,8 @@ impl Container {
             told,
             shares_pids: Cell::new(false),
             ending: Cell::new(false),
+            restore: RefCell::default(),
+            dumping: Cell::new(false),
         }
     }
 
@@ -178,6 +187,8 @@ impl Container {
             cgroup: self.cgroup.get().cloned(),
             shares_pids: self.shares_pids.get(),
             told: self.told,
+            restore: self.restore.borrow().clone(),
+            dumping: self.dumping.get(),
         };
         Change::Put {
             key: keys::container(&self.id),
@@ -186,30 +197,28 @@ impl Container {
         }
     }
 
-    /// Opens the streams, mounts the rootfs and lets the runtime create init.
+    /// Opens the streams, mounts the rootfs and lets the runtime create init. What is restored from a
+    /// checkpoint gets its init, and so its streams, at its start: until then whoever asked for it may
+    /// still change the rootfs.
     async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<Timings> {
         let mut watch = Stopwatch::start();
-        let (mut io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
+        if !request.checkpoint.is_empty() {
+            self.mount(shim, request).await?;
+            return Ok(Timings {
+                mount: watch.lap("mount").micros(),
+                ..Timings::default()
+            });
+        }
+        let (io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
         let opened = watch.lap("streams");
-        let (target, rootfs) = (self.bundle.join("rootfs"), request.rootfs.clone());
-        shim.blocking(move || mounts::mount_rootfs(&target, &rootfs))
-            .await?;
+        self.mount(shim, request).await?;
         let mount = watch.lap("mount");
         let hold = self.hold(shim);
         let pid = self.engine.create(&self.id, &self.bundle, streams).await?;
         let launch = watch.lap("launch");
-        self.init.launched(pid);
-        shim.link.commit_soon(vec![Change::Watch { pid }]);
-        drop(hold);
-        io.attach_terminal(&self.init.names, &self.setting, "")
-            .await?;
+        self.settle(shim, pid, hold, io).await?;
         let console = watch.lap("console");
         trace::note(&[opened, mount, launch, console]);
-        self.init.io.replace(io);
-        self.shares_pids.set(!leads_pid_namespace(pid));
-        if let Some(path) = cgroup_of(pid)? {
-            self.watch_cgroup(shim, path, 0)?;
-        }
         Ok(Timings {
             streams: opened.micros(),
             mount: mount.micros(),
@@ -217,6 +226,32 @@ impl Container {
             console: console.micros(),
             ..Timings::default()
         })
+    }
+
+    async fn mount(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<()> {
+        let (target, rootfs) = (self.bundle.join("rootfs"), request.rootfs.clone());
+        shim.blocking(move || mounts::mount_rootfs(&target, &rootfs))
+            .await
+    }
+
+    /// Takes the process that the runtime has made for init, and its streams.
+    async fn settle(&self, shim: &Shim, pid: i32, hold: Option<Hold>, mut io: Io) -> Result<()> {
+        self.init.launched(pid);
+        shim.link.commit_soon(vec![Change::Watch { pid }]);
+        drop(hold);
+        io.attach_terminal(&self.init.names, &self.setting, "")
+            .await?;
+        self.init.io.replace(io);
+        self.look_at_init(shim, pid)
+    }
+
+    /// Finds out in which namespace and cgroup init is.
+    fn look_at_init(&self, shim: &Shim, pid: i32) -> Result<()> {
+        self.shares_pids.set(!leads_pid_namespace(pid));
+        match cgroup_of(pid)? {
+            Some(path) => self.watch_cgroup(shim, path, 0),
+            None => Ok(()),
+        }
     }
 
     /// To be held until a new process is watched.
@@ -289,12 +324,17 @@ impl Container {
             checkpoint: request.checkpoint.clone(),
             pid: self.init.pid() as u32,
         };
+        self.publish(shim, self.keep_settled(), "/tasks/create", &event);
+    }
+
+    /// Keeps the container and init as they are now, and has what its client types reach it.
+    fn keep_settled(&self) -> Vec<Change> {
         let mut changes = vec![self.keep(), self.init.keep(&self.id)];
-        if !request.stdin.is_empty() {
+        if !self.init.names.stdin.is_empty() {
             let prefix = keys::process(&self.id, "");
             changes.push(Change::Release { prefix });
         }
-        self.publish(shim, changes, "/tasks/create", &event);
+        changes
     }
 
     /// Init or the exec of that id.
@@ -345,7 +385,10 @@ impl Container {
             return Ok(process.pid());
         }
         process.check(Operation::Start)?;
-        if exec_id.is_empty() {
+        let restore = self.restore.borrow().clone();
+        if let Some(images) = restore.filter(|_| exec_id.is_empty()) {
+            self.restore(shim, &images).await?;
+        } else if exec_id.is_empty() {
             self.start_init(shim).await?;
         } else if let Err(error) = self.start_exec(shim, &process).await {
             self.give_up(shim, &process);
@@ -361,13 +404,17 @@ impl Container {
         let start = watch.lap("start");
         trace::note(&[start]);
         self.announce_start(shim);
+        self.took(start.micros());
+        Ok(())
+    }
+
+    /// Notes how long the start took, in microseconds.
+    fn took(&self, start: u32) {
         if let Some(timings) = self.timings.get() {
-            let start = start.micros();
             let timings = Timings { start, ..timings };
             self.timings.set(Some(timings));
             timings.log(&self.id);
         }
-        Ok(())
     }
 
     fn announce_start(&self, shim: &Shim) {
@@ -376,8 +423,7 @@ impl Container {
             container_id: self.id.clone(),
             pid: self.init.pid() as u32,
         };
-        let kept = vec![self.init.keep(&self.id)];
-        self.publish(shim, kept, "/tasks/start", &event);
+        self.publish(shim, self.keep_settled(), "/tasks/start", &event);
     }
 
     /// Waits for the end of a process in the background.
@@ -484,73 +530,10 @@ impl Container {
             return process.kill(signal as i32);
         }
         process.check(Operation::Kill)?;
+        process.refuse_if_unborn()?;
         let (engine, id) = (self.engine.clone(), self.id.clone());
         shim.blocking(move || engine.kill_all(&id, signal as i32))
             .await
-    }
-
-    /// Deletes the container. After an error it can be tried again; who tries while another
-    /// caller is at it, because its client has lost patience, gets the same answer.
-    pub(super) async fn delete(&self, shim: &Shim) -> Result<DeleteResponse> {
-        self.end_created().await?;
-        let _turn = self.init.turn.lock().await;
-        if self.init.state() == State::Deleted {
-            return Ok(deleted(&self.init));
-        }
-        self.init.check(Operation::Delete)?;
-        let mut io = self.init.io.take();
-        io.drain(DRAIN).await;
-        drop(io);
-        self.remove(shim, false).await?;
-        self.init.set_state(State::Deleted);
-        let response = deleted(&self.init);
-        let event = events::TaskDelete {
-            container_id: self.id.clone(),
-            pid: response.pid,
-            exit_status: response.exit_status,
-            exited_at: response.exited_at,
-            id: self.id.clone(),
-        };
-        let prefix = keys::container(&self.id);
-        let changes = vec![Change::Drop { prefix }];
-        self.publish(shim, changes, "/tasks/delete", &event);
-        Ok(response)
-    }
-
-    /// A created init is ended before its container is deleted, so that its exit comes first.
-    async fn end_created(&self) -> Result<()> {
-        if self.init.state() != State::Created {
-            return Ok(());
-        }
-        match self.init.kill(libc::SIGKILL) {
-            Ok(()) | Err(Error::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-        self.init.wait().await;
-        Ok(())
-    }
-
-    /// Removes what the runtime holds and unmounts the rootfs.
-    async fn remove(&self, shim: &Shim, force: bool) -> Result<()> {
-        let (engine, id, bundle) = (self.engine.clone(), self.id.clone(), self.bundle.clone());
-        let may_spill = self.setting.overflow.is_some();
-        shim.blocking(move || {
-            engine.delete(&id, force)?;
-            if may_spill {
-                io::remove_spilled(&bundle)?;
-            }
-            mounts::unmount_rootfs(&bundle.join("rootfs"))
-        })
-        .await
-    }
-}
-
-fn deleted(process: &Process) -> DeleteResponse {
-    let exit = process.exit();
-    DeleteResponse {
-        pid: process.pid() as u32,
-        exit_status: exit.map_or(0, |exit| exit.status),
-        exited_at: exit.map(|exit| timestamp(exit.at)),
     }
 }
 

@@ -14,6 +14,7 @@ use super::state::State;
 use crate::io::{Names, Stream};
 use crate::log;
 use crate::supervisor::Exit;
+use crate::supervisor::message::Images;
 
 /// What is kept of a container.
 #[derive(Debug, Serialize, Deserialize)]
@@ -24,6 +25,12 @@ pub(super) struct ContainerRecord {
     /// The end of init is not the end of all.
     pub(super) shares_pids: bool,
     pub(super) told: Told,
+    /// Init is to be restored from there, and is not yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) restore: Option<Images>,
+    /// It is being dumped, and is frozen for that.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) dumping: bool,
 }
 
 /// What is kept of a process.

@@ -153,12 +153,18 @@ impl Process {
         Ok(())
     }
 
-    /// Signals this process alone.
-    pub(super) fn kill(&self, signal: i32) -> Result<()> {
-        self.check(Operation::Kill)?;
+    /// Refuses what needs a process where there is none yet.
+    pub(super) fn refuse_if_unborn(&self) -> Result<()> {
         if self.pid() == 0 {
             return Err(Error::FailedPrecondition("process not created".into()));
         }
+        Ok(())
+    }
+
+    /// Signals this process alone.
+    pub(super) fn kill(&self, signal: i32) -> Result<()> {
+        self.check(Operation::Kill)?;
+        self.refuse_if_unborn()?;
         // The supervisor keeps the pid from being used again while the state allows this.
         match sys::signal(self.pid(), signal) {
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {

@@ -184,11 +184,9 @@ impl TaskService {
             "Connect" => reply(Ok(self.connect(&decode(payload)?))),
             "Shutdown" => self.shutdown(&decode(payload)?),
             "Checkpoint" => {
-                let CheckpointTaskRequest { id, .. } = decode(payload)?;
-                self.container(&id)?;
-                Err(Error::Unimplemented(
-                    "checkpoints are not implemented".into(),
-                ))
+                let request: CheckpointTaskRequest = decode(payload)?;
+                let container = self.container(&request.id)?;
+                empty(container.checkpoint(&self.shim, &request).await)
             }
             _ => Err(Error::Unimplemented(format!("method {method}"))),
         }

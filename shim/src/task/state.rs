@@ -44,20 +44,22 @@ pub(super) enum Operation {
     Resume,
     Update,
     Exec,
+    Checkpoint,
 }
 
 /// Refuses `operation` where `state` does not allow it.
 pub(super) fn check(state: State, operation: Operation) -> Result<()> {
-    use Operation::{Delete, Exec, Kill, Pause, Resume, Start, Update};
+    use Operation::{Checkpoint, Delete, Exec, Kill, Pause, Resume, Start, Update};
     use State::{Created, Deleted, Paused, Running, Stopped};
     let refused = |text: &str| Err(Error::FailedPrecondition(text.to_owned()));
     match (state, operation) {
         (Created, Start | Delete | Kill | Update | Exec)
-        | (Running, Kill | Pause | Update | Exec)
-        | (Paused, Kill | Resume | Update)
+        | (Running, Kill | Pause | Update | Exec | Checkpoint)
+        | (Paused, Kill | Resume | Update | Checkpoint)
         | (Stopped, Delete) => Ok(()),
         (Created, Pause) => refused("cannot pause task in created state"),
         (Created, Resume) => refused("cannot resume task in created state"),
+        (Created, Checkpoint) => refused("cannot checkpoint a task in created state"),
         (Running, Start) => refused("cannot start a running process"),
         (Running, Delete) => refused("cannot delete a running process"),
         (Running, Resume) => refused("cannot resume a running process"),
@@ -70,11 +72,13 @@ pub(super) fn check(state: State, operation: Operation) -> Result<()> {
         (Stopped, Resume) => refused("cannot resume a stopped container"),
         (Stopped, Update) => refused("cannot update a stopped container"),
         (Stopped, Exec) => refused("cannot exec in a stopped state"),
+        (Stopped, Checkpoint) => refused("cannot checkpoint a stopped process"),
         (Stopped | Deleted, Kill) => Err(Error::NotFound("process already finished".into())),
         (Deleted, Start) => refused("cannot start a deleted process"),
         (Deleted, Pause) => refused("cannot pause a deleted process"),
         (Deleted, Resume) => refused("cannot resume a deleted process"),
         (Deleted, Update) => refused("cannot update a deleted process"),
+        (Deleted, Checkpoint) => refused("cannot checkpoint a deleted process"),
         (Deleted, Exec) => refused("cannot exec in a deleted state"),
         (Deleted, Delete) => Err(Error::NotFound("cannot delete a deleted process".into())),
     }
@@ -96,7 +100,7 @@ mod tests {
     #[test]
     fn each_operation_is_allowed_in_exactly_these_states() {
         use State::{Created, Paused, Running, Stopped};
-        let table: [(Operation, &[State]); 7] = [
+        let table: [(Operation, &[State]); 8] = [
             (Operation::Start, &[Created]),
             (Operation::Delete, &[Created, Stopped]),
             (Operation::Kill, &[Created, Running, Paused]),
@@ -104,6 +108,7 @@ mod tests {
             (Operation::Resume, &[Paused]),
             (Operation::Update, &[Created, Running, Paused]),
             (Operation::Exec, &[Created, Running]),
+            (Operation::Checkpoint, &[Running, Paused]),
         ];
         for (operation, allowed) in table {
             for state in STATES {

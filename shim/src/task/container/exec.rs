@@ -5,7 +5,8 @@ use std::rc::Rc;
 use xebec_proto::events;
 use xebec_proto::task::{DeleteResponse, ExecProcessRequest};
 
-use super::{Container, DRAIN, deleted};
+use super::deletion::deleted;
+use super::{Container, DRAIN};
 use crate::error::{Error, Result};
 use crate::io::{Io, Names};
 use crate::log;
@@ -32,6 +33,7 @@ impl Container {
             )));
         }
         self.init.check(Operation::Exec)?;
+        self.init.refuse_if_unborn()?;
         let document = document::process(request.spec, request.terminal)?;
         let names = Names {
             stdin: request.stdin,

@@ -26,9 +26,10 @@ impl Container {
         let lost = || Error::NotFound(format!("container {id}: its record is lost"));
         let record = inherited.record.ok_or_else(lost)?;
         let mut processes = inherited.processes;
-        let init = processes.remove("").ok_or_else(lost)?;
+        let mut init = processes.remove("").ok_or_else(lost)?;
         let init_record = init.record.ok_or_else(lost)?;
-        let is_made = !init_record.launching;
+        let is_restoring = init_record.launching && record.restore.is_some();
+        let is_made = !init_record.launching || is_restoring;
         let written = Record::read(&record.bundle)
             .inspect_err(|error| log::with(&[("id", &id)]).error(format_args!("{error}")));
         let options = written.ok().flatten().unwrap_or_default().options;
@@ -54,13 +55,22 @@ impl Container {
         {
             log::with(&[("id", &id)]).error(format_args!("{error}"));
         }
-        container.inherit_streams(&container.init, init.streams);
+        container.restore.replace(record.restore);
+        if is_restoring {
+            container.inherit_restore(shim, init.streams).await;
+        } else {
+            init.streams.remove(keys::PID);
+            container.inherit_streams(&container.init, init.streams);
+        }
         let container = Rc::new(container);
+        if record.dumping {
+            container.end_dump(shim).await;
+        }
         container.catch_up(shim).await;
         for (exec_id, process) in processes {
             container.inherit_exec(shim, exec_id, process);
         }
-        if container.init.exit().is_none() {
+        if container.init.exit().is_none() && container.init.pid() != 0 {
             container.watch(shim, &container.init);
         }
         Ok(Some(container))
@@ -116,7 +126,7 @@ impl Container {
         }
     }
 
-    fn inherit_streams(&self, process: &Process, streams: BTreeMap<String, Stream>) {
+    pub(super) fn inherit_streams(&self, process: &Process, streams: BTreeMap<String, Stream>) {
         match Io::inherit(&process.names, &self.setting, &process.exec_id, streams) {
             Ok(io) => drop(process.io.replace(io)),
             Err(error) => log::with(&[("id", &self.id), ("exec_id", &process.exec_id)])
