@@ -11,14 +11,15 @@ use tonic::transport::Channel;
 use xebec_proto::cri::image_service_client::ImageServiceClient;
 use xebec_proto::cri::runtime_service_client::RuntimeServiceClient;
 use xebec_proto::cri::{
-    AuthConfig, ContainerConfig, ContainerFilter, ContainerMetadata, ContainerState,
-    ContainerStatus, ContainerStatusRequest, CreateContainerRequest, ExecSyncRequest,
-    ExecSyncResponse, IdMapping, ImageSpec, LinuxContainerConfig, LinuxContainerResources,
-    LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    ListContainersRequest, ListPodSandboxRequest, Mount, NamespaceMode, NamespaceOption,
-    PodSandbox, PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemoveContainerRequest,
-    RemovePodSandboxRequest, RunPodSandboxRequest, RuntimeHandler, StartContainerRequest,
-    StatusRequest, StopContainerRequest, StopPodSandboxRequest, UserNamespace,
+    AuthConfig, CheckpointContainerRequest, ContainerConfig, ContainerFilter, ContainerMetadata,
+    ContainerState, ContainerStatus, ContainerStatusRequest, CreateContainerRequest,
+    ExecSyncRequest, ExecSyncResponse, IdMapping, ImageSpec, LinuxContainerConfig,
+    LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListContainersRequest, ListPodSandboxRequest, Mount,
+    NamespaceMode, NamespaceOption, PodSandbox, PodSandboxConfig, PodSandboxMetadata,
+    PullImageRequest, RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
+    RuntimeHandler, StartContainerRequest, StatusRequest, StopContainerRequest,
+    StopPodSandboxRequest, UserNamespace,
 };
 
 use crate::error::{Error, Result};
@@ -379,6 +380,19 @@ impl Cri {
             .into_iter()
             .map(|c| c.id)
             .collect())
+    }
+
+    /// Writes a running container into an archive at `location`, as a kubelet's
+    /// `POST /checkpoint/NAMESPACE/POD/CONTAINER` does; it goes on.
+    pub fn checkpoint(&self, id: &str, location: &str) -> Result<()> {
+        let request = CheckpointContainerRequest {
+            container_id: id.to_owned(),
+            location: location.to_owned(),
+            timeout: DEADLINE.as_secs() as i64,
+        };
+        let mut client = self.runtime_service();
+        self.call("CheckpointContainer", client.checkpoint_container(request))
+            .map(drop)
     }
 
     /// Stops a container: its stop signal, and SIGKILL after `grace` seconds.

@@ -52,7 +52,7 @@ fn a_checkpoint_that_fails_says_why_and_the_container_goes_on() {
             "OCI runtime checkpoint failed: criu failed: ",
         ),
     ] {
-        let request = checkpoint("c", path, exit());
+        let request = checkpoint("c", path, Some(exit()));
         let (code, message) = refused(shim.task.call::<()>("Checkpoint", &request));
         assert_eq!(code, UNKNOWN, "{message}");
         assert!(message.contains(cause), "{message}");
@@ -82,7 +82,7 @@ fn a_checkpoint_that_fails_says_why_and_the_container_goes_on() {
     // A criu of the operator's that cannot do it.
     host.check_sh("printf '#!/bin/sh\\nexit 1\\n' >/srv/bin/criu; chmod +x /srv/bin/criu")
         .unwrap();
-    let request = checkpoint("c", IMAGES, exit());
+    let request = checkpoint("c", IMAGES, Some(exit()));
     let (code, message) = refused(shim.task.call::<()>("Checkpoint", &request));
     assert_eq!(code, UNKNOWN, "{message}");
     assert!(message.contains("it ended without an answer"), "{message}");
@@ -102,7 +102,7 @@ fn without_criu_there_is_an_error_and_no_more() {
     shim.warm_up("c", bundle.path()).unwrap();
     start_counting(&host, &mut shim, &bundle, "c");
     let before = Inventory::of(&host).unwrap();
-    let request = checkpoint("c", IMAGES, exit());
+    let request = checkpoint("c", IMAGES, Some(exit()));
     let (code, message) = refused(shim.task.call::<()>("Checkpoint", &request));
     assert_eq!(code, UNKNOWN);
     let words = "OCI runtime checkpoint failed: criu failed: there is no criu in PATH";
@@ -124,7 +124,7 @@ fn open_connections_are_kept_only_when_that_is_asked_for() {
     let mut shim = counting_shim(&host, &bundle, "c");
     let refusal = refused(
         shim.task
-            .call::<()>("Checkpoint", &checkpoint("c", IMAGES, exit())),
+            .call::<()>("Checkpoint", &checkpoint("c", IMAGES, Some(exit()))),
     );
     assert_eq!(refusal.0, UNKNOWN);
     let log = format!(" path= {}/criu-dump.log", bundle.path());
@@ -139,7 +139,7 @@ fn open_connections_are_kept_only_when_that_is_asked_for() {
 
     let options = CheckpointOptions {
         open_tcp: true,
-        ..exit().unwrap()
+        ..exit()
     };
     let request = checkpoint("c", "/srv/open", Some(options));
     let () = shim.task.check("Checkpoint", &request).unwrap();
@@ -162,7 +162,7 @@ fn a_forged_checkpoint_starts_nothing_and_a_good_one_in_its_place_does() {
     let bundle = counter(&host, "c");
     host.sh("criu check").unwrap();
     let mut shim = counting_shim(&host, &bundle, "c");
-    let dump = checkpoint("c", "/srv/good", exit());
+    let dump = checkpoint("c", "/srv/good", Some(exit()));
     let () = shim.task.check("Checkpoint", &dump).unwrap();
     shim.wait("c", "").unwrap();
     shim.delete("c", "").unwrap();

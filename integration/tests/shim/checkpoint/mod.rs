@@ -54,11 +54,11 @@ fn checkpoint(id: &str, images: &str, options: Option<CheckpointOptions>) -> Che
 }
 
 /// Options of a checkpoint with which the container ends.
-fn exit() -> Option<CheckpointOptions> {
-    Some(CheckpointOptions {
+fn exit() -> CheckpointOptions {
+    CheckpointOptions {
         exit: true,
         ..CheckpointOptions::default()
-    })
+    }
 }
 
 /// The shim of a container that counts already.
@@ -102,7 +102,7 @@ fn a_container_goes_on_where_its_checkpoint_was_made() {
     start_counting(&host, &mut shim, &bundle, "c");
     let () = shim
         .task
-        .check("Checkpoint", &checkpoint("c", IMAGES, exit()))
+        .check("Checkpoint", &checkpoint("c", IMAGES, Some(exit())))
         .unwrap();
     assert_eq!(shim.wait("c", "").unwrap(), 137);
     assert_eq!(shim.delete("c", "").unwrap(), 137);

@@ -61,7 +61,7 @@ fn a_restored_container_has_its_terminal_again() {
     let before = Inventory::of(&host).unwrap();
     let () = shim
         .task
-        .check("Checkpoint", &checkpoint("c", IMAGES, exit()))
+        .check("Checkpoint", &checkpoint("c", IMAGES, Some(exit())))
         .unwrap();
     shim.wait("c", "").unwrap();
     shim.delete("c", "").unwrap();
@@ -110,7 +110,7 @@ fn programs_dump_and_restore_when_they_are_the_engine() {
         let () = shim.task.check("Checkpoint", &request).unwrap();
         goes_on(&host, &bundle, count(&host, &bundle) + 1);
         let images = format!("/srv/{engine}.end");
-        let request = checkpoint(engine, &images, exit());
+        let request = checkpoint(engine, &images, Some(exit()));
         let () = shim.task.check("Checkpoint", &request).unwrap();
         assert_eq!(shim.wait(engine, "").unwrap(), 137);
         shim.delete(engine, "").unwrap();
@@ -148,7 +148,7 @@ fn what_a_program_says_of_its_failure_is_told() {
     // Debian's crun wants a library that hosts do not have.
     let refused = refused(
         shim.task
-            .call::<()>("Checkpoint", &checkpoint("c", IMAGES, exit())),
+            .call::<()>("Checkpoint", &checkpoint("c", IMAGES, Some(exit()))),
     );
     let words = "OCI runtime checkpoint failed: could not load `libcriu.so.2`: ";
     assert_eq!(refused.0, UNKNOWN);

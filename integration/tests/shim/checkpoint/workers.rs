@@ -36,7 +36,7 @@ fn a_restore_outlives_the_worker_that_was_asked_for_it_and_so_does_what_is_resto
     let pid = shim.pid().unwrap();
     let () = shim
         .task
-        .check("Checkpoint", &checkpoint("c", IMAGES, exit()))
+        .check("Checkpoint", &checkpoint("c", IMAGES, Some(exit())))
         .unwrap();
     shim.wait("c", "").unwrap();
     shim.delete("c", "").unwrap();
