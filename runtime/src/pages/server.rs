@@ -53,7 +53,7 @@ pub(super) fn socket_of(root: &Path) -> PathBuf {
 /// The socket cannot be made, or another server is there already.
 pub fn serve_pages(root: &Path, line: Option<OwnedFd>) -> Result<()> {
     match line {
-        Some(line) => serve(root, Line::new(line)),
+        Some(line) => serve(root, &Line::new(line)),
         None => guard(),
     }
 }
@@ -81,7 +81,7 @@ fn guard() -> Result<()> {
         .map_err(Error::os("wait for the page server"))
 }
 
-fn serve(root: &Path, line: Line) -> Result<()> {
+fn serve(root: &Path, line: &Line) -> Result<()> {
     let path = socket_of(root);
     let lock = path.with_extension("lock");
     let lock_file = fs::File::create(&lock).map_err(Error::file("create", &lock))?;

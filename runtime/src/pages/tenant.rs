@@ -296,10 +296,9 @@ fn give(
         }
     };
     match given {
-        Ok(_) => Ok(()),
+        // Of an area that is gone, who waited finds that out.
+        Ok(_) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::EXIST) => userfault::wake(uffd, page, PAGE),
-        // The area is gone: who waited for it finds that out.
-        Err(Errno::NOENT) => Ok(()),
         // It cannot be read: whoever needs it must not get anything else.
         Err(Errno::FAULT) => userfault::poison(uffd, page, PAGE).map(drop),
         Err(errno) => Err(errno),
