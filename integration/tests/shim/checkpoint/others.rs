@@ -10,7 +10,7 @@ use serde_json::json;
 use xebec_proto::runc_options::Options;
 use xebec_proto::task::{CreateTaskRequest, CreateTaskResponse, ResizePtyRequest};
 
-use super::{IMAGES, checkpoint, count, counter, counting, exit, goes_on, restored};
+use super::{IMAGES, PATIENT, checkpoint, count, counter, counting, exit, goes_on, restored};
 use crate::{UNKNOWN, assert_restored, bundle, host, kill_worker, refused};
 
 /// Fifos of the host.
@@ -95,7 +95,7 @@ fn programs_dump_and_restore_when_they_are_the_engine() {
     let host = host();
     host.sh("criu check").unwrap();
     for engine in ["runc", "xebec"] {
-        let bundle = counter(&host, engine);
+        let bundle = bundle(&host, engine, &["sh", "-c", PATIENT]);
         let mut shim = Shim::start(&host, bundle.path(), engine, b"").unwrap();
         shim.warm_up(engine, bundle.path()).unwrap();
         let before = Inventory::of(&host).unwrap();
