@@ -39,6 +39,7 @@ mod template;
 pub use begin::begin;
 pub use checkpoint::{
     CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, RestoreOptions,
+    stand_in_for_tar,
 };
 pub use error::{ChildFailure, Error, Result, Step};
 pub use features::features;

@@ -34,7 +34,7 @@ pub fn run(options: &SetupOptions) -> Result<()> {
     rootfs::build(&paths)?;
     if options.vm {
         disk::build(&paths)?;
-        tools::build(&paths)?;
+        tools::build(&paths, &tools::ALL)?;
     }
     if options.suites {
         suites::build(&paths)?;

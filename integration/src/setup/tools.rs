@@ -2,7 +2,7 @@
 //! hosts that ask for them.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{mirror, rootfs};
 use crate::error::{Error, Result};
@@ -57,12 +57,30 @@ pub static CLIENTS: Tool = Tool {
     ],
 };
 
-static ALL: [&Tool; 3] = [&CONTAINERD_1_6, &CONTAINERD_1_7, &CLIENTS];
+/// CRIU's library, which crun loads by its name; [`Tool::place`] is for `LD_LIBRARY_PATH`.
+pub static LIBCRIU: Tool = Tool {
+    name: "libcriu",
+    suite: rootfs::SUITE,
+    packages: &["libcriu2"],
+    programs: if cfg!(target_arch = "aarch64") {
+        &["usr/lib/aarch64-linux-gnu/libcriu.so.2"]
+    } else {
+        &["usr/lib/x86_64-linux-gnu/libcriu.so.2"]
+    },
+};
+
+/// All that tests use.
+pub static ALL: [&Tool; 4] = [&CONTAINERD_1_6, &CONTAINERD_1_7, &CLIENTS, &LIBCRIU];
 
 impl Tool {
     /// The directory with its programs, or an error that says how to get it.
     pub fn find(&self, paths: &Paths) -> Result<PathBuf> {
         existing(self.directory(paths), "setup --vm")
+    }
+
+    /// Where it is in a host that has it.
+    pub fn place(&self) -> PathBuf {
+        Path::new("/opt").join(self.name)
     }
 
     /// The names of its programs.
@@ -109,7 +127,7 @@ impl Tool {
 }
 
 /// Unpacks those that are not there. A run that was killed leaves nothing that a later one would use.
-pub fn build(paths: &Paths) -> Result<()> {
+pub fn build(paths: &Paths, tools: &[&Tool]) -> Result<()> {
     let _one_at_a_time = Lock::take(&paths.cache.join(".tools.lock"))?;
-    ALL.iter().try_for_each(|tool| tool.build(paths))
+    tools.iter().try_for_each(|tool| tool.build(paths))
 }

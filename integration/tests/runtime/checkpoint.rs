@@ -2,7 +2,8 @@
 
 use integration::bundle::Bundle;
 use integration::command::Output;
-use integration::hosts::NativeHost;
+use integration::hosts::{HostOptions, NativeHost};
+use integration::setup::tools::LIBCRIU;
 use serde_json::{Value, json};
 
 use super::{assert_restored, host, ok, settled, state, xebec};
@@ -40,6 +41,9 @@ pub(super) fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
 /// Starts a container whose output goes through a pipe into `/srv/ID.out`.
 pub(super) fn start(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, id: &str) {
     let path = bundle.path();
+    // What an earlier one has counted says nothing of this one.
+    host.check_sh(&format!("rm -f {path}/rootfs/tmp/count"))
+        .expect("removed");
     run(
         host,
         &format!("{runtime} run --detach --bundle {path} {id}"),
@@ -94,7 +98,7 @@ fn count(host: &NativeHost, bundle: &Bundle<'_>) -> u64 {
 fn goes_on(host: &NativeHost, bundle: &Bundle<'_>, beyond: u64) {
     let file = format!("{}/rootfs/tmp/count", bundle.path());
     let script = format!(
-        "for i in $(seq 200); do n=$(tail -n 1 {file}); [ \"${{n:-0}}\" -gt {beyond} ] && exit 0; \
+        "for i in $(seq 200); do n=$(tail -n 1 {file} 2>/dev/null || true); [ \"${{n:-0}}\" -gt {beyond} ] && exit 0; \
          sleep 0.05; done; cat {file}; exit 1"
     );
     host.check_sh(&script).expect("the counter goes on");
@@ -180,6 +184,202 @@ fn runc_restores_what_xebec_has_dumped_and_xebec_what_runc_has() {
         host.check_sh(&format!("{to} delete --force restored"))
             .unwrap();
     }
+}
+
+/// A container that echoes what a connection sends, and a client of it whose words go into `/srv/say`
+/// and whose answers come from `/srv/heard`.
+fn echo(host: &NativeHost) -> Bundle<'_> {
+    let mut bundle = Bundle::create(
+        host,
+        "/srv/e",
+        &["busybox", "nc", "-l", "-p", "7", "-e", "cat"],
+    )
+    .expect("a bundle");
+    use_network(host, &mut bundle);
+    bundle.write().expect("written");
+    host.check_sh("ip -n t link set lo up").expect("a loopback");
+    start(host, "xebec", &bundle, "e");
+    let client = "mkfifo /srv/say; \
+        (while true; do ip netns exec t busybox nc 127.0.0.1 7 <>/srv/say && break; sleep 0.1; done) \
+        >/srv/heard 2>/dev/null &";
+    host.check_sh(client).expect("a client");
+    bundle
+}
+
+#[track_caller]
+fn echoes(host: &NativeHost, words: &str) {
+    let script = format!(
+        "echo {words} >/srv/say; for i in $(seq 100); do grep -q {words} /srv/heard && exit 0; \
+         sleep 0.1; done; cat /srv/heard; exit 1"
+    );
+    host.check_sh(&script).expect("an echo");
+}
+
+fn rules(host: &NativeHost) -> String {
+    host.check_sh("ip netns exec t iptables-save")
+        .expect("rules")
+}
+
+#[test]
+fn connections_are_kept_when_that_is_asked_for() {
+    let host = host();
+    let bundle = echo(&host);
+    echoes(&host, "one");
+    let refused = host
+        .sh("xebec checkpoint --image-path /srv/refused e")
+        .unwrap();
+    assert!(
+        refused.stderr.contains("Connected TCP socket"),
+        "{refused:?}"
+    );
+    echoes(&host, "two");
+    checkpoint(&host, "xebec", "--tcp-established --image-path /srv/i e");
+    // Nothing of the connection reaches anyone until it is there again.
+    assert!(rules(&host).contains("DROP"), "{}", rules(&host));
+    host.check_sh("echo three >/srv/say").unwrap();
+    restore(&host, "xebec", &bundle, "/srv/i --tcp-established", "e");
+    echoes(&host, "three");
+    echoes(&host, "four");
+    assert!(!rules(&host).contains("DROP"), "{}", rules(&host));
+    ok(&host, &["delete", "--force", "e"]);
+}
+
+#[test]
+fn a_network_that_is_there_after_a_checkpoint_is_not_left_locked() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    for runtime in ["xebec", "runc"] {
+        start(&host, "xebec", &bundle, "a");
+        goes_on(&host, &bundle, 1);
+        checkpoint(&host, "xebec", "--image-path /srv/i a");
+        assert!(!rules(&host).contains("DROP"), "{}", rules(&host));
+        // The images say so to whoever restores them.
+        restore(&host, runtime, &bundle, "/srv/i", "b");
+        assert!(!rules(&host).contains("DROP"), "{}", rules(&host));
+        host.check_sh(&format!("{runtime} delete --force b; rm -r /srv/i"))
+            .unwrap();
+    }
+    // Settings of the host's may ask for connections that this command knows nothing of.
+    host.check_sh("mkdir -p /etc/criu; echo tcp-established >/etc/criu/runc.conf")
+        .unwrap();
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    checkpoint(&host, "xebec", "--image-path /srv/i a");
+    assert!(rules(&host).contains("DROP"), "{}", rules(&host));
+}
+
+#[test]
+fn what_file_systems_in_memory_hold_is_there_again() {
+    let host = host();
+    let mut bundle = counter(&host, "/srv/a");
+    let capabilities = bundle.config["process"]["capabilities"].as_object_mut();
+    for (_, set) in capabilities.unwrap() {
+        let all = [
+            "CAP_KILL",
+            "CAP_CHOWN",
+            "CAP_FOWNER",
+            "CAP_FSETID",
+            "CAP_MKNOD",
+        ];
+        *set = json!(all);
+    }
+    bundle.write().unwrap();
+    // /dev/pts and /dev/mqueue are none of these, and made anew.
+    let look = "cd /dev/shm; ls -lnR /dev /run | busybox grep -v -e pt -e mqueue; busybox md5sum d/* file*";
+    let plain = "cd /dev/shm; mkdir -m 711 d; echo inner >d/file; busybox ln -s d/file link; echo x >file; \
+        busybox chown 7:8 file; busybox chmod 4755 file; busybox mknod null c 1 3; echo r >/run/r";
+    // What is large or has several names is packed by GNU's tar.
+    let more = "cd /dev/shm; busybox dd if=/dev/urandom of=file2 bs=1M count=6 2>/dev/null; \
+        busybox ln file2 file3; busybox mkfifo fifo";
+    for (further, back) in [
+        ("true", "xebec"),
+        ("true", "runc"),
+        (more, "xebec"),
+        (more, "runc"),
+    ] {
+        start(&host, "xebec", &bundle, "a");
+        goes_on(&host, &bundle, 1);
+        let fill = format!("{plain}; {further}");
+        ok(&host, &["exec", "a", "sh", "-ec", &fill]);
+        let before = ok(&host, &["exec", "a", "sh", "-c", look]);
+        checkpoint(&host, "xebec", "--image-path /srv/i a");
+        restore(&host, back, &bundle, "/srv/i", "b");
+        let inside = host.check(&[back, "exec", "b", "sh", "-c", look]).unwrap();
+        assert_eq!(before, inside, "by {back}");
+        host.check_sh(&format!("{back} delete --force b; rm -r /srv/i"))
+            .unwrap();
+    }
+    // What runc's has packed is unpacked by ours.
+    start(&host, "runc", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    host.check(&["runc", "exec", "a", "sh", "-ec", plain])
+        .unwrap();
+    let before = host
+        .check(&["runc", "exec", "a", "sh", "-c", look])
+        .unwrap();
+    checkpoint(&host, "runc", "--image-path /srv/i a");
+    restore(&host, "xebec", &bundle, "/srv/i", "b");
+    assert_eq!(before, ok(&host, &["exec", "b", "sh", "-c", look]));
+    ok(&host, &["delete", "--force", "b"]);
+}
+
+#[test]
+fn a_container_that_starts_programs_all_the_time_can_be_dumped() {
+    let host = host();
+    // Who waits for a child to execute its program is frozen where CRIU cannot stop it.
+    let command = ["sh", "-c", "while true; do /bin/true; done"];
+    let mut bundle = Bundle::create(&host, "/srv/p", &command).unwrap();
+    use_network(&host, &mut bundle);
+    bundle.write().unwrap();
+    start(&host, "xebec", &bundle, "p");
+    for round in 0..8 {
+        let arguments = format!("--leave-running --image-path /srv/{round} p");
+        checkpoint(&host, "xebec", &arguments);
+    }
+    assert_eq!(state(&host, "p")["status"], "running");
+    ok(&host, &["delete", "--force", "p"]);
+}
+
+#[test]
+fn crius_log_is_as_long_as_ours() {
+    let host = host();
+    let bundle = counter(&host, "/srv/a");
+    start(&host, "xebec", &bundle, "a");
+    goes_on(&host, &bundle, 1);
+    let dump = |flags: &str| {
+        let command = format!("xebec {flags} checkpoint --leave-running --image-path /srv/i a");
+        host.check_sh(&command).unwrap();
+        let log = host.read_file("/srv/i/dump.log").unwrap();
+        host.check_sh("rm -r /srv/i").unwrap();
+        log.lines().count()
+    };
+    let (brief, long) = (dump(""), dump("--debug"));
+    assert!(brief < 20 && long > 200, "{brief} and {long} lines");
+    ok(&host, &["delete", "--force", "a"]);
+}
+
+#[test]
+fn what_crun_has_dumped_is_restored() {
+    let host = NativeHost::start(HostOptions::bare().tool(&LIBCRIU)).expect("a native host starts");
+    let bundle = counter(&host, "/srv/a");
+    let crun = format!("env LD_LIBRARY_PATH={} crun", LIBCRIU.place().display());
+    // By default, crun has CRIU make cgroups in hierarchies of version 1, too.
+    let flags = "--manage-cgroups-mode ignore";
+    start(&host, &crun, &bundle, "a");
+    goes_on(&host, &bundle, 3);
+    checkpoint(&host, &crun, &format!("{flags} --image-path /srv/i a"));
+    let at = count(&host, &bundle);
+    restore(&host, "xebec", &bundle, "/srv/i", "b");
+    goes_on(&host, &bundle, at + 3);
+    // What was hidden is so again, directories and files.
+    let masked = bundle.config["linux"]["maskedPaths"].as_array().unwrap();
+    let masked: Vec<_> = masked.iter().filter_map(Value::as_str).collect();
+    let look = format!(
+        "for p in {}; do if [ -d $p ]; then ls -A $p; elif [ -e $p ]; then cat $p; fi; done",
+        masked.join(" ")
+    );
+    assert_eq!(ok(&host, &["exec", "b", "sh", "-c", &look]), "");
+    ok(&host, &["delete", "--force", "b"]);
 }
 
 /// Whether a failed command named its cause and left the container as it was.

@@ -1,12 +1,12 @@
 //! CRIU's image files, as far as a restore has to look into them (criu.org/Images): a magic
 //! number or two, then messages, each after its length.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use prost::Message as _;
-use xebec_proto::criu_images::CgroupEntry;
+use xebec_proto::criu_images::{CgroupEntry, MountEntry};
 
 use crate::error::{Error, Result};
 
@@ -14,6 +14,9 @@ use crate::error::{Error, Result};
 const COMMON: u32 = 0x5456_4319;
 /// The second word of `cgroup.img`.
 const CGROUP: u32 = 0x5938_3330;
+/// The second word of `mountpoints-N.img`, and the beginning of its name.
+const MOUNTS: u32 = 0x5556_3928;
+const MOUNTS_NAME: &str = "mountpoints-";
 /// No such file is larger.
 const SIZE_MAX: u64 = 16 << 20;
 
@@ -29,12 +32,10 @@ pub(crate) fn has_cgroups(images: &Path) -> Result<bool> {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
         Err(e) => return Err(Error::file("open", path)(e)),
     };
-    let mut content = Vec::new();
-    file.take(SIZE_MAX)
-        .read_to_end(&mut content)
-        .map_err(Error::file("read", &path))?;
-    let damaged = |reason: &str| Error::InvalidArgument(format!("{}: {reason}", path.display()));
-    let message = single(&content, CGROUP).ok_or_else(|| damaged("not an image of cgroups"))?;
+    let content = read(file, &path)?;
+    let damaged = |reason: &str| damaged(&path, reason);
+    let message = messages(&content, CGROUP).and_then(|all| all.first().copied());
+    let message = message.ok_or_else(|| damaged("not an image of cgroups"))?;
     let entry = CgroupEntry::decode(message).map_err(|e| damaged(&e.to_string()))?;
     // Hierarchies of version 1 have names, and no cgroup of the container's.
     let unified = entry
@@ -45,15 +46,60 @@ pub(crate) fn has_cgroups(images: &Path) -> Result<bool> {
     Ok(directories.any(|dir| !dir.children.is_empty()))
 }
 
-/// The one message of an image.
-fn single(content: &[u8], kind: u32) -> Option<&[u8]> {
+/// What the images call the sources of mounts that come from outside.
+///
+/// # Errors
+/// A file is damaged.
+pub(crate) fn external_mounts(images: &Path) -> Result<Vec<String>> {
+    let entries = fs::read_dir(images).map_err(Error::file("read", images))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(Error::file("read", images))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if !name.starts_with(MOUNTS_NAME) {
+            continue;
+        }
+        let content = read(
+            File::open(&path).map_err(Error::file("open", &path))?,
+            &path,
+        )?;
+        let all = messages(&content, MOUNTS);
+        let all = all.ok_or_else(|| damaged(&path, "not an image of mounts"))?;
+        for message in all {
+            let entry = MountEntry::decode(message).map_err(|e| damaged(&path, &e.to_string()))?;
+            names.extend(entry.ext_key);
+        }
+    }
+    Ok(names)
+}
+
+fn read(file: File, path: &Path) -> Result<Vec<u8>> {
+    let mut content = Vec::new();
+    file.take(SIZE_MAX)
+        .read_to_end(&mut content)
+        .map_err(Error::file("read", path))?;
+    Ok(content)
+}
+
+fn damaged(path: &Path, reason: &str) -> Error {
+    Error::InvalidArgument(format!("{}: {reason}", path.display()))
+}
+
+/// The messages of an image.
+fn messages(content: &[u8], kind: u32) -> Option<Vec<&[u8]>> {
     let (common, rest) = word(content)?;
-    let (magic, rest) = word(rest)?;
-    let (length, rest) = word(rest)?;
+    let (magic, mut rest) = word(rest)?;
     if (common, magic) != (COMMON, kind) {
         return None;
     }
-    rest.get(..usize::try_from(length).ok()?)
+    let mut messages = Vec::new();
+    while !rest.is_empty() {
+        let (length, after) = word(rest)?;
+        let (message, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
+        messages.push(message);
+        rest = after;
+    }
+    Some(messages)
 }
 
 fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
@@ -96,6 +142,31 @@ mod tests {
         assert!(!has_cgroups(directory.path()).expect("an image"));
         std::fs::write(&file, image(&tree(vec![CgroupDir::default()]))).expect("written");
         assert!(has_cgroups(directory.path()).expect("an image"));
+    }
+
+    #[test]
+    fn mounts_from_outside_are_told_by_their_names() {
+        let directory = tempfile::tempdir().expect("temporary directory");
+        let names = || external_mounts(directory.path());
+        assert_eq!(names().expect("no file"), Vec::<String>::new());
+        let head = [COMMON, MOUNTS].iter().flat_map(|word| word.to_le_bytes());
+        let entries = [None, Some("/data"), Some("/run/x")].map(|name| {
+            let ext_key = name.map(str::to_owned);
+            let message = MountEntry {
+                ext_key,
+                ..MountEntry::default()
+            }
+            .encode_to_vec();
+            let length = (message.len() as u32).to_le_bytes();
+            [&length[..], &message].concat()
+        });
+        let whole: Vec<u8> = head.chain(entries.concat()).collect();
+        let file = directory.path().join("mountpoints-13.img");
+        std::fs::write(&file, &whole).expect("written");
+        assert_eq!(names().expect("an image"), ["/data", "/run/x"]);
+        std::fs::write(&file, &whole[..whole.len() - 1]).expect("written");
+        let error = names().expect_err("damaged").to_string();
+        assert!(error.contains("mountpoints-13.img"), "{error}");
     }
 
     #[test]

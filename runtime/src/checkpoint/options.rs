@@ -135,11 +135,17 @@ pub struct CriuOptions {
     pub cgroups: CgroupsMode,
     /// `CLONE_NEW*` bits of namespaces whose content is left alone.
     pub empty_namespaces: u32,
-    /// How the network is locked; CRIU's choice unless given.
+    /// How the network is locked; unless given, as CRIU does it where connections are kept, and not
+    /// at all otherwise.
     pub network_lock: Option<NetworkLock>,
     /// The directory of the images is one of memory alone, and the caller encrypts what is in it
     /// before it writes it anywhere.
     pub sealed: bool,
+    /// A program that calls [`crate::stand_in_for_tar`] when it is executed as `tar`: CRIU finds it
+    /// before the host's.
+    pub tar: Option<PathBuf>,
+    /// CRIU's log tells each step, and not only what is amiss.
+    pub verbose: bool,
 }
 
 impl CriuOptions {
@@ -161,6 +167,8 @@ impl CriuOptions {
             empty_namespaces: 0,
             network_lock: None,
             sealed: false,
+            tar: None,
+            verbose: false,
         }
     }
 }

@@ -19,8 +19,12 @@ const CONFIG_ANNOTATION: &str = "org.criu.config";
 const CONFIG_FILE: &str = "/etc/criu/runc.conf";
 /// How masked files are called in images.
 const MASKED: &str = "/dev/null";
-/// CRIU's level for everything but its innermost steps, as runc has it.
-const LOG_LEVEL: i32 = 4;
+/// What crun binds over masked directories, below its own directory; a masked file it calls by its path.
+const EMPTY_DIRECTORY: &str = "/.empty-directory";
+/// CRIU's level for everything but its innermost steps, as runc has it, and for what is amiss alone:
+/// the lines between are a tenth of the time.
+const VERBOSE: i32 = 4;
+const BRIEF: i32 = 2;
 
 /// Open directories, by their numbers in this process: CRIU finds them through `/proc`.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +48,8 @@ pub(crate) struct Dumped<'a> {
     pub(crate) external: Vec<String>,
     /// The cgroup to freeze, if the container has one.
     pub(crate) cgroup: Option<&'a Path>,
+    /// Settings of the host's may ask for more than the request does ([`config_files`]).
+    pub(crate) configured: bool,
 }
 
 /// What is to be known of a container that is restored.
@@ -77,6 +83,9 @@ pub(crate) fn dump_options(
     options.pid = Some(container.pid);
     options.leave_running = Some(request.leave_running);
     options.tcp_skip_in_flight = Some(request.tcp_skip_in_flight);
+    if let Some(lock) = network_lock(container, common) {
+        options.set_network_lock(lock);
+    }
     options.external.clone_from(&container.external);
     options.freeze_cgroup = container
         .cgroup
@@ -140,6 +149,8 @@ pub(crate) fn restore_options(
     let binds = binds.map(|(at, source)| external_mount((at, &source.to_string_lossy())));
     options.ext_mnt = binds.collect();
     options.ext_mnt.push(external_mount((MASKED, MASKED)));
+    let masked = masked_paths(container.spec).map(|path| external_mount((path, MASKED)));
+    options.ext_mnt.extend(masked);
     options.ext_mnt.extend(devices(container.spec));
     options.join_ns = joined(container.spec);
     let streams = container.streams.iter().zip(0..);
@@ -155,10 +166,10 @@ pub(crate) fn restore_options(
 }
 
 fn common_options(common: &CriuOptions, spec: &Spec, directories: Directories) -> Options {
-    let mut options = Options {
+    Options {
         images_dir_fd: directories.images,
         work_dir_fd: directories.work,
-        log_level: Some(LOG_LEVEL),
+        log_level: Some(if common.verbose { VERBOSE } else { BRIEF }),
         notify_scripts: Some(true),
         manage_cgroups: Some(true),
         orphan_pts_master: Some(true),
@@ -173,15 +184,30 @@ fn common_options(common: &CriuOptions, spec: &Spec, directories: Directories) -
         empty_ns: Some(common.empty_namespaces),
         config_file: config_file(spec),
         ..Options::default()
-    };
-    if let Some(lock) = common.network_lock {
-        options.set_network_lock(match lock {
-            NetworkLock::Iptables => criu::NetworkLock::Iptables,
-            NetworkLock::Nftables => criu::NetworkLock::Nftables,
-            NetworkLock::Skip => criu::NetworkLock::Skip,
-        });
     }
-    options
+}
+
+/// How the network is locked; it is noted in the images, and a restore does as they say. A lock keeps
+/// packets from connections that are dumped. Where none can be, it would only lose what clients send
+/// meanwhile, and its rules would stay in a network that is there after the container.
+fn network_lock(container: &Dumped<'_>, common: &CriuOptions) -> Option<criu::NetworkLock> {
+    let keeps_none = !common.tcp_established && !container.configured;
+    let lock = common
+        .network_lock
+        .or(keeps_none.then_some(NetworkLock::Skip))?;
+    Some(match lock {
+        NetworkLock::Iptables => criu::NetworkLock::Iptables,
+        NetworkLock::Nftables => criu::NetworkLock::Nftables,
+        NetworkLock::Skip => criu::NetworkLock::Skip,
+    })
+}
+
+/// Files that CRIU takes settings from for a container, if they are there; the last one counts most.
+pub(crate) fn config_files(spec: &Spec, home: Option<&Path>) -> Vec<PathBuf> {
+    let own = home.map(|home| home.join(".criu/default.conf"));
+    let default = std::iter::once(PathBuf::from("/etc/criu/default.conf"));
+    let given = config_file(spec).map(PathBuf::from);
+    default.chain(own).chain(given).collect()
 }
 
 fn config_file(spec: &Spec) -> Option<String> {
@@ -208,6 +234,17 @@ fn external_mount((key, value): (&str, &str)) -> ExternalMount {
         key: key.to_owned(),
         val: value.to_owned(),
     }
+}
+
+/// Whether this, in crun's images, is an empty directory of its host.
+pub(crate) fn names_empty_directory(key: &str) -> bool {
+    key.ends_with(EMPTY_DIRECTORY)
+}
+
+pub(crate) fn masked_paths(spec: &Spec) -> impl Iterator<Item = &str> {
+    let linux = spec.linux().as_ref();
+    let masked = linux.and_then(|linux| linux.masked_paths().as_ref());
+    masked.into_iter().flatten().map(String::as_str)
 }
 
 /// Device nodes are external in case they are binds of the host's, as in a user namespace.
@@ -363,6 +400,7 @@ mod tests {
                     {"type": "network", "path": "/run/netns/a"},
                     {"type": "ipc", "path": "/proc/7/ns/ipc"},
                 ],
+                "maskedPaths": ["/proc/keys"],
                 "devices": [{"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}],
             },
         }))
@@ -379,6 +417,7 @@ mod tests {
                 .into_iter()
                 .collect(),
             cgroup: Some(Path::new("/sys/fs/cgroup/c")),
+            configured: false,
         }
     }
 
@@ -429,6 +468,32 @@ mod tests {
     }
 
     #[test]
+    fn the_network_is_locked_where_connections_may_be_kept() {
+        let spec = example();
+        let lock = |established, configured, wanted| {
+            let mut request = request(None, false);
+            request.criu.tcp_established = established;
+            request.criu.network_lock = wanted;
+            let container = Dumped {
+                configured,
+                ..dumped(&spec)
+            };
+            dump_options(&container, &request, DIRECTORIES).network_lock
+        };
+        assert_eq!(
+            lock(false, false, None),
+            Some(criu::NetworkLock::Skip as i32)
+        );
+        assert_eq!(lock(true, false, None), None);
+        assert_eq!(lock(false, true, None), None);
+        let nftables = Some(criu::NetworkLock::Nftables as i32);
+        assert_eq!(lock(false, true, Some(NetworkLock::Nftables)), nftables);
+        let files = config_files(&spec, Some(Path::new("/root")));
+        let last = PathBuf::from("/etc/criu/runc.conf");
+        assert_eq!((files.len(), files.last()), (3, Some(&last)));
+    }
+
+    #[test]
     fn an_annotation_names_the_configuration_or_none() {
         let with = |file: &str| {
             let annotations = serde_json::json!({CONFIG_ANNOTATION: file});
@@ -471,6 +536,7 @@ mod tests {
             [("pipe:[8]", 1), ("pipe:[9]", 2), ("extRootNetNS", 4)]
         );
         assert_eq!(value_of(&options, "/data"), Some("/srv/data"));
+        assert_eq!(value_of(&options, "/proc/keys"), Some("/dev/null"));
         assert_eq!(options.join_ns.len(), 1);
         assert_eq!(options.join_ns[0].ns, "ipc");
         assert_eq!(options.cg_root[0].path, "/c");

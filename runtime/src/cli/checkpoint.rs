@@ -10,6 +10,7 @@ use super::Context;
 use super::export::Export;
 use super::keeping::Keeping;
 use super::kept::Kept;
+use super::log::Log;
 
 /// Bit of the network namespace, the only one that can be left empty.
 const CLONE_NEWNET: u32 = libc::CLONE_NEWNET as u32;
@@ -72,7 +73,7 @@ pub(super) struct Criu {
 }
 
 impl Criu {
-    pub(super) fn into_options(self) -> CriuOptions {
+    pub(super) fn into_options(self, log: &Log) -> CriuOptions {
         let images = self
             .image_path
             .unwrap_or_else(|| PathBuf::from("checkpoint"));
@@ -89,6 +90,9 @@ impl Criu {
         options.auto_dedup = self.auto_dedup;
         options.cgroups = self.manage_cgroups_mode;
         options.network_lock = self.network_lock;
+        // Without a name that it can be executed by, CRIU finds the host's.
+        options.tar = std::env::current_exe().ok();
+        options.verbose = log.is_verbose();
         if !self.empty_ns.is_empty() {
             options.empty_namespaces = CLONE_NEWNET;
         }
@@ -149,7 +153,7 @@ impl Checkpoint {
         let _signals = Signals::block()?;
         let request = CheckpointRequest {
             id: id.clone(),
-            criu: self.criu.into_options(),
+            criu: self.criu.into_options(&context.log),
             parent_path: self.parent_path,
             pre_dump: self.pre_dump,
             leave_running: self.leave_running,

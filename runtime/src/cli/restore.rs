@@ -77,7 +77,7 @@ impl Restore {
     fn restore(self, context: &Context) -> Result<u8> {
         let mut container = CreateRequest::new(self.id.parse()?, self.bundle);
         container.no_pivot = self.no_pivot;
-        let mut criu = self.criu.into_options();
+        let mut criu = self.criu.into_options(&context.log);
         let memory = self.found.fetch(&criu.image_path)?;
         if let Some(memory) = &memory {
             criu.image_path = memory.path();

@@ -20,6 +20,8 @@ use crate::request::Launched;
 use crate::rootfs;
 use crate::sys::{self, CStrArray, clone3};
 
+/// Where programs are unless `PATH` says so.
+const USUAL_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// The first number after the standard streams: CRIU's end of the session.
 const SESSION: i32 = 3;
 
@@ -64,9 +66,10 @@ pub(crate) struct StagedFilesystem {
 }
 
 impl CriuJob {
-    /// Prepares `criu swrk` with its end of the session and further files, from number 4 on.
+    /// Prepares `criu swrk` with its end of the session and further files, from number 4 on. It looks
+    /// for programs in `first` before it does in `PATH`.
     pub(crate) fn new(
-        program: &Path,
+        (program, first): (&Path, Option<&Path>),
         session: OwnedFd,
         files: Vec<OwnedFd>,
         streams: ChildStdio,
@@ -81,7 +84,7 @@ impl CriuJob {
         Ok(Self {
             program,
             argv: CStrArray::new(argv.to_vec(), false),
-            env: CStrArray::new(own_environment(), false),
+            env: CStrArray::new(environment(first)?, false),
             streams,
             files: out_of_the_way(&all)?,
             root,
@@ -92,6 +95,20 @@ impl CriuJob {
     fn end(&self) -> i32 {
         SESSION + self.files.len() as i32
     }
+}
+
+/// This process's environment, with a directory before all others of `PATH`.
+fn environment(first: Option<&Path>) -> Result<Vec<CString>> {
+    let mut lines = own_environment();
+    let Some(first) = first else { return Ok(lines) };
+    let path = env::var_os("PATH").unwrap_or_else(|| USUAL_PATH.into());
+    let all = std::iter::once(first.to_owned()).chain(env::split_paths(&path));
+    let all = env::join_paths(all).map_err(|e| Error::InvalidArgument(e.to_string()))?;
+    let line = [b"PATH=", all.as_bytes()].concat();
+    lines.retain(|line| !line.as_bytes().starts_with(b"PATH="));
+    // It was put together from what has none.
+    lines.extend(CString::new(line));
+    Ok(lines)
 }
 
 /// Moves descriptors above the numbers that any of them is to get.
@@ -106,7 +123,7 @@ fn find(program: &Path, path: Option<&OsStr>) -> Result<PathBuf> {
     if program.as_os_str().as_bytes().contains(&b'/') {
         return Ok(program.to_owned());
     }
-    let usual = OsString::from("/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+    let usual = OsString::from(USUAL_PATH);
     let is_program = |file: &PathBuf| {
         let found = file.metadata();
         found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)

@@ -1,5 +1,6 @@
 //! From a running container to files: freeze it, have CRIU dump it, and let it go on or end.
 
+use std::env;
 use std::ffi::CString;
 use std::fs::{self, DirBuilder, File};
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, OwnedFd};
@@ -15,19 +16,19 @@ use xebec_proto::criu::{Features, Request, RequestType};
 
 use super::Runtime;
 use super::query::cgroup_of;
-use super::standstill::{Frozen, freeze};
+use super::standstill::Pause;
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{
-    Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session,
-    bind_destinations, cause, check_policy, dump_options, external_namespace, streams_of,
-    write_descriptors,
+    Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session, TAR,
+    bind_destinations, cause, check_policy, config_files, dump_options, external_namespace,
+    masked_paths, streams_of, write_descriptors,
 };
 use crate::error::{Error, Result};
 use crate::launch::{Birth, ChildStdio, CriuJob, start_criu};
 use crate::request::Stdio;
 use crate::rootfs::open_inside;
 use crate::spec::load_bundle;
-use crate::state::{Record, StateDir, Status};
+use crate::state::{Lent, Record, StateDir, Status};
 use crate::template::{INSIDE as GENERATION_INSIDE, has_generation};
 
 pub(super) const LOG: &str = "dump.log";
@@ -71,21 +72,33 @@ pub(super) fn checkpoint(
         ..Request::default()
     };
     asked.set_type(kind);
+    let tar = lend_tar(&dir, &request.criu)?;
+    let mut pause = Pause::of(cgroup.as_ref(), status);
+    if request.pre_dump {
+        // Of this, CRIU tells nothing before it looks at the processes.
+        pause.begin()?;
+    }
+    let ends = !request.leave_running && !request.pre_dump;
     let mut status_file = request.status.take();
-    let on_notice = &mut |notice: Notice| match notice.script.as_str() {
-        // All images are complete, and the container has not ended.
-        "post-dump" => keep(),
-        _ => tell_readiness(&notice, &mut status_file),
-    };
-    // A container that is frozen already costs CRIU no wait: it looks again only every 100 ms. From
-    // here on nothing returns before it is thawed.
-    let frozen = freeze(cgroup.as_ref(), status)?;
-    let dumped = converse(&request.criu, &asked, &directories.logs(LOG), on_notice);
-    if dumped.is_ok() && !request.leave_running && !request.pre_dump {
+    let dumped = converse(
+        (&request.criu, tar.as_ref()),
+        &asked,
+        &directories.logs(LOG),
+        &mut |event| match event {
+            Event::Notice(notice) if notice.script == "pre-dump" => pause.begin(),
+            // All images are complete, and the container has not ended.
+            Event::Notice(notice) if notice.script == "post-dump" => keep(),
+            Event::Notice(notice) => tell_readiness(&notice, &mut status_file),
+            // It is done with the processes, if not with itself.
+            Event::Answer(Answer::Done { .. }) if ends => Ok(()),
+            Event::Answer(_) => pause.end(),
+        },
+    );
+    if dumped.is_ok() && ends {
         return Ok(());
     }
     // What went wrong is what the caller has to hear of.
-    let thawed = frozen.map_or(Ok(()), Frozen::thaw);
+    let thawed = pause.end();
     dumped.and(thawed)
 }
 
@@ -189,7 +202,7 @@ fn require_features(request: &CheckpointRequest) -> Result<()> {
 }
 
 fn features_of(criu: &CriuOptions, asked: &Request) -> Result<Features> {
-    match ask(criu, asked, &mut |_| Ok(()))?.0 {
+    match ask((criu, None), asked, &mut |_| Ok(()))?.0 {
         Answer::Done { features, .. } => Ok(features),
         Answer::Failed { request, errno, .. } => {
             Err(Error::Criu(format!("type {request} errno {errno}")))
@@ -204,32 +217,49 @@ const OUR_OWN: Birth<'static> = Birth {
     reparent: false,
 };
 
+/// Has CRIU find the program that stands in for `tar`, if there is one.
+pub(super) fn lend_tar(dir: &StateDir, criu: &CriuOptions) -> Result<Option<Lent>> {
+    let program = criu.tar.as_deref();
+    program.map(|program| dir.lend(program, TAR)).transpose()
+}
+
+/// What CRIU says.
+pub(super) enum Event<'a> {
+    Notice(Notice),
+    Answer(&'a Answer),
+}
+
 /// Has CRIU serve one request; its answer and exit code.
 fn ask(
-    criu: &CriuOptions,
+    (criu, tar): (&CriuOptions, Option<&Lent>),
     asked: &Request,
-    on_notice: &mut dyn FnMut(Notice) -> Result<()>,
+    on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<(Answer, Option<i32>)> {
     let (session, theirs) = Session::new()?;
     let streams = ChildStdio::new(Stdio::NONE)?;
-    let job = CriuJob::new(&criu.program, theirs, Vec::new(), streams, None)?;
+    let program = (criu.program.as_path(), tar.and_then(Lent::directory));
+    let job = CriuJob::new(program, theirs, Vec::new(), streams, None)?;
     let process = start_criu(&job, OUR_OWN)?;
     // Its end of the session has to be its alone, or its death would not be noticed.
     drop(job);
-    let answer = session.ask(asked, on_notice);
+    let answer = session.ask(asked, &mut |notice| on_event(Event::Notice(notice)));
+    let heard = answer
+        .as_ref()
+        .map(|answer| on_event(Event::Answer(answer)));
     drop(session);
     let code = wait(process.pidfd.as_fd())?;
+    heard.unwrap_or(Ok(()))?;
     Ok((answer?, code))
 }
 
 /// Has CRIU dump.
 pub(super) fn converse(
-    criu: &CriuOptions,
+    criu: (&CriuOptions, Option<&Lent>),
     asked: &Request,
     log: &Path,
-    on_notice: &mut dyn FnMut(Notice) -> Result<()>,
+    on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<()> {
-    let (answer, code) = ask(criu, asked, on_notice)?;
+    let (answer, code) = ask(criu, asked, on_event)?;
     match answer {
         failed @ Answer::Failed { .. } => Err(explain(failed, log, true)),
         // After a dump of memory alone it would go on with the next one.
@@ -295,10 +325,8 @@ pub(super) fn look_at<'a>(
     if has_generation(&record.annotations) {
         binds.push(GENERATION_INSIDE.to_owned());
     }
-    let linux = spec.linux().as_ref();
-    let masked = linux.and_then(|linux| linux.masked_paths().as_ref());
     let mut masked_files = Vec::new();
-    for path in masked.into_iter().flatten() {
+    for path in masked_paths(spec) {
         let found = real_path(&root, Path::new(path))?;
         let file = found.filter(|(_, kind)| *kind != FileType::Directory);
         masked_files.extend(file.map(|(path, _)| path));
@@ -311,6 +339,9 @@ pub(super) fn look_at<'a>(
         masked_files,
         external: external_namespaces(spec)?,
         cgroup: cgroup.map(|_| record.cgroup.as_path()),
+        configured: config_files(spec, env::home_dir().as_deref())
+            .iter()
+            .any(|file| file.exists()),
     })
 }
 

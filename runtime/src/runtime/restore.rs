@@ -6,11 +6,12 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags, open};
+use rustix::fs::{FileType, Mode, OFlags, mkdir, open};
+use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use xebec_proto::criu::{Request, RequestType};
 
-use super::checkpoint::{OpenDirectories, explain, joined, real_path, wait};
+use super::checkpoint::{OpenDirectories, explain, joined, lend_tar, real_path, wait};
 use super::clone::CloneParts;
 use super::confinement::{Cell, Confinement, mover};
 use super::create::{
@@ -19,8 +20,9 @@ use super::create::{
 use super::{Runtime, pidfd};
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{
-    Answer, Mountpoint, RestoreOptions, Restored, Session, bind_destinations, has_cgroups,
-    mountpoints, namespace_key, read_descriptors, restore_options,
+    Answer, Mountpoint, RestoreOptions, Restored, Session, bind_destinations, external_mounts,
+    has_cgroups, mountpoints, names_empty_directory, namespace_key, read_descriptors,
+    restore_options,
 };
 use crate::error::{Error, Result};
 use crate::launch::{
@@ -28,13 +30,13 @@ use crate::launch::{
 };
 use crate::request::{CreateRequest, Launched, Stdio};
 use crate::rootfs::{Want, open_target};
-use crate::state::{ProcessFacts, Record, StateDir};
+use crate::state::{Lent, ProcessFacts, Record, StateDir};
 
 const LOG: &str = "restore.log";
+/// A directory of this name, which no container can have, takes the place of crun's.
+const EMPTY: &str = ".empty";
 /// Where, in the state directory, CRIU sees the root file system mounted.
 const ROOT: &str = "criu-root";
-/// CRIU's level for warnings and errors.
-const WARNINGS: i32 = 2;
 
 pub(super) fn restore(
     runtime: &Runtime,
@@ -55,6 +57,8 @@ pub(super) struct Files {
     streams: Vec<String>,
     /// There were cgroups below the container's.
     has_cgroups: bool,
+    /// What sources of mounts are called.
+    mounts: Vec<String>,
     /// What a clone has besides images.
     pub(super) clone: Option<CloneParts>,
 }
@@ -66,6 +70,7 @@ impl Files {
             directories: OpenDirectories::open(&options.criu)?,
             streams: read_descriptors(images)?,
             has_cgroups: has_cgroups(images)?,
+            mounts: external_mounts(images)?,
             clone: None,
         })
     }
@@ -99,15 +104,22 @@ pub(super) fn build(
         None => None,
     };
     let keys = opened.iter().map(|(key, _)| (*key).to_owned()).collect();
-    let asked = question(&blueprint, record, (&cell, &root, keys), (how, &files))?;
+    let empty = empty_directories(&runtime.options.root, &files.mounts)?;
+    let asked = question(
+        &blueprint,
+        record,
+        (&cell, &root, keys),
+        (how, &files, empty),
+    )?;
     let streams = if has_terminal {
         Stdio::NONE
     } else {
         container.stdio
     };
     let (session, theirs) = Session::new()?;
+    let tar = lend_tar(dir, &how.criu)?;
     let job = CriuJob::new(
-        &how.criu.program,
+        (&how.criu.program, tar.as_ref().and_then(Lent::directory)),
         theirs,
         opened.into_iter().map(|(_, file)| file).collect(),
         ChildStdio::new(streams)?,
@@ -142,6 +154,7 @@ pub(super) fn build(
     if !container.reparent {
         wait(criu.pidfd.as_fd())?;
     }
+    drop(tar);
     dir.remove_directory(ROOT)?;
     if let Some(clone) = &files.clone {
         clone.unstage(dir)?;
@@ -163,9 +176,10 @@ fn question(
     blueprint: &Blueprint,
     record: &Record,
     (cell, root, inherited): (&Cell, &Path, Vec<String>),
-    (how, files): (&RestoreOptions, &Files),
+    (how, files, empty): (&RestoreOptions, &Files, Binds),
 ) -> Result<Request> {
     let mut binds = binds(blueprint, &record.rootfs)?;
+    binds.extend(empty);
     binds.extend(files.clone.iter().flat_map(CloneParts::binds));
     let restored = Restored {
         spec: &blueprint.bundle.spec,
@@ -179,11 +193,7 @@ fn question(
         }),
         has_cgroups: files.has_cgroups,
     };
-    let mut options = restore_options(&restored, how, files.directories.numbers());
-    if files.clone.is_some() {
-        // Each line of the log costs, and only what went wrong is looked for.
-        options.log_level = Some(WARNINGS);
-    }
+    let options = restore_options(&restored, how, files.directories.numbers());
     let mut asked = Request {
         opts: Some(options),
         ..Request::default()
@@ -261,13 +271,29 @@ fn open_namespaces(blueprint: &Blueprint) -> Result<Vec<(&'static str, OwnedFd)>
     Ok(opened)
 }
 
+/// What mounts are called in images, and where their sources are.
+type Binds = Vec<(String, PathBuf)>;
+
+/// A place for each of the empty directories that crun has bound; there is none in the images of others.
+fn empty_directories(root: &Path, mounts: &[String]) -> Result<Binds> {
+    let mut binds = Binds::new();
+    for key in mounts.iter().filter(|key| names_empty_directory(key)) {
+        let empty = root.join(EMPTY);
+        match mkdir(&empty, Mode::from_raw_mode(0o555)) {
+            Ok(()) | Err(Errno::EXIST) => binds.push((key.clone(), empty)),
+            Err(errno) => return Err(Error::file("mkdir", empty)(errno)),
+        }
+    }
+    Ok(binds)
+}
+
 /// Destinations, with symlinks of the image followed, and sources of bind mounts.
-fn binds(blueprint: &Blueprint, rootfs: &Path) -> Result<Vec<(String, PathBuf)>> {
+fn binds(blueprint: &Blueprint, rootfs: &Path) -> Result<Binds> {
     let root = open_directory(rootfs)?;
     let (top, _) =
         real_path(&root, Path::new("/"))?.unwrap_or((String::new(), FileType::Directory));
     let bundle = &blueprint.bundle;
-    let mut binds = Vec::new();
+    let mut binds = Binds::new();
     for (destination, source) in bind_destinations(&bundle.spec, &bundle.path) {
         let real = real_path(&root, &destination)?;
         let inside = real.and_then(|(real, _)| Some(real.strip_prefix(&top)?.to_owned()));

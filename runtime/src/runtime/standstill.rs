@@ -11,33 +11,45 @@ const MOMENTS: u32 = 100;
 /// How long such a moment is.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// A container that was running and stands still.
-pub(super) struct Frozen<'a>(&'a Cgroup);
-
-impl Frozen<'_> {
-    pub(super) fn thaw(self) -> Result<()> {
-        Ok(self.0.thaw()?)
-    }
+/// The time for which a container stands still. One that is frozen before CRIU looks at it costs CRIU
+/// no wait: it looks again only every 100 ms.
+pub(super) struct Pause<'a> {
+    cgroup: Option<&'a Cgroup>,
+    /// What it was before; one that its owner has frozen stays so.
+    status: Status,
+    frozen: bool,
 }
 
-/// Freezes a container that runs. In one that its owner has frozen nothing moves either, but for
-/// what [`find_moment`] says.
-pub(super) fn freeze(cgroup: Option<&Cgroup>, status: Status) -> Result<Option<Frozen<'_>>> {
-    let Some(cgroup) = cgroup else {
-        return Ok(None);
-    };
-    let frozen = (status == Status::Running).then_some(Frozen(cgroup));
-    if frozen.is_some() {
-        cgroup.freeze()?;
-    }
-    match find_moment(cgroup) {
-        Ok(()) => Ok(frozen),
-        Err(error) => {
-            if let Some(frozen) = frozen {
-                frozen.thaw()?;
-            }
-            Err(error)
+impl<'a> Pause<'a> {
+    pub(super) fn of(cgroup: Option<&'a Cgroup>, status: Status) -> Self {
+        Self {
+            cgroup,
+            status,
+            frozen: false,
         }
+    }
+
+    /// Freezes a container that runs, or leaves it as it was.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let Some(cgroup) = self.cgroup else {
+            return Ok(());
+        };
+        if self.status == Status::Running {
+            cgroup.freeze()?;
+            self.frozen = true;
+        }
+        match find_moment(cgroup) {
+            Ok(()) => Ok(()),
+            Err(error) => self.end().and(Err(error)),
+        }
+    }
+
+    pub(super) fn end(&mut self) -> Result<()> {
+        if let Some(cgroup) = self.cgroup.filter(|_| self.frozen) {
+            cgroup.thaw()?;
+            self.frozen = false;
+        }
+        Ok(())
     }
 }
 

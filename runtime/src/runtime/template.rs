@@ -14,7 +14,7 @@ use super::checkpoint::{LOG, OpenDirectories, converse, look_at, real_path};
 use super::clone::has_own_network;
 use super::query::cgroup_of;
 use super::restore::open_directory;
-use super::standstill::{Frozen, freeze};
+use super::standstill::Pause;
 use crate::checkpoint::{
     CheckpointRequest, CriuOptions, Dumped, NetworkLock, check_policy, dump_options,
     external_namespace, streams_of, write_descriptors,
@@ -150,11 +150,12 @@ fn dump(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
     asked.set_type(RequestType::Dump);
     write_descriptors(&images, &streams_of(record.pid)?)?;
     // From here on nothing returns before the container goes on.
-    let frozen = freeze(Some(&cgroup), source.status)?;
+    let mut pause = Pause::of(Some(&cgroup), source.status);
+    pause.begin()?;
     let log = directories.logs(LOG);
     let dumped = keep_filesystems(template, source)
-        .and_then(|()| converse(&checkpoint.criu, &asked, &log, &mut |_| Ok(())));
-    let thawed = frozen.map_or(Ok(()), Frozen::thaw);
+        .and_then(|()| converse((&checkpoint.criu, None), &asked, &log, &mut |_| Ok(())));
+    let thawed = pause.end();
     dumped.and(thawed)
 }
 

@@ -15,6 +15,6 @@ pub(crate) use process::{ProcessFacts, is_ending};
 pub(crate) use readiness::NOTIFY_SOCKET;
 pub(crate) use record::{AgentAddress, Record};
 pub use store::Listing;
-pub(crate) use store::{StateDir, ids, list};
+pub(crate) use store::{Lent, StateDir, ids, list};
 pub use time::rfc3339;
 pub use view::{ContainerState, Status};

@@ -271,6 +271,15 @@ impl StateDir {
             .map_err(Error::file("rmdir", self.path.join(name)))
     }
 
+    /// Has a program be found by another name in the directory, for as long as the answer lives.
+    pub(crate) fn lend(&self, program: &Path, name: &'static str) -> Result<Lent> {
+        // Somebody who was killed may have left one.
+        self.remove_files(&[name])?;
+        let path = self.path.join(name);
+        symlinkat(program, &self.fd, name).map_err(Error::file("symlink", path.clone()))?;
+        Ok(Lent(path))
+    }
+
     /// Removes the directory, the way to the cgroup last: a removal that is cut short can be
     /// repeated.
     pub(crate) fn remove(&self) -> Result<()> {
@@ -305,6 +314,24 @@ impl StateDir {
             Err(Errno::NOTEMPTY) => Ok(false),
             Err(errno) => Err(Error::file("remove", &self.path)(errno)),
         }
+    }
+}
+
+/// A program that is lent ([`StateDir::lend`]).
+#[derive(Debug)]
+pub(crate) struct Lent(PathBuf);
+
+impl Lent {
+    /// The directory that it is found in.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        self.0.parent()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the container.
+        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -402,7 +402,7 @@ fn plan(paths: &Paths, tools: &[&Tool]) -> Result<NativePlan> {
         }
     }
     for tool in tools {
-        let shown_at = Path::new("/opt").join(tool.name);
+        let shown_at = tool.place();
         binds.push(shown(&tool.find(paths)?, &shown_at, false));
         for name in tool.names() {
             links.push((Path::new(LOCAL_PROGRAMS).join(name), shown_at.join(name)));

@@ -70,6 +70,11 @@ impl Log {
         }
     }
 
+    /// Whether whoever reads it wants to know each step.
+    pub(super) fn is_verbose(&self) -> bool {
+        self.level >= Level::Debug
+    }
+
     pub(super) fn debug(&self, message: &str) {
         self.write(Level::Debug, message);
     }
