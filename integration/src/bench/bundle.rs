@@ -55,7 +55,7 @@ impl Bundles {
 }
 
 /// What containerd writes for a container made from `rootfs` with its default seccomp profile.
-fn containerd_spec(rootfs: &Path) -> Result<Value> {
+pub(super) fn containerd_spec(rootfs: &Path) -> Result<Value> {
     let rootfs = rootfs.to_string_lossy();
     let id = "xebec-bench-spec";
     output(&[

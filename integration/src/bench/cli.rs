@@ -19,7 +19,7 @@ use crate::progress::Step;
 /// `integration bench NAME`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which benchmark: runtime, smoke, shim, snapshotter, or `all` for every one that exists
+    /// Which benchmark: runtime, smoke, shim, snapshotter, checkpoint, or `all` for every one that exists
     pub name: String,
     /// Print the promises of SPECIFICATION.md that were missed and exit with 1 if there are any
     #[arg(long)]
@@ -141,14 +141,18 @@ fn nothing_of(bench: &Bench, error: &Error) -> Report {
 
 fn run(bench: &Bench, args: &Args) -> Result<Report> {
     let step = Step::begin(format!("bench {} on a native host", bench.name));
-    let host = NativeHost::start(HostOptions::with(bench.services))?;
+    let paths = Paths::find()?;
+    bench.needs.make(&paths)?;
+    let mut options = HostOptions::with(bench.services);
+    options.tools = bench.needs.tools.to_vec();
+    let host = NativeHost::start(options)?;
     let rounds = if args.quick {
         bench.rounds.1
     } else {
         bench.rounds.0
     };
     let mut argv = vec![
-        Paths::find()?.program.into_os_string(),
+        paths.program.into_os_string(),
         "measure".into(),
         bench.name.into(),
         "--rounds".into(),

@@ -6,6 +6,7 @@
 
 pub mod bundle;
 pub mod charged;
+mod checkpoint;
 mod cli;
 pub mod containers;
 pub mod contest;
@@ -30,8 +31,11 @@ use std::collections::BTreeMap;
 pub use cli::{Args, MeasureArgs, main, measure};
 pub use report::Report;
 
+use crate::corpus;
 use crate::error::{Error, Result};
 use crate::hosts::Service;
+use crate::paths::Paths;
+use crate::setup::tools::{self, Tool};
 use suite::Random;
 
 /// A benchmark by name.
@@ -39,6 +43,9 @@ struct Bench {
     name: &'static str,
     /// Daemons that its host runs before it begins.
     services: &'static [Service],
+    /// Programs that its host has beside its own, and images of the corpus that it starts; `setup`
+    /// alone does not make them.
+    needs: Needs,
     /// Rounds of an ordinary and of a quick run.
     rounds: (u32, u32),
     run: fn(u32, Option<&str>, &mut Random) -> Result<Measured>,
@@ -46,6 +53,25 @@ struct Bench {
     parts: fn() -> Vec<String>,
     /// Also measures what a created container is charged with, wherever that can be told.
     charged: bool,
+}
+
+/// What is made once, before a suite.
+struct Needs {
+    tools: &'static [&'static Tool],
+    images: &'static [&'static str],
+}
+
+const NOTHING: Needs = Needs {
+    tools: &[],
+    images: &[],
+};
+
+impl Needs {
+    fn make(&self, paths: &Paths) -> Result<()> {
+        tools::build(paths, self.tools)?;
+        let images: Vec<_> = self.images.iter().map(|&image| image.to_owned()).collect();
+        corpus::build(paths, &images)
+    }
 }
 
 /// What a suite hands to the report.
@@ -60,6 +86,7 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "runtime",
         services: &[Service::Containerd],
+        needs: NOTHING,
         rounds: (100, 10),
         run: run_runtime,
         parts: Vec::new,
@@ -68,6 +95,7 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "smoke",
         services: &[Service::Containerd],
+        needs: NOTHING,
         rounds: (50, 10),
         run: run_smoke,
         parts: Vec::new,
@@ -76,6 +104,7 @@ const BENCHES: &[Bench] = &[
     Bench {
         name: "shim",
         services: &[Service::Containerd],
+        needs: NOTHING,
         rounds: (40, 5),
         run: run_shim,
         parts: parts::names::<shim::Part>,
@@ -85,9 +114,22 @@ const BENCHES: &[Bench] = &[
         name: "snapshotter",
         // It starts and stops daemons by itself.
         services: &[],
+        needs: NOTHING,
         rounds: (3, 1),
         run: run_snapshotter,
         parts: parts::names::<snapshotter::Part>,
+        charged: false,
+    },
+    Bench {
+        name: "checkpoint",
+        services: &[Service::Containerd],
+        needs: Needs {
+            tools: &[&tools::LIBCRIU],
+            images: checkpoint::IMAGES,
+        },
+        rounds: (20, 3),
+        run: run_checkpoint,
+        parts: parts::names::<checkpoint::Part>,
         charged: false,
     },
 ];
@@ -140,6 +182,15 @@ fn run_snapshotter(rounds: u32, only: Option<&str>, random: &mut Random) -> Resu
     })
 }
 
+fn run_checkpoint(rounds: u32, only: Option<&str>, random: &mut Random) -> Result<Measured> {
+    let fixtures = checkpoint::Fixtures::start()?;
+    Ok(Measured {
+        samples: parts::measure::<checkpoint::Part>(&fixtures, only, rounds, random)?,
+        versions: checkpoint::versions(),
+        phases: Vec::new(),
+    })
+}
+
 fn tasks(operations: Vec<suite::Operation<'_>>) -> Vec<suite::Task<'_>> {
     let tasks = operations.into_iter().flat_map(suite::Operation::tasks);
     tasks.collect()
@@ -181,7 +232,7 @@ mod tests {
         let error = select("everything").map(drop).unwrap_err().to_string();
         assert!(
             error.contains("everything")
-                && error.contains("runtime, smoke, shim, snapshotter, all"),
+                && error.contains("runtime, smoke, shim, snapshotter, checkpoint, all"),
             "{error}"
         );
     }
