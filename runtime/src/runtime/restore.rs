@@ -43,7 +43,9 @@ pub(super) fn restore(
     request: CreateRequest,
     options: &RestoreOptions,
 ) -> Result<Launched> {
-    let files = Files::open(options)?;
+    let mut files = Files::open(options)?;
+    let mounts = external_mounts(&options.criu.image_path)?;
+    files.empty = empty_directories(&runtime.options.root, &mounts)?;
     let made = make(runtime, request, |dir, record, blueprint, request| {
         build(runtime, (dir, record), blueprint, request, (options, files))
     });
@@ -57,8 +59,8 @@ pub(super) struct Files {
     streams: Vec<String>,
     /// There were cgroups below the container's.
     has_cgroups: bool,
-    /// What sources of mounts are called.
-    mounts: Vec<String>,
+    /// What stands for the empty directories of crun's.
+    empty: Binds,
     /// What a clone has besides images.
     pub(super) clone: Option<CloneParts>,
 }
@@ -70,7 +72,7 @@ impl Files {
             directories: OpenDirectories::open(&options.criu)?,
             streams: read_descriptors(images)?,
             has_cgroups: has_cgroups(images)?,
-            mounts: external_mounts(images)?,
+            empty: Binds::new(),
             clone: None,
         })
     }
@@ -104,13 +106,7 @@ pub(super) fn build(
         None => None,
     };
     let keys = opened.iter().map(|(key, _)| (*key).to_owned()).collect();
-    let empty = empty_directories(&runtime.options.root, &files.mounts)?;
-    let asked = question(
-        &blueprint,
-        record,
-        (&cell, &root, keys),
-        (how, &files, empty),
-    )?;
+    let asked = question(&blueprint, record, (&cell, &root, keys), (how, &files))?;
     let streams = if has_terminal {
         Stdio::NONE
     } else {
@@ -176,10 +172,10 @@ fn question(
     blueprint: &Blueprint,
     record: &Record,
     (cell, root, inherited): (&Cell, &Path, Vec<String>),
-    (how, files, empty): (&RestoreOptions, &Files, Binds),
+    (how, files): (&RestoreOptions, &Files),
 ) -> Result<Request> {
     let mut binds = binds(blueprint, &record.rootfs)?;
-    binds.extend(empty);
+    binds.extend(files.empty.clone());
     binds.extend(files.clone.iter().flat_map(CloneParts::binds));
     let restored = Restored {
         spec: &blueprint.bundle.spec,
