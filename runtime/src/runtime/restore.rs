@@ -45,8 +45,9 @@ pub(super) fn restore(
 ) -> Result<Launched> {
     let mut files = Files::open(options)?;
     let mounts = external_mounts(&options.criu.image_path)?;
-    files.empty = empty_directories(&runtime.options.root, &mounts)?;
     let made = make(runtime, request, |dir, record, blueprint, request| {
+        // The root directory is there with the first container.
+        files.empty = empty_directories(&runtime.options.root, &mounts)?;
         build(runtime, (dir, record), blueprint, request, (options, files))
     });
     made.map(|(launched, _)| launched)
