@@ -122,7 +122,7 @@ const BENCHES: &[Bench] = &[
     },
     Bench {
         name: "checkpoint",
-        services: &[Service::Containerd],
+        services: &[Service::Containerd, Service::Registry, Service::Snapshotter],
         needs: Needs {
             tools: &[&tools::LIBCRIU],
             images: checkpoint::IMAGES,

@@ -16,6 +16,9 @@ use super::kept::refused;
 
 /// The program that knows registries.
 const SNAPSHOTTER: &str = "xebec-snapshotter";
+const CHUNK_SIZE: &str = "--chunk-size";
+/// Bytes that are fetched for a page, if not told otherwise: memory is read in no order.
+const CHUNK: &str = "65536";
 /// What is packed, besides the record; a template need not have it.
 const PARTS: [&str; 2] = ["eager", "tmpfs"];
 
@@ -57,14 +60,11 @@ impl Push {
         make_directory(&draft)?;
         let pushed = pack(&draft, &directory, &record).and_then(|layout| {
             let source = format!("oci:{}", layout.display());
-            let words = [
-                "image",
-                "convert",
-                "--to",
-                "zstd-chunked",
-                &source,
-                &self.image,
-            ];
+            let mut words = vec!["image", "convert", "--to", "zstd-chunked"];
+            if !self.options.iter().any(|option| option == CHUNK_SIZE) {
+                words.extend([CHUNK_SIZE, CHUNK]);
+            }
+            words.extend([&*source, &self.image]);
             run(&words, &self.options)
         });
         let removed = fs::remove_dir_all(&draft).map_err(Error::file("remove", draft));

@@ -115,19 +115,30 @@ fn make_directories(rootfs: &Path) -> Result<()> {
 /// Makes the bundle of an app below `directory`, with containerd's default spec, in a network that
 /// is there before and after it; its path.
 pub(super) fn make_bundle(app: App, directory: &Path, network: &Network) -> Result<PathBuf> {
-    let bundle = directory.join(app.name());
+    make(app, &directory.join(app.name()), Some(network.path()))
+}
+
+/// The same in a network of its own.
+pub(super) fn make_bundle_apart(app: App, directory: &Path) -> Result<PathBuf> {
+    make(app, &directory.join(format!("{}-apart", app.name())), None)
+}
+
+fn make(app: App, bundle: &Path, network: Option<&str>) -> Result<PathBuf> {
     let rootfs = bundle.join("rootfs");
-    fs::create_dir_all(&bundle).map_err(Error::file("create", &bundle))?;
+    fs::create_dir_all(bundle).map_err(Error::file("create", bundle))?;
     app.install(&rootfs)?;
     let mut spec = containerd_spec(&rootfs)?;
     spec["process"]["args"] = json!(app.command());
     if let Some(namespaces) = spec["linux"]["namespaces"].as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "network");
-        namespaces.push(json!({"type": "network", "path": network.path()}));
+        namespaces.push(match network {
+            Some(path) => json!({"type": "network", "path": path}),
+            None => json!({"type": "network"}),
+        });
     }
     let file = bundle.join("config.json");
     fs::write(&file, spec.to_string()).map_err(Error::file("write", &file))?;
-    Ok(bundle)
+    Ok(bundle.to_owned())
 }
 
 /// A path as an argument.

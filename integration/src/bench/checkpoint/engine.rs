@@ -4,7 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use super::super::measure::output;
 use super::apps::text;
+use super::network::Network;
 use crate::command::{show, tail};
 use crate::error::{Error, Result};
 use crate::setup::tools::LIBCRIU;
@@ -81,6 +83,64 @@ impl Container<'_> {
             &["--image-path", &images, "--work-path", &work, &self.id],
         ];
         carry_out(self.runtime, &arguments.concat(), &self.scratch)
+    }
+
+    /// Makes a template of it, which goes on.
+    pub(super) fn make_template(&self, templates: &Path, name: &str) -> Result<()> {
+        let root = text(templates);
+        let arguments = ["template", "--template-root", &root, "create"];
+        let options = ["--leave-running", "--allow-share", name, &self.id];
+        carry_out(
+            self.runtime,
+            &[&arguments[..], &options].concat(),
+            &self.scratch,
+        )
+    }
+
+    /// Makes it of a template, with memory of one kind.
+    pub(super) fn clone_of(
+        &self,
+        templates: &Path,
+        (template, memory): (&str, &str),
+    ) -> Result<()> {
+        let [root, bundle] = [templates, self.bundle].map(text);
+        let arguments = [
+            "clone",
+            "--detach",
+            "--template-root",
+            &root,
+            "--bundle",
+            &bundle,
+        ];
+        let options = ["--memory", memory, template, &self.id];
+        carry_out(
+            self.runtime,
+            &[&arguments[..], &options].concat(),
+            &self.scratch,
+        )
+    }
+
+    /// Keeps a checkpoint of it, which goes on.
+    pub(super) fn keep(&self, flags: &[String]) -> Result<()> {
+        let mut arguments = vec!["checkpoint", "--leave-running"];
+        arguments.extend(flags.iter().map(String::as_str));
+        arguments.push(&self.id);
+        carry_out(self.runtime, &arguments, &self.scratch)
+    }
+
+    /// The pid of its init.
+    pub(super) fn pid(&self) -> Result<u32> {
+        let state = output(&[self.runtime, "state", &self.id])?;
+        let parsed: serde_json::Value = serde_json::from_str(&state).unwrap_or_default();
+        let pid = parsed["pid"]
+            .as_u64()
+            .and_then(|pid| u32::try_from(pid).ok());
+        pid.ok_or_else(|| Error::invalid("a container's state", state))
+    }
+
+    /// Its network.
+    pub(super) fn network(&self) -> Result<Network> {
+        Ok(Network::of(self.pid()?))
     }
 
     /// Makes the cgroup of a container that has become files, where a restore wants it: without CRIU's

@@ -3,8 +3,11 @@
 //! of the server in the container.
 
 mod apps;
+mod clones;
 mod engine;
+mod kept;
 mod network;
+mod streamed;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +18,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 pub(super) use self::apps::IMAGES;
-use self::apps::{APPS, App, make_bundle};
+use self::apps::{APPS, App, make_bundle, make_bundle_apart};
 use self::engine::Container;
 use self::network::Network;
 use super::containers::{self, RUNTIMES};
@@ -36,6 +39,10 @@ pub(super) struct Fixtures {
     network: Network,
     directory: tempfile::TempDir,
     bundles: Vec<PathBuf>,
+    /// A server with a large heap in networks of its own, of which several run at a time.
+    apart: PathBuf,
+    /// Directory of templates.
+    templates: PathBuf,
 }
 
 impl Fixtures {
@@ -48,6 +55,8 @@ impl Fixtures {
         fs::create_dir(&images).map_err(Error::file("create", &images))?;
         let bundles = APPS.map(|app| make_bundle(app, directory.path(), &network));
         Ok(Self {
+            apart: make_bundle_apart(App::Node, directory.path())?,
+            templates: directory.path().join("templates"),
             bundles: bundles.into_iter().collect::<Result<_>>()?,
             network,
             directory,
@@ -143,6 +152,12 @@ pub(super) enum Part {
     Starts,
     /// How long a checkpoint stops a server
     Pause,
+    /// Clones of warm servers
+    Clones,
+    /// What checkpoints take that are kept
+    Kept,
+    /// What a clone needs of a template in a registry
+    Streamed,
 }
 
 impl Measurable for Part {
@@ -155,6 +170,9 @@ impl Measurable for Part {
                 .iter()
                 .map(|&runtime| pauses(fixtures, runtime))
                 .collect(),
+            Self::Clones => clones::clones(fixtures),
+            Self::Kept => kept::kept(fixtures),
+            Self::Streamed => streamed::streamed(fixtures),
         };
         let tell = super::tell(rounds);
         Ok(suite::run(&mut tasks, rounds, random, tell))
@@ -193,14 +211,24 @@ fn task<'a>(
     runtime: &'static str,
     sampler: impl FnMut(u32) -> Result<Vec<f64>> + 'a,
 ) -> Task<'a> {
+    task_of(row, (runtime, runtime), Unit::Milliseconds, sampler)
+}
+
+/// A row's samples of one contestant, who needs `program`.
+fn task_of<'a>(
+    row: String,
+    (contestant, program): (&'static str, &str),
+    unit: Unit,
+    sampler: impl FnMut(u32) -> Result<Vec<f64>> + 'a,
+) -> Task<'a> {
     Task {
         feeds: vec![Feed {
             row: row.into(),
-            unit: Unit::Milliseconds,
-            contestant: runtime,
+            unit,
+            contestant,
         }],
         every: 1,
         warms_up: true,
-        sampler: present(runtime).map(|()| -> suite::Sampler<'a> { Box::new(sampler) }),
+        sampler: present(program).map(|()| -> suite::Sampler<'a> { Box::new(sampler) }),
     }
 }

@@ -28,7 +28,7 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\nConnection: close\r\n\
 
 /// A namespace under `/run/netns`; it goes with the host.
 pub(super) struct Network {
-    name: &'static str,
+    path: String,
 }
 
 /// A complete answer.
@@ -44,12 +44,21 @@ impl Network {
     pub(super) fn create(name: &'static str) -> Result<Self> {
         output(&["ip", "netns", "add", name])?;
         output(&["ip", "-n", name, "link", "set", "lo", "up"])?;
-        Ok(Self { name })
+        Ok(Self {
+            path: format!("/run/netns/{name}"),
+        })
+    }
+
+    /// That of a process.
+    pub(super) fn of(pid: u32) -> Self {
+        Self {
+            path: format!("/proc/{pid}/ns/net"),
+        }
     }
 
     /// Its file.
-    pub(super) fn path(&self) -> String {
-        format!("/run/netns/{}", self.name)
+    pub(super) fn path(&self) -> &str {
+        &self.path
     }
 
     /// Has `work` done while the server is asked until it answers; what `work` returns, when it
@@ -59,7 +68,7 @@ impl Network {
         work: impl FnOnce() -> Result<T>,
     ) -> Result<(T, Instant, Answer)> {
         let path = self.path();
-        let namespace = File::open(&path).map_err(Error::file("open", Path::new(&path)))?;
+        let namespace = File::open(path).map_err(Error::file("open", Path::new(path)))?;
         let (inside, entered) = channel();
         let hopeless = AtomicBool::new(false);
         thread::scope(|scope| {
