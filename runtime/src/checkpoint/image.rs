@@ -1,5 +1,4 @@
-//! CRIU's image files, as far as a restore has to look into them (criu.org/Images): a magic
-//! number or two, then messages, each after its length.
+//! CRIU's image files, as far as a restore has to look into them.
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read as _};
@@ -8,14 +7,10 @@ use std::path::Path;
 use prost::Message as _;
 use xebec_proto::criu_images::{CgroupEntry, MountEntry};
 
+use super::messages::{Kind, messages};
 use crate::error::{Error, Result};
 
-/// First word of the images that belong together as one checkpoint.
-const COMMON: u32 = 0x5456_4319;
-/// The second word of `cgroup.img`.
-const CGROUP: u32 = 0x5938_3330;
-/// The second word of `mountpoints-N.img`, and the beginning of its name.
-const MOUNTS: u32 = 0x5556_3928;
+/// The beginning of the names of images of mounts.
 const MOUNTS_NAME: &str = "mountpoints-";
 /// No such file is larger.
 const SIZE_MAX: u64 = 16 << 20;
@@ -34,7 +29,7 @@ pub(crate) fn has_cgroups(images: &Path) -> Result<bool> {
     };
     let content = read(file, &path)?;
     let damaged = |reason: &str| damaged(&path, reason);
-    let message = messages(&content, CGROUP).and_then(|all| all.first().copied());
+    let message = messages(&content, Kind::Cgroups).and_then(|all| all.first().copied());
     let message = message.ok_or_else(|| damaged("not an image of cgroups"))?;
     let entry = CgroupEntry::decode(message).map_err(|e| damaged(&e.to_string()))?;
     // Hierarchies of version 1 have names, and no cgroup of the container's.
@@ -63,7 +58,7 @@ pub(crate) fn external_mounts(images: &Path) -> Result<Vec<String>> {
             File::open(&path).map_err(Error::file("open", &path))?,
             &path,
         )?;
-        let all = messages(&content, MOUNTS);
+        let all = messages(&content, Kind::Mounts);
         let all = all.ok_or_else(|| damaged(&path, "not an image of mounts"))?;
         for message in all {
             let entry = MountEntry::decode(message).map_err(|e| damaged(&path, &e.to_string()))?;
@@ -85,39 +80,15 @@ fn damaged(path: &Path, reason: &str) -> Error {
     Error::InvalidArgument(format!("{}: {reason}", path.display()))
 }
 
-/// The messages of an image.
-fn messages(content: &[u8], kind: u32) -> Option<Vec<&[u8]>> {
-    let (common, rest) = word(content)?;
-    let (magic, mut rest) = word(rest)?;
-    if (common, magic) != (COMMON, kind) {
-        return None;
-    }
-    let mut messages = Vec::new();
-    while !rest.is_empty() {
-        let (length, after) = word(rest)?;
-        let (message, after) = after.split_at_checked(usize::try_from(length).ok()?)?;
-        messages.push(message);
-        rest = after;
-    }
-    Some(messages)
-}
-
-fn word(bytes: &[u8]) -> Option<(u32, &[u8])> {
-    let (word, rest) = bytes.split_first_chunk()?;
-    Some((u32::from_le_bytes(*word), rest))
-}
-
 #[cfg(test)]
 mod tests {
     use xebec_proto::criu_images::{CgroupDir, CgroupTree};
 
+    use super::super::messages::encode;
     use super::*;
 
     fn image(entry: &CgroupEntry) -> Vec<u8> {
-        let message = entry.encode_to_vec();
-        let words = [COMMON, CGROUP, message.len() as u32];
-        let head = words.iter().flat_map(|word| word.to_le_bytes());
-        head.chain(message).collect()
+        encode(Kind::Cgroups, &[entry.encode_to_vec()])
     }
 
     fn tree(children: Vec<CgroupDir>) -> CgroupEntry {
@@ -149,18 +120,15 @@ mod tests {
         let directory = tempfile::tempdir().expect("temporary directory");
         let names = || external_mounts(directory.path());
         assert_eq!(names().expect("no file"), Vec::<String>::new());
-        let head = [COMMON, MOUNTS].iter().flat_map(|word| word.to_le_bytes());
         let entries = [None, Some("/data"), Some("/run/x")].map(|name| {
             let ext_key = name.map(str::to_owned);
-            let message = MountEntry {
+            MountEntry {
                 ext_key,
                 ..MountEntry::default()
             }
-            .encode_to_vec();
-            let length = (message.len() as u32).to_le_bytes();
-            [&length[..], &message].concat()
+            .encode_to_vec()
         });
-        let whole: Vec<u8> = head.chain(entries.concat()).collect();
+        let whole = encode(Kind::Mounts, &entries);
         let file = directory.path().join("mountpoints-13.img");
         std::fs::write(&file, &whole).expect("written");
         assert_eq!(names().expect("an image"), ["/data", "/run/x"]);

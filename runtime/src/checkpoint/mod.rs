@@ -2,12 +2,13 @@
 //!
 //! [`options`] is what callers ask for, [`plan`] (pure) turns that and the container into CRIU's
 //! options, [`session`] talks with one `criu swrk`, [`log`] finds the cause of a failure in what
-//! CRIU wrote, [`image`] looks into its images, [`policy`] forbids what an operator forbids, [`tar`] is a program that
+//! CRIU wrote, [`messages`] is how its images are written, [`image`] looks into them, [`policy`] forbids what an operator forbids, [`tar`] is a program that
 //! CRIU runs. The steps themselves are operations of [`crate::Runtime`].
 
 mod descriptors;
 mod image;
 mod log;
+pub(crate) mod messages;
 mod options;
 mod plan;
 mod policy;

@@ -1,7 +1,7 @@
 //! A launch's side: the server is found or started, and told of the clone.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A server that expects CRIU.
 #[derive(Debug)]
-pub(crate) struct PageClient(OwnedFd);
+pub(crate) struct PageClient {
+    connection: OwnedFd,
+    /// What CRIU connects to, which nobody needs afterwards.
+    _socket: Socket,
+}
+
+/// A socket's file, which goes with this.
+#[derive(Debug)]
+struct Socket(PathBuf);
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // What cannot be removed goes with the directory.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
 
 impl PageClient {
     /// Has the server of `root` serve a clone whose images are in `images`, and which CRIU restores
@@ -37,12 +52,18 @@ impl PageClient {
             .map_err(Error::os("socket"))?;
         let address = SocketAddrUnix::new(&path).map_err(Error::file("bind", &path))?;
         bind(&listener, &address).map_err(Error::file("bind", &path))?;
+        let socket = Socket(path.clone());
         listen(&listener, 1).map_err(Error::file("listen on", &path))?;
         let end = Instant::now() + PATIENCE;
         let mut is_started = false;
         loop {
             match ask(root, &listener, images) {
-                Ok(connection) => return Ok(Self(connection)),
+                Ok(connection) => {
+                    return Ok(Self {
+                        connection,
+                        _socket: socket,
+                    });
+                }
                 Err(errno) if Instant::now() > end => {
                     return Err(Error::file("connect to", socket_of(root))(errno));
                 }
@@ -59,7 +80,8 @@ impl PageClient {
     /// Tells the server that the clone runs. Only when this has returned does nothing of it depend
     /// on us.
     pub(crate) fn started(self, init: BorrowedFd<'_>) -> Result<()> {
-        let told = wire::send(&self.0, Kind::Started, 0, &[init]).and_then(|()| heard(&self.0));
+        let told = wire::send(&self.connection, Kind::Started, 0, &[init])
+            .and_then(|()| heard(&self.connection));
         told.map_err(Error::os("speak to the page server"))
     }
 }

@@ -1,8 +1,8 @@
 //! The list of open files, with one more that memory is mapped from. Pure.
 
-use super::image::{self, Kind};
 use super::memory::Unusable;
 use super::wire::{self, Fields, Value, put_bytes, put_number};
+use crate::checkpoint::messages::{self as image, Kind};
 
 /// Fields of `file_entry`.
 const FILE_TYPE: u64 = 1;

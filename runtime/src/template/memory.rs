@@ -6,8 +6,8 @@
 //! beyond the end of the file. A part of an area that grows reads what follows it in the area, which
 //! is why the guard refuses `mremap`.
 
-use super::image::{self, Kind};
 use super::wire::{self, Damaged, Fields, Value};
+use crate::checkpoint::messages::{self as image, Kind};
 
 /// Bytes of a page, as CRIU counts them.
 pub(crate) const PAGE: u64 = 4096;

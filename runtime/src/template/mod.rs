@@ -1,8 +1,8 @@
 //! Templates: checkpoints that clones start from, by an unchanged CRIU.
 //!
 //! [`memory`] and [`files`] (pure) rewrite CRIU's images so that the memory of a process is a
-//! private mapping of one page file, which all clones share; [`image`] and [`wire`] are how images
-//! are read and written without losing what is not understood. [`flatten`] does that to a directory
+//! private mapping of one page file, which all clones share; [`wire`] is how messages
+//! of images are rewritten without losing what is not understood. [`flatten`] does that to a directory
 //! of images, [`store`] keeps templates, [`record`] says what one is, [`guard`] (pure) makes the
 //! seccomp rules by which sharing is exact, [`awareness`] (pure) how a program learns what it is. The operations are those of [`crate::Runtime`].
 
@@ -10,7 +10,6 @@ mod awareness;
 mod files;
 mod flatten;
 mod guard;
-mod image;
 mod memory;
 mod record;
 mod store;

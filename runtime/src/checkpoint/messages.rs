@@ -7,14 +7,16 @@ const COMMON: u32 = 0x5456_4319;
 /// The second word: what an image is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
+    Cgroups = 0x5938_3330,
     Files = 0x5630_3138,
     Memory = 0x5749_2820,
+    Mounts = 0x5556_3928,
     Pagemap = 0x5608_4025,
 }
 
 /// The messages of an image; none if it is not of that kind, or damaged.
-pub(super) fn messages(content: &[u8], kind: Kind) -> Option<Vec<&[u8]>> {
+pub(crate) fn messages(content: &[u8], kind: Kind) -> Option<Vec<&[u8]>> {
     let (common, rest) = word(content)?;
     let (magic, mut rest) = word(rest)?;
     if (common, magic) != (COMMON, kind as u32) {
@@ -31,7 +33,7 @@ pub(super) fn messages(content: &[u8], kind: Kind) -> Option<Vec<&[u8]>> {
 }
 
 /// An image of messages.
-pub(super) fn encode<M: AsRef<[u8]>>(kind: Kind, messages: &[M]) -> Vec<u8> {
+pub(crate) fn encode<M: AsRef<[u8]>>(kind: Kind, messages: &[M]) -> Vec<u8> {
     let mut content = [COMMON.to_le_bytes(), (kind as u32).to_le_bytes()].concat();
     for message in messages {
         let message = message.as_ref();
