@@ -9,6 +9,7 @@ mod foundation;
 mod lifecycle;
 mod mounts;
 mod pidfd;
+mod profile;
 mod query;
 mod restore;
 mod standstill;

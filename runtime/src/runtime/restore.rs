@@ -17,6 +17,7 @@ use super::confinement::{Cell, Confinement, mover};
 use super::create::{
     Blueprint, announce, confine, first_warnings, make, receive_terminal, run_creation_hooks,
 };
+use super::profile::{require_applied, require_loaded};
 use super::{Runtime, pidfd};
 use crate::cgroup::Cgroup;
 use crate::checkpoint::{
@@ -43,6 +44,7 @@ pub(super) fn restore(
     request: CreateRequest,
     options: &RestoreOptions,
 ) -> Result<Launched> {
+    require_loaded(options.lsm_profile.as_deref())?;
     let mut files = Files::open(options)?;
     let mounts = external_mounts(&options.criu.image_path)?;
     let made = make(runtime, request, |dir, record, blueprint, request| {
@@ -140,10 +142,7 @@ pub(super) fn build(
             };
             run_creation_hooks(spec, &coming, None)
         }
-        "pre-resume" => match &mut files.clone {
-            Some(clone) => clone.before_resume(init),
-            None => Ok(()),
-        },
+        "pre-resume" => before_resume(how, files.clone.as_mut(), init),
         "orphan-pts-master" => hand_over(console.as_ref(), notice.file),
         _ => Ok(()),
     });
@@ -166,6 +165,12 @@ pub(super) fn build(
     launched.terminal = receive_terminal(terminal);
     launched.warnings = warnings;
     Ok(launched)
+}
+
+/// What is left to do when everything is there and init has not gone on.
+fn before_resume(how: &RestoreOptions, clone: Option<&mut CloneParts>, init: i32) -> Result<()> {
+    require_applied(how.lsm_profile.as_deref(), init)?;
+    clone.map_or(Ok(()), |clone| clone.before_resume(init))
 }
 
 /// What CRIU is asked for.
