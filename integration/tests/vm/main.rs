@@ -2,6 +2,7 @@
 
 mod boot;
 mod cgroups;
+mod checkpoint;
 mod clients;
 mod footprint;
 mod kernel_mounts;
