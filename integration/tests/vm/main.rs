@@ -12,3 +12,4 @@ mod namespaces;
 mod outer;
 mod pods;
 mod tasks;
+mod verity;
