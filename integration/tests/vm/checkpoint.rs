@@ -1,12 +1,9 @@
 //! Checkpoints that need another kernel than this machine's: one that tracks which memory is
 //! written to, for dumps of what has changed, and one with AppArmor.
 
-use std::time::Duration;
-
 use integration::command::Output;
-use integration::hosts::{VmHost, VmOptions};
 
-const SCRIPT: &str = include_str!("checkpoint.sh");
+pub(super) const SCRIPT: &str = include_str!("checkpoint.sh");
 
 const FACTS: [&str; 11] = [
     "status running",
@@ -27,16 +24,8 @@ const EARLY: u64 = 4 << 20;
 /// Most that a dump has of what has changed since: stack and heap of a shell.
 const CHANGED_MAX: u64 = EARLY / 8;
 
-#[test]
-fn memory_is_dumped_step_by_step_and_a_restored_container_gets_the_profile_it_is_to_have() {
-    let options = VmOptions {
-        services: Vec::new(),
-        deadline: Duration::from_mins(8),
-        ..VmOptions::default()
-    };
-    let output = VmHost::run(options, &["bash", "-c", SCRIPT]).expect("a VM host runs a job");
-    assert!(output.success(), "{output:#?}");
-    let [first, second, last] = pages(&output);
+pub(super) fn assert_told(output: &Output) {
+    let [first, second, last] = pages(output);
     assert!(first >= EARLY, "{output:#?}");
     for later in [second, last] {
         assert!((1..=CHANGED_MAX).contains(&later), "{output:#?}");

@@ -7,6 +7,7 @@ mod clients;
 mod footprint;
 mod kernel_mounts;
 mod labels;
+mod lacking;
 mod memory;
 mod namespaces;
 mod outer;

@@ -1,4 +1,4 @@
-# Runs in the machine of vm/verity.rs; every line it prints is a fact that the test knows.
+# Runs in the machine of vm/lacking.rs; every line it prints is a fact that the test knows.
 set -eu
 image=127.0.0.1:5000/busybox:lazy
 truth=/usr/bin/busybox
@@ -10,7 +10,7 @@ words=$(grep -obUam 1 'BusyBox v1' $truth | head -n 1 | cut -d : -f 1)
 truncate -s 96M /tmp/disk
 mkfs.ext4 -q -b 4096 -O verity /tmp/disk
 loop=$(losetup --find --show /tmp/disk)
-mkdir -p /disk /m/fuse /m/kernel
+mkdir -p /disk /m/fuse /m/passthrough /m/kernel
 mount "$loop" /disk
 
 xebec-snapshotter image convert oci:/srv/corpus/busybox $image >/dev/null 2>&1
@@ -21,17 +21,21 @@ port=9110
 serve() {
     port=$((port + 1))
     echo $port > /tmp/$1.port
-    # containerd knows the kernel's.
-    socket=$(echo $1 | sed 's/kernel/snapshotter/')
+    mount=$1 passthrough=never socket=$1
+    case $1 in
+        passthrough) mount=fuse passthrough=always ;;
+        # The one that containerd knows.
+        kernel) socket=snapshotter ;;
+    esac
     cat > /tmp/$1.toml <<END
 root = "/disk/$1"
 address = "/run/xebec-snapshotter/$socket.sock"
-mount = "$1"
+mount = "$mount"
 async_remove = false
 [metrics]
 address = "127.0.0.1:$port"
 [lazy]
-passthrough = "never"
+passthrough = "$passthrough"
 keep_unused = 0
 [store]
 $2
@@ -46,9 +50,9 @@ stop() {
 }
 ask() { xebec-snapshotter $2 --config /tmp/$1.toml "${@:3}"; }
 await() {
-    for _ in $(seq 200); do
+    for _ in $(seq 60); do
         "$@" && return
-        sleep 0.3
+        sleep 1
     done
     echo "not seen: $*" >&2
     exit 1
@@ -58,7 +62,7 @@ counts() { [ "$(metric $1 $2)" -ge 1 ]; }
 stored() { find /disk/$1/lazy/blobs/sha256 -path '*/obj/1'; }
 same() { cmp $truth /m/$1/bin/busybox && echo "$1 $2"; }
 uncached() { sync; echo 3 > /proc/sys/vm/drop_caches; }
-for mode in fuse kernel; do
+for mode in fuse passthrough kernel; do
     serve $mode ''
     echo "$mode says $(ask $mode status | sed -n '1s/.*; //p')"
     ask $mode 'image mount' $image /m/$mode
@@ -67,16 +71,16 @@ done
 ctr images pull --snapshotter xebec $image >/dev/null
 ran=$(ctr run --rm --snapshotter xebec --runtime io.containerd.xebec.v2 $image c sha256sum /bin/busybox)
 [ "${ran%% *}" = $sum ] && echo 'a container reads right'
-for mode in fuse kernel; do
+for mode in fuse passthrough kernel; do
     await counts $mode sealed_files_total
     echo "$mode attributes $(lsattr "$(stored $mode)" | cut -d ' ' -f 1 | tr -d e-)"
     sh -c "echo more >> $(stored $mode)" 2>&1 | sed -n "s/.*: /$mode write: /p"
 done
 uncached
-for mode in fuse kernel; do same $mode 'reads right when it is sealed'; done
+for mode in fuse passthrough kernel; do same $mode 'reads right when it is sealed'; done
 
 # One bit of each file, on the disk below.
-for mode in fuse kernel; do
+for mode in fuse passthrough kernel; do
     block=$(filefrag -b4096 -v "$(stored $mode)" | awk -v at=$((words / 4096)) '
         $1 ~ /^[0-9]+:$/ { gsub(/[.:]/, " "); if ($2 <= at && at <= $3) print $4 + at - $2 }')
     place=$((block * 4096 + words % 4096))
@@ -84,7 +88,7 @@ for mode in fuse kernel; do
     printf C | dd of=/tmp/disk bs=1 seek=$place conv=notrunc status=none
 done
 uncached
-for mode in fuse kernel; do
+for mode in fuse passthrough kernel; do
     # What cannot be read is zeros in the copy.
     dd if=/m/$mode/bin/busybox of=/tmp/read bs=4096 conv=noerror,sync 2>/tmp/errors
     echo "$mode fails: $(sed -n "s/^dd: error reading.*: //p" /tmp/errors | sort -u)"
@@ -94,7 +98,8 @@ for mode in fuse kernel; do
 done
 echo "the kernel names $(dmesg | grep -c 'fs-verity (loop.*FILE CORRUPTED' | sed 's/^[1-9].*/it/')"
 
-# FUSE's daemon has noticed; the kernel needs room, and loses what nobody has mounted.
+# FUSE's daemon has noticed. Of what the kernel has read by itself nobody has; an operator removes
+# the file, or the store needs room and loses what nobody has mounted.
 stop fuse
 serve fuse ''
 uncached
@@ -102,6 +107,11 @@ same fuse 'reads right when it is fetched again'
 echo "fuse refused $(metric fuse refused_files_total)"
 ask fuse 'image unmount' /m/fuse
 echo "fuse keeps $(stored fuse | wc -l)"
+
+rm "$(stored passthrough)"
+stop passthrough
+serve passthrough ''
+same passthrough 'reads right when it is fetched again'
 
 ask kernel 'image unmount' /m/kernel
 stop kernel
