@@ -47,7 +47,8 @@ pub use mapped::OwnerMap;
 pub use own_binary::protect_own_binary;
 pub use pages::{PageProgram, serve_pages};
 pub use request::{
-    Console, CreateRequest, ExecRequest, Launched, Stdio, adopt_writable, reserve_preserved,
+    Console, CreateRequest, ExecRequest, Launched, Stdio, TemplateAccess, adopt_writable,
+    reserve_preserved,
 };
 pub use runtime::{
     CloneRequest, Runtime, RuntimeOptions, TemplateRequest, parse_resources, read_process,
@@ -55,4 +56,7 @@ pub use runtime::{
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};
 pub use state::{ContainerId, ContainerState, Listing, Status, rfc3339};
-pub use template::{MemoryMode, TEMPLATE_RECORD, Template, Templates};
+pub use template::{
+    CLONE_ANNOTATIONS, Fit, MemoryMode, TEMPLATE_RECORD, TEMPLATES, Template, Templates,
+    WantedTemplate,
+};

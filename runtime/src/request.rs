@@ -9,7 +9,10 @@ use rustix::fs::lstat;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 
 use crate::error::{Error, Result, errno_words};
+use crate::pages::PageProgram;
+use crate::runtime::CloneRequest;
 use crate::state::ContainerId;
+use crate::template::{Fit, WantedTemplate};
 
 /// Standard streams of a new process.
 #[derive(Debug, Default)]
@@ -87,6 +90,38 @@ pub struct CreateRequest {
     /// The cgroup is called as the container is, whatever the configuration calls it: for
     /// containers that share a configuration.
     pub own_cgroup: bool,
+    /// Annotations may name a template, of which the container is then a clone; without this nobody
+    /// looks at them.
+    pub templates: Option<TemplateAccess>,
+}
+
+/// What a container needs to be a clone because its annotations say so.
+#[derive(Clone, Debug)]
+pub struct TemplateAccess {
+    /// Directory of the templates that they may name.
+    pub root: PathBuf,
+    /// CRIU's program; a bare name is looked for in `PATH`.
+    pub criu: PathBuf,
+    /// Directory that keeps CRIU's log and statistics.
+    pub work_path: Option<PathBuf>,
+    /// Who serves the memory in the mode `uffd`.
+    pub page_program: Option<PageProgram>,
+}
+
+impl TemplateAccess {
+    /// The clone that annotations ask for, which gets no right that its configuration does not
+    /// give.
+    pub fn request(self, wanted: WantedTemplate) -> CloneRequest {
+        CloneRequest {
+            templates: self.root,
+            template: wanted.name,
+            memory: wanted.memory,
+            criu: self.criu,
+            work_path: self.work_path,
+            page_program: self.page_program,
+            fit: Fit::Rights,
+        }
+    }
 }
 
 impl CreateRequest {
@@ -108,6 +143,7 @@ impl CreateRequest {
             notify: false,
             reparent: false,
             own_cgroup: false,
+            templates: None,
         }
     }
 }

@@ -5,6 +5,9 @@ use std::path::PathBuf;
 use crate::bootstrap;
 use crate::error::{Error, Result};
 
+/// Name of the action that serves pages of clones.
+pub const PAGE_SERVER: &str = "page-server";
+
 /// What the program is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -22,6 +25,8 @@ pub enum Action {
     Help,
     /// Wait, as the process that holds the namespaces of a pod.
     Pause,
+    /// Serve pages of clones whose state is below the directory that follows.
+    PageServer,
 }
 
 /// The parsed command line. Absent text is empty.
@@ -47,6 +52,8 @@ pub struct Args {
     pub events: String,
     /// Directory of the shims' sockets, where a bootstrap message names it.
     pub socket_directory: Option<PathBuf>,
+    /// What follows the action; only `page-server` looks at it.
+    pub rest: Vec<String>,
 }
 
 /// Flags are Go style: `-flag value`, `-flag=value`, with one dash or two, all before the action.
@@ -62,12 +69,14 @@ pub fn parse(arguments: impl IntoIterator<Item = String>) -> Result<Args> {
         debug: false,
         events: String::new(),
         socket_directory: None,
+        rest: Vec::new(),
     };
     let mut action = None;
     let mut words = arguments.into_iter();
     while let Some(word) = words.next() {
         let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
             action = action.or(Some(action_named(&word)?));
+            args.rest = words.collect();
             break;
         };
         let (name, mut inline) = match flag.split_once('=') {
@@ -102,6 +111,7 @@ fn action_named(word: &str) -> Result<Action> {
         "delete" => Ok(Action::Delete),
         "debug" => Ok(Action::Debug),
         "pause" => Ok(Action::Pause),
+        PAGE_SERVER => Ok(Action::PageServer),
         _ => Err(Error::InvalidArgument(format!("unknown action {word:?}"))),
     }
 }
@@ -167,6 +177,9 @@ mod tests {
         assert_eq!(debug.socket.unwrap().to_str(), Some("/s"));
         assert_eq!(parse(words("--help")).unwrap().action, Action::Help);
         assert_eq!(parse(words("-v")).unwrap().action, Action::Version);
+        let server = parse(words("page-server /run/x --guarded")).unwrap();
+        assert_eq!(server.action, Action::PageServer);
+        assert_eq!(server.rest, ["/run/x", "--guarded"]);
     }
 
     #[test]

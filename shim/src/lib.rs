@@ -7,8 +7,9 @@
 //! makes the rootfs; [`delete`] cleans up after a shim that died; [`debug`] shows what a shim
 //! knows, and [`spans`] tells a collector of calls.
 //!
-//! The shim never executes itself, has one event loop and no thread per container, and writes
-//! nothing to the standard streams that containerd gave it but the answer.
+//! The shim never executes itself, but for a server of clones' [`pages`], has one event loop and no
+//! thread per container, and writes nothing to the standard streams that containerd gave it but the
+//! answer.
 
 pub mod args;
 mod blocking;
@@ -24,6 +25,7 @@ pub mod link;
 pub mod log;
 pub mod mounts;
 pub mod options;
+pub mod pages;
 pub mod spans;
 pub mod supervisor;
 pub mod sys;

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use xebec_shim::args::{self, Action};
 use xebec_shim::error::{Context, Error, Result};
-use xebec_shim::{bootstrap, debug, delete, info, sys};
+use xebec_shim::{bootstrap, debug, delete, info, pages, sys};
 
 fn main() -> ExitCode {
     match run() {
@@ -34,6 +34,7 @@ fn run() -> Result<()> {
         Action::Version => info::version(),
         Action::Debug => debug::debug(&args),
         Action::Help => info::help(),
+        Action::PageServer => pages::serve(&args.rest),
         Action::Pause => sys::wait_for_the_end().context(|| "wait".into()),
     }
 }

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use prost_types::Any;
 use serde::{Deserialize, Serialize};
 use xebec_proto::{runc_options, runtimeoptions, unpack};
+use xebec_runtime::{CLONE_ANNOTATIONS, TEMPLATES};
 
 use crate::error::{Context, Error, Result};
 use crate::io::overflow::{self, Overflow, Policy};
 
 /// Environment variable that has the effect of `IgnoreMissingControllers = true`.
 pub const IGNORE_MISSING_CONTROLLERS: &str = "XEBEC_IGNORE_MISSING_CONTROLLERS";
+
+/// The configuration in a bundle.
+const CONFIG: &str = "config.json";
 
 /// How the annotations begin that set the same as the keys `LogOverflow`, `LogBuffer`, `LogSpill`.
 const LOG_ANNOTATIONS: &str = "io.xebec.log.";
@@ -51,6 +55,9 @@ pub struct Options {
     /// Where spans of traced calls go, such as `http://127.0.0.1:4318`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub traces_endpoint: String,
+    /// Directory of the templates that annotations may name, when it is not the runtime's own.
+    #[serde(skip_serializing_if = "is_empty")]
+    pub template_root: PathBuf,
     /// Accepted for configurations shared with runc.
     #[serde(skip_serializing)]
     criu_path: String,
@@ -131,22 +138,28 @@ impl Options {
     }
 
     /// Applies what the annotations of the container in `bundle` say of its output.
-    pub fn with_annotations(mut self, bundle: &Path) -> Result<Options> {
-        let path = bundle.join("config.json");
-        // The runtime, which reads it next, tells what is wrong with the file.
-        let text = std::fs::read_to_string(&path).unwrap_or_default();
-        if text.contains(LOG_ANNOTATIONS) {
-            let origin = path.display().to_string();
-            let annotations = annotations(text.as_bytes())
-                .map_err(|error| Error::InvalidArgument(format!("{origin}: {error}")))?;
-            for (key, value) in &annotations {
-                self.annotate(key, value).map_err(|error| {
-                    Error::InvalidArgument(format!("{origin}: annotation {key}: {error}"))
-                })?;
-            }
-            self.check(&origin)?;
+    pub fn with_annotations(
+        mut self,
+        bundle: &Path,
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Options> {
+        let origin = bundle.join(CONFIG).display().to_string();
+        for (key, value) in annotations {
+            self.annotate(key, value).map_err(|error| {
+                Error::InvalidArgument(format!("{origin}: annotation {key}: {error}"))
+            })?;
         }
+        self.check(&origin)?;
         Ok(self)
+    }
+
+    /// Where templates are that annotations may name.
+    pub fn templates(&self) -> PathBuf {
+        if is_empty(&self.template_root) {
+            PathBuf::from(TEMPLATES)
+        } else {
+            self.template_root.clone()
+        }
     }
 
     fn annotate(&mut self, key: &str, value: &str) -> std::result::Result<(), String> {
@@ -190,6 +203,26 @@ impl Options {
             spill: self.log_spill.unwrap_or(overflow::DEFAULT_SPILL),
         })
     }
+}
+
+#[allow(clippy::ptr_arg, reason = "serde hands in the field as it is")]
+fn is_empty(path: &PathBuf) -> bool {
+    path.as_os_str().is_empty()
+}
+
+/// The annotations of the container in `bundle`; none if none of them is for us.
+pub fn annotations_for_us(bundle: &Path) -> Result<BTreeMap<String, String>> {
+    let path = bundle.join(CONFIG);
+    // The runtime, which reads it next, tells what is wrong with the file.
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    if ![LOG_ANNOTATIONS, CLONE_ANNOTATIONS]
+        .iter()
+        .any(|ours| text.contains(ours))
+    {
+        return Ok(BTreeMap::new());
+    }
+    annotations(text.as_bytes())
+        .map_err(|error| Error::InvalidArgument(format!("{}: {error}", path.display())))
 }
 
 /// The annotations of a config.json.
@@ -318,7 +351,10 @@ mod tests {
         let annotated = |annotations: &str| {
             let config = format!(r#"{{"ociVersion":"1.2.0","annotations":{{{annotations}}}}}"#);
             std::fs::write(bundle.path().join("config.json"), config).unwrap();
-            options.clone().with_annotations(bundle.path())
+            let annotations = annotations_for_us(bundle.path())?;
+            options
+                .clone()
+                .with_annotations(bundle.path(), &annotations)
         };
         assert_eq!(Options::default().overflow(), None);
         let set = |policy, buffer, spill| {

@@ -203,6 +203,25 @@ impl Cri {
         self.run_pod_in(namespaces, name, handler, "")
     }
 
+    /// Starts a pod with these annotations, whose containers have pids of their own, as a kubelet's.
+    pub fn run_annotated_pod(
+        &self,
+        name: &str,
+        handler: &str,
+        annotations: &[(&str, &str)],
+    ) -> Result<Pod> {
+        let namespaces = NamespaceOption {
+            pid: NamespaceMode::Container.into(),
+            ..NamespaceOption::default()
+        };
+        let mut config = pod_config(name, namespaces, "");
+        let all = annotations.iter();
+        config
+            .annotations
+            .extend(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        self.run_configured_pod(config, handler)
+    }
+
     fn run_pod_in(
         &self,
         namespaces: NamespaceOption,
@@ -210,7 +229,10 @@ impl Cri {
         handler: &str,
         cgroup: &str,
     ) -> Result<Pod> {
-        let config = pod_config(name, namespaces, cgroup);
+        self.run_configured_pod(pod_config(name, namespaces, cgroup), handler)
+    }
+
+    fn run_configured_pod(&self, config: PodSandboxConfig, handler: &str) -> Result<Pod> {
         let request = RunPodSandboxRequest {
             config: Some(config.clone()),
             runtime_handler: handler.to_owned(),

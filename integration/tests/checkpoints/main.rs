@@ -1,5 +1,6 @@
 //! Checkpoints by way of containerd: its own client, a kubelet's calls, and another node.
 
+mod clones;
 mod ctr;
 mod pods;
 

@@ -458,6 +458,38 @@ fn clones_of_a_node_server_answer_in_both_modes() {
     }
 }
 
+#[test]
+fn a_container_whose_annotation_names_a_template_runs_as_its_clone_with_no_more_rights() {
+    let host = host();
+    let command =
+        "mkdir /www; echo '{\"from\": 1}' >/www/index.html; exec busybox httpd -f -p 8080 -h /www";
+    let mut bundle = server(&host, "busybox", &["sh", "-c", command], false);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "");
+    // A program of its own would end at once.
+    bundle.config["process"]["args"] = json!(["false"]);
+    bundle.config["annotations"] = json!({"dev.xebec.clone.template": "t"});
+    bundle.write().expect("written");
+    run(&host);
+    assert_eq!(get(&host, "a", "/"), json!({"from": 1}));
+    ok(&host, &["delete", "--force", "a"]);
+
+    let refused = |command: &str, part: &str| {
+        let output = xebec(&host, &[command, "--bundle", "/srv/a", "a"]).unwrap();
+        assert!(output.stderr.contains(part), "{part}: {output:?}");
+    };
+    refused("create", "runs at once and cannot wait for its start");
+    bundle.config["process"]["user"] = json!({"uid": 7, "gid": 7});
+    bundle.write().expect("written");
+    refused("run", "process.user: this is not as in the template t");
+    bundle.config["annotations"] = json!({"dev.xebec.clone.template": "../t"});
+    bundle.write().expect("written");
+    refused("run", "is no name of a template");
+    ok(&host, &["template", "rm", "t"]);
+    assert_restored(&host, &before);
+}
+
 /// Annotations of a container that is to know whether it is a clone.
 fn aware(bundle: &mut Bundle<'_>, signal: Option<&str>) {
     bundle.config["annotations"] = json!({

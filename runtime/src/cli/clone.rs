@@ -2,11 +2,11 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::Args;
-use xebec_runtime::{CloneRequest, CreateRequest, MemoryMode, PageProgram, Result};
+use xebec_runtime::{CloneRequest, CreateRequest, Fit, MemoryMode, Result, TEMPLATES};
 
 use super::Context;
+use super::page_server::page_program;
 use super::restore::Start;
-use super::template::TEMPLATES;
 
 #[derive(Args, Debug)]
 #[command(
@@ -53,11 +53,8 @@ impl CloneCommand {
             memory: self.memory,
             criu: self.program,
             work_path: self.work_path,
-            page_program: Some(PageProgram {
-                argv: ["/proc/self/exe", "page-server"]
-                    .map(OsString::from)
-                    .to_vec(),
-            }),
+            page_program: Some(page_program()),
+            fit: Fit::Mounts,
         };
         self.start.carry_out(context, container, |container| {
             context.runtime.clone_template(container, &request)

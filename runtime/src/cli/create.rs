@@ -2,11 +2,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use xebec_runtime::{Console, CreateRequest, Result};
+use xebec_runtime::{Console, CreateRequest, Result, TEMPLATES, TemplateAccess};
 
 use super::Context;
 use super::activation::Activation;
 use super::notify::manager_socket;
+use super::page_server::page_program;
 
 /// Options that `create` and `run` share.
 #[derive(Args, Debug)]
@@ -36,6 +37,9 @@ pub(super) struct Creation {
     /// Pass N further descriptors, from 3 on
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: u32,
+    /// Directory of the templates that annotations may name
+    #[arg(long, value_name = "DIR", default_value = TEMPLATES)]
+    template_root: PathBuf,
     /// Name of the container
     pub(super) id: String,
 }
@@ -67,6 +71,12 @@ impl Creation {
         request.preserve_fds = preserved;
         request.extra_env = Activation::of_this_process().env;
         request.notify = manager_socket().is_some();
+        request.templates = Some(TemplateAccess {
+            root: self.template_root,
+            criu: PathBuf::from("criu"),
+            work_path: None,
+            page_program: Some(page_program()),
+        });
         Ok(request)
     }
 }

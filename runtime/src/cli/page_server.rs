@@ -1,9 +1,18 @@
+use std::ffi::OsString;
 use std::io::stdin;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use xebec_runtime::{Error, Result, serve_pages};
+use xebec_runtime::{Error, PageProgram, Result, serve_pages};
+
+/// This program as a server of pages.
+pub(super) fn page_program() -> PageProgram {
+    let argv = ["/proc/self/exe", "page-server"].map(OsString::from);
+    PageProgram {
+        argv: argv.to_vec(),
+    }
+}
 
 /// Ends with the last clone that it serves.
 #[derive(Args, Debug)]

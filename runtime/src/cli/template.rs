@@ -2,13 +2,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
-use xebec_runtime::{Result, Signals, Template, TemplateRequest, Templates};
+use xebec_runtime::{Result, Signals, TEMPLATES, Template, TemplateRequest, Templates};
 
 use super::list::{Format, align, print, print_json};
 use super::{Context, template_images as images};
-
-/// Where templates are unless another directory is given.
-pub(super) const TEMPLATES: &str = "/var/lib/xebec/templates";
 
 #[derive(Args, Debug)]
 #[command(

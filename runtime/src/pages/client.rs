@@ -1,10 +1,11 @@
 //! A launch's side: the server is found or started, and told of the clone.
 
-use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
@@ -50,7 +51,11 @@ impl PageClient {
         let flags = SocketFlags::CLOEXEC;
         let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
             .map_err(Error::os("socket"))?;
-        let address = SocketAddrUnix::new(&path).map_err(Error::file("bind", &path))?;
+        // The address of a socket is shorter than a path may be.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = open(work, flags, Mode::empty()).map_err(Error::file("open", work))?;
+        let short = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
+        let address = SocketAddrUnix::new(short).map_err(Error::file("bind", &path))?;
         bind(&listener, &address).map_err(Error::file("bind", &path))?;
         let socket = Socket(path.clone());
         listen(&listener, 1).map_err(Error::file("listen on", &path))?;

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::OpenTreeFlags;
@@ -22,10 +22,11 @@ use crate::hex::hex;
 use crate::launch::{StagedFilesystem, Staging};
 use crate::pages::{PageClient, PageProgram};
 use crate::request::{CreateRequest, Launched};
-use crate::state::{ContainerId, StateDir};
+use crate::spec::{Bundle, load_bundle};
+use crate::state::{ContainerId, Record, StateDir};
 use crate::sys::{self, MountAttr, clone_tree_with};
 use crate::template::{
-    INSIDE, MemoryMode, PAGE_FILE, Template, TemplateDir, Templates, has_generation, signal,
+    Fit, MemoryMode, PAGE_FILE, Template, TemplateDir, Templates, has_generation, signal,
 };
 
 const RANDOM: &str = "/dev/urandom";
@@ -50,6 +51,8 @@ pub struct CloneRequest {
     pub work_path: Option<PathBuf>,
     /// Who serves the memory in the mode `uffd`.
     pub page_program: Option<PageProgram>,
+    /// How much of the container's configuration has to be the template's.
+    pub fit: Fit,
 }
 
 pub(super) fn clone(
@@ -57,43 +60,98 @@ pub(super) fn clone(
     mut container: CreateRequest,
     request: &CloneRequest,
 ) -> Result<Launched> {
-    let store = Templates::new(request.templates.clone());
-    let (template, record) = store.open(&request.template)?;
-    let mode = request.memory;
-    if !record.modes.contains(&mode.images()) {
-        let name = &record.name;
-        return Err(Error::InvalidArgument(format!(
-            "template {name} was not made for the memory mode {mode}"
-        )));
-    }
-    template.verify(&record, mode, false)?;
+    let source = Source::open(request)?;
     if container.bundle.as_os_str().is_empty() {
-        container.bundle.clone_from(&record.bundle);
+        container.bundle.clone_from(&source.record.bundle);
         container.own_cgroup = true;
     }
-    let mut parts = CloneParts::open(&template, &record, mode)?;
-    let mut options = restore_options(&template, &record, request);
-    let request_program = request.page_program.as_ref();
-    let made = make(runtime, container, |dir, container, blueprint, request| {
-        compare(&record, &blueprint)?;
+    let made = make(runtime, container, |dir, record, blueprint, container| {
+        source.build(runtime, (dir, record), blueprint, container)
+    });
+    made.map(|(launched, _)| launched)
+}
+
+/// Refuses a container that could be no clone, before anything is made of it.
+pub(super) fn check(bundle: &Path, request: &CloneRequest) -> Result<()> {
+    Source::find(request)?.compare(&load_bundle(bundle, None)?)
+}
+
+/// A template that is to be cloned.
+pub(super) struct Source<'a> {
+    template: TemplateDir,
+    record: Template,
+    request: &'a CloneRequest,
+}
+
+impl<'a> Source<'a> {
+    fn find(request: &'a CloneRequest) -> Result<Self> {
+        let store = Templates::new(request.templates.clone());
+        let (template, record) = store.open(&request.template)?;
+        let mode = request.memory;
+        if !record.modes.contains(&mode.images()) {
+            let name = &record.name;
+            return Err(Error::InvalidArgument(format!(
+                "template {name} was not made for the memory mode {mode}"
+            )));
+        }
+        Ok(Self {
+            template,
+            record,
+            request,
+        })
+    }
+
+    pub(super) fn open(request: &'a CloneRequest) -> Result<Self> {
+        let found = Self::find(request)?;
+        found
+            .template
+            .verify(&found.record, request.memory, false)?;
+        Ok(found)
+    }
+
+    fn compare(&self, bundle: &Bundle) -> Result<()> {
+        let fit = self.request.fit;
+        let Some(field) = fit.misfit(&self.record.config, &bundle.spec) else {
+            return Ok(());
+        };
+        let name = &self.record.name;
+        Err(Error::Spec {
+            file: bundle.file.display().to_string(),
+            field: field.to_owned(),
+            reason: match field {
+                "mounts" => format!("these are not the mounts of the template {name}"),
+                _ => format!("this is not as in the template {name}"),
+            },
+        })
+    }
+
+    /// Makes the clone; on failure the caller removes what the record names.
+    pub(super) fn build(
+        &self,
+        runtime: &Runtime,
+        (dir, container): (&StateDir, &mut Record),
+        blueprint: Blueprint,
+        request: CreateRequest,
+    ) -> Result<Launched> {
+        self.compare(&blueprint.bundle)?;
+        let (template, mode) = (&self.template, self.request.memory);
+        let mut parts = CloneParts::open(template, &self.record, mode)?;
+        let mut options = restore_options(template, &self.record, self.request);
         let annotations = blueprint.bundle.spec.annotations();
         parts.signal = signal(annotations).map_err(Error::InvalidArgument)?;
         if has_generation(annotations) {
-            dir.write_generation(&generation(&template)?)?;
+            dir.write_generation(&generation(template)?)?;
         }
         let work = match &options.criu.work_path {
             Some(_) => None,
             None => Some(dir.make_directory(WORK)?),
         };
         options.criu.work_path = options.criu.work_path.take().or(work.clone());
-        if mode == MemoryMode::Uffd {
-            parts.pages = Some(page_client(
-                runtime,
-                request_program,
-                (&options, &blueprint),
-            )?);
-        }
         let mut files = Files::open(&options)?;
+        if mode == MemoryMode::Uffd {
+            let program = self.request.page_program.as_ref();
+            parts.pages = Some(page_client(runtime, program, (&options, &blueprint))?);
+        }
         files.clone = Some(parts);
         let launched = build(
             runtime,
@@ -106,8 +164,7 @@ pub(super) fn clone(
             fs::remove_dir_all(&work).map_err(Error::file("remove", work))?;
         }
         Ok(launched)
-    });
-    made.map(|(launched, _)| launched)
+    }
 }
 
 fn restore_options(
@@ -157,25 +214,6 @@ fn page_client(
     let images = File::open(path).map_err(Error::file("open", path))?;
     let work = options.criu.work_path.as_deref().unwrap_or(Path::new("."));
     PageClient::new(&runtime.options.root, program, (work, images.as_fd()))
-}
-
-/// Images hold mounts: a configuration with other ones would not be what runs.
-fn compare(record: &Template, blueprint: &Blueprint) -> Result<()> {
-    let kinds = |spec: &Spec| -> Vec<(PathBuf, Option<String>)> {
-        let all = spec.mounts().iter().flatten();
-        // That one is no part of the configuration.
-        let mounts = all.filter(|mount| mount.destination() != Path::new(INSIDE));
-        let kind = |mount: &Mount| (mount.destination().clone(), mount.typ().clone());
-        mounts.map(kind).collect()
-    };
-    if kinds(&record.config) == kinds(&blueprint.bundle.spec) {
-        return Ok(());
-    }
-    Err(Error::Spec {
-        file: blueprint.bundle.file.display().to_string(),
-        field: "mounts".to_owned(),
-        reason: format!("these are not the mounts of the template {}", record.name),
-    })
 }
 
 /// What a clone has besides images.

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 use oci_spec::runtime::{Mount, Spec};
 use rustix::fs::Mode;
 
+use super::clone::{CloneRequest, Source};
 use super::confinement::{Cell, Confinement, mover};
 use super::foundation::{Foundation, lay};
 use super::lifecycle::{destroy, run_poststart};
@@ -33,7 +34,7 @@ use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
 use crate::state::{
     AgentAddress, ContainerId, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, Status, rfc3339,
 };
-use crate::template::{INSIDE as GENERATION_INSIDE, guarded, has_generation, is_guarded};
+use crate::template::{INSIDE as GENERATION_INSIDE, guarded, has_generation, is_guarded, wanted};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
@@ -70,9 +71,39 @@ pub(super) fn run(runtime: &Runtime, request: CreateRequest) -> Result<Launched>
 }
 
 fn launch(runtime: &Runtime, request: CreateRequest, gated: bool) -> Result<(Launched, Record)> {
-    make(runtime, request, |dir, record, blueprint, request| {
-        build(runtime, dir, record, blueprint, request, gated)
-    })
+    make(
+        runtime,
+        request,
+        |dir, record, blueprint, mut request| match wanted_clone(
+            &mut request,
+            &blueprint.bundle.spec,
+            gated,
+        )? {
+            Some(clone) => Source::open(&clone)?.build(runtime, (dir, record), blueprint, request),
+            None => build(runtime, dir, record, blueprint, request, gated),
+        },
+    )
+}
+
+/// The clone that a container's annotations ask for, where its caller has them looked at.
+fn wanted_clone(
+    request: &mut CreateRequest,
+    spec: &Spec,
+    gated: bool,
+) -> Result<Option<CloneRequest>> {
+    let Some(access) = request.templates.take() else {
+        return Ok(None);
+    };
+    let Some(wanted) = wanted(spec.annotations())? else {
+        return Ok(None);
+    };
+    if gated {
+        let template = wanted.name;
+        return Err(Error::Unsupported(format!(
+            "a clone of the template {template} runs at once and cannot wait for its start: run it"
+        )));
+    }
+    Ok(Some(access.request(wanted)))
 }
 
 /// Makes a container whose processes come from `build`.

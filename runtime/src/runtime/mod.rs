@@ -199,6 +199,15 @@ impl Runtime {
         clone::clone(self, container, request)
     }
 
+    /// Refuses what [`Runtime::clone_template`] would refuse of the container in `bundle` and of the
+    /// template's record; makes nothing.
+    ///
+    /// # Errors
+    /// There is no such template, or it does not fit.
+    pub fn check_clone(&self, bundle: &Path, request: &CloneRequest) -> Result<()> {
+        clone::check(bundle, request)
+    }
+
     /// Mounts what a file lists into a running container: all of it or nothing.
     pub fn add_mounts(&self, id: &ContainerId, file: &Path) -> Result<()> {
         mounts::add(self, id, file)

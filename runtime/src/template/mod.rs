@@ -3,24 +3,31 @@
 //! [`memory`] and [`files`] (pure) rewrite CRIU's images so that the memory of a process is a
 //! private mapping of one page file, which all clones share; [`wire`] is how messages
 //! of images are rewritten without losing what is not understood. [`flatten`] does that to a directory
-//! of images, [`store`] keeps templates, [`record`] says what one is, [`guard`] (pure) makes the
-//! seccomp rules by which sharing is exact, [`awareness`] (pure) how a program learns what it is. The operations are those of [`crate::Runtime`].
+//! of images, [`store`] keeps templates, [`record`] says what one is,
+//! [`guard`] (pure) makes the seccomp rules by which sharing is exact, [`awareness`] (pure) how a
+//! program learns what it is, [`wanted`] (pure) which containers are to be clones, [`fit`] (pure)
+//! which can be. The operations are those of [`crate::Runtime`].
 
 mod awareness;
 mod files;
+mod fit;
 mod flatten;
 mod guard;
 mod memory;
 mod record;
 mod store;
+mod wanted;
 mod wire;
 
 pub(crate) use awareness::{INSIDE, has_generation, signal};
 pub(crate) use files::PAGE_FILE;
+pub use fit::Fit;
 pub(crate) use flatten::flatten;
 pub(crate) use guard::{guarded, is_guarded};
 pub(crate) use memory::{Memory, PAGE, Run};
 pub(crate) use record::{KeptFilesystem, VERSION};
 pub use record::{MemoryMode, Template};
 pub(crate) use store::TemplateDir;
-pub use store::{RECORD as TEMPLATE_RECORD, Templates};
+pub use store::{RECORD as TEMPLATE_RECORD, TEMPLATES, Templates};
+pub(crate) use wanted::wanted;
+pub use wanted::{CLONE_ANNOTATIONS, WantedTemplate};

@@ -16,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::hex::hex;
 use crate::state::ContainerId;
 
+/// Where templates are unless another directory is given.
+pub const TEMPLATES: &str = "/var/lib/xebec/templates";
 /// The file that says what a template is.
 pub const RECORD: &str = "template.json";
 /// No record is larger.

@@ -101,6 +101,7 @@ mod tests {
             debug: false,
             events: String::new(),
             socket_directory: None,
+            rest: Vec::new(),
         }
     }
 

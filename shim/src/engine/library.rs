@@ -6,11 +6,13 @@ use std::sync::Arc;
 use xebec_runtime::cgroup::CgroupManager;
 use xebec_runtime::{ContainerId, Error, Runtime, RuntimeOptions};
 
-use super::{Console, Streams, manager};
+use super::{Console, Streams, clone_request, manager};
 use crate::link::Link;
 use crate::log;
 use crate::options::Options;
-use crate::supervisor::message::{Checkpoint, Images, Launch, Request, RuntimeRequest};
+use crate::supervisor::message::{
+    Checkpoint, Launch, Origin, Request, RuntimeRequest, TemplateClone,
+};
 use crate::task::keys;
 
 /// The runtime library over one state directory.
@@ -65,16 +67,23 @@ impl Library {
         self.launch(id, key, Launch::Exec, document, streams).await
     }
 
+    pub(super) fn check_clone(&self, bundle: &Path, clone: &TemplateClone) -> Outcome<()> {
+        let request = clone_request(clone.clone());
+        let checked = Runtime::open(self.options.clone())
+            .and_then(|runtime| runtime.check_clone(bundle, &request));
+        checked.map_err(|error| error.to_string())
+    }
+
     pub(super) async fn restore(
         &self,
         id: &str,
         bundle: &Path,
-        images: &Images,
+        origin: &Origin,
         streams: Streams,
     ) -> Outcome<i32> {
         let launch = Launch::Restore {
             bundle: bundle.to_owned(),
-            images: images.clone(),
+            origin: origin.clone(),
             no_pivot: self.no_pivot,
         };
         let key = Some(keys::pid(id, ""));

@@ -11,14 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use xebec_runtime::cgroup::CgroupManager;
+use xebec_runtime::{CloneRequest, PageProgram, TemplateAccess};
 
+use crate::args::PAGE_SERVER;
 use crate::blocking;
 use crate::error::{Error, Result};
 use crate::link::Link;
 use crate::options::Options;
-use crate::supervisor::message::{Checkpoint, Images};
+use crate::supervisor::message::{Checkpoint, Origin, TemplateClone};
 use library::Library;
 use program::Program;
+
+/// CRIU's program, in `PATH`.
+const CRIU: &str = "criu";
 
 /// A runtime for one container.
 #[derive(Debug, Clone)]
@@ -109,23 +114,37 @@ impl Engine {
         .map_err(failed("create"))
     }
 
-    /// Makes a running container of a checkpoint, and returns the pid of its init.
+    /// Refuses a template that is not there, or that the container in `bundle` does not fit.
+    pub(crate) fn check_clone(&self, bundle: &Path, clone: &TemplateClone) -> Result<()> {
+        match self {
+            Engine::Library(library) => library.check_clone(bundle, clone),
+            Engine::Program(_) => Err(program::NO_CLONES.to_owned()),
+        }
+        .map_err(failed("clone"))
+    }
+
+    /// Makes a running container of a checkpoint or a template, and returns the pid of its init.
     pub(crate) async fn restore(
         &self,
         id: &str,
         bundle: &Path,
-        images: &Images,
+        origin: &Origin,
         streams: Streams,
     ) -> Result<i32> {
-        match self {
-            Engine::Library(library) => library.restore(id, bundle, images, streams).await,
-            Engine::Program(program) => {
+        let operation = match origin {
+            Origin::Checkpoint(_) => "restore",
+            Origin::Template(_) => "clone",
+        };
+        match (self, origin) {
+            (Engine::Library(library), _) => library.restore(id, bundle, origin, streams).await,
+            (Engine::Program(program), Origin::Checkpoint(images)) => {
                 let (program, id) = (Arc::clone(program), id.to_owned());
                 let (bundle, images) = (bundle.to_owned(), images.clone());
                 blocking(move || program.restore(&id, &bundle, &images, &streams)).await
             }
+            (Engine::Program(_), Origin::Template(_)) => Err(program::NO_CLONES.to_owned()),
         }
-        .map_err(failed("restore"))
+        .map_err(failed(operation))
     }
 
     /// Has CRIU dump a container. After a failure the container goes on as before.
@@ -225,6 +244,20 @@ pub(crate) fn manager(systemd: bool) -> CgroupManager {
     } else {
         CgroupManager::Cgroupfs
     }
+}
+
+/// How the runtime is asked for a clone.
+pub(crate) fn clone_request(clone: TemplateClone) -> CloneRequest {
+    let access = TemplateAccess {
+        root: clone.templates,
+        criu: CRIU.into(),
+        work_path: Some(clone.work),
+        // This program as a server of pages.
+        page_program: Some(PageProgram {
+            argv: ["/proc/self/exe", PAGE_SERVER].map(Into::into).to_vec(),
+        }),
+    };
+    access.request(clone.wanted)
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(String) -> Error {

@@ -10,6 +10,9 @@ use super::{Console, Streams};
 use crate::options::Options;
 use crate::supervisor::message::{Checkpoint, Images};
 
+/// Why a container with the annotation is refused.
+pub(super) const NO_CLONES: &str = "the program that BinaryName names knows no templates";
+
 /// The program and how to call it.
 #[derive(Debug)]
 pub struct Program {

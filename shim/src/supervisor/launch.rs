@@ -16,9 +16,9 @@ use xebec_runtime::{
     RestoreOptions, Runtime, RuntimeOptions, Stdio,
 };
 
-use super::message::{Checkpoint, Images, Launch, Reply, Request, RuntimeRequest};
+use super::message::{Checkpoint, Images, Launch, Origin, Reply, Request, RuntimeRequest};
 use super::wire::{Inbox, Message, Outbox};
-use crate::engine::manager;
+use crate::engine::{clone_request, manager};
 use crate::error::{Context, Result};
 use crate::log;
 use crate::sys::{self, Fork};
@@ -258,19 +258,24 @@ fn launch(
         }
         Launch::Restore {
             bundle,
-            images,
+            origin,
             no_pivot,
         } => {
             let request = CreateRequest {
                 no_pivot,
                 ..init(id, bundle, streams)
             };
-            let options = RestoreOptions {
-                criu: criu(images),
-                lsm_profile: None,
-                lsm_mount_context: None,
-            };
-            runtime.restore(request, &options)
+            match origin {
+                Origin::Checkpoint(images) => {
+                    let options = RestoreOptions {
+                        criu: criu(images),
+                        lsm_profile: None,
+                        lsm_mount_context: None,
+                    };
+                    runtime.restore(request, &options)
+                }
+                Origin::Template(clone) => runtime.clone_template(request, &clone_request(clone)),
+            }
         }
         Launch::Checkpoint(checkpoint) => {
             let dumped = dump_request(id, checkpoint).and_then(|dump| runtime.checkpoint(dump));

@@ -1,10 +1,11 @@
 //! What supervisor, worker and launching processes say to each other.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+use xebec_runtime::WantedTemplate;
 
 use crate::io::overflow::Overflow;
 
@@ -226,14 +227,41 @@ pub(crate) enum Launch {
     },
     /// A further process.
     Exec,
-    /// Init of a new container, as a checkpoint has it.
+    /// Init of a new container, as a checkpoint or a template has it.
     Restore {
         bundle: PathBuf,
-        images: Images,
+        origin: Origin,
         no_pivot: bool,
     },
     /// CRIU, which dumps the container; nothing of it stays.
     Checkpoint(Checkpoint),
+}
+
+/// Where an init comes from that executes no program.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Origin {
+    Checkpoint(Images),
+    Template(TemplateClone),
+}
+
+impl Origin {
+    /// Directory of CRIU's logs and statistics.
+    pub(crate) fn work(&self) -> &Path {
+        match self {
+            Origin::Checkpoint(images) => &images.work,
+            Origin::Template(clone) => &clone.work,
+        }
+    }
+}
+
+/// A clone of a template.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct TemplateClone {
+    /// Directory of the templates.
+    pub(crate) templates: PathBuf,
+    pub(crate) wanted: WantedTemplate,
+    /// Directory of CRIU's logs and statistics.
+    pub(crate) work: PathBuf,
 }
 
 /// Where CRIU's files are.

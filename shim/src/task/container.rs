@@ -33,9 +33,9 @@ use crate::error::{Context, Error, Result};
 use crate::events::oom::Counter;
 use crate::io::{Io, Names, Setting};
 use crate::link::Hold;
-use crate::options::Options;
+use crate::options::{Options, annotations_for_us};
 use crate::supervisor::Exit;
-use crate::supervisor::message::{Change, Images};
+use crate::supervisor::message::{Change, Origin};
 use crate::{log, mounts, trace};
 
 /// How long a delete waits for output that is still on its way.
@@ -73,8 +73,8 @@ pub(super) struct Container {
     shares_pids: Cell<bool>,
     /// Init is dead, though its exit may not be published yet: nothing may be started.
     ending: Cell<bool>,
-    /// The checkpoint that a start makes init of.
-    restore: RefCell<Option<Images>>,
+    /// What a start makes init of, if it executes no program.
+    restore: RefCell<Option<Origin>>,
     /// CRIU is at it, and it is frozen for that.
     dumping: Cell<bool>,
 }
@@ -98,7 +98,10 @@ impl Container {
     ) -> Result<Rc<Container>> {
         let mut watch = Stopwatch::start();
         let bundle = PathBuf::from(&request.bundle);
-        let options = options.with_environment().with_annotations(&bundle)?;
+        let annotations = annotations_for_us(&bundle)?;
+        let options = options
+            .with_environment()
+            .with_annotations(&bundle, &annotations)?;
         shim.spans
             .use_option("TracesEndpoint", &options.traces_endpoint)?;
         let names = Names {
@@ -114,14 +117,16 @@ impl Container {
             socket: shim.socket.clone(),
         };
         record.write(&container.bundle)?;
-        let restore = container.restore_from(request, &record.options);
+        let origin = container
+            .origin(shim, request, (&record.options, &annotations))
+            .await?;
 
         let kept = vec![
             container.keep(),
             container.init.keep_launching(&container.id),
         ];
         shim.link.commit(kept, Vec::new());
-        let timings = match container.make(shim, request).await {
+        let timings = match container.make(shim, request, origin.is_some()).await {
             Ok(timings) => timings,
             Err(error) => {
                 container.undo(shim).await;
@@ -131,7 +136,7 @@ impl Container {
         let create = watch.lap("create").micros();
         let timings = Timings { create, ..timings };
         container.timings.set(Some(timings));
-        container.restore.replace(restore);
+        container.restore.replace(origin);
         container.announce(shim, request);
         let container = Rc::new(container);
         if container.init.pid() != 0 {
@@ -197,12 +202,17 @@ impl Container {
         }
     }
 
-    /// Opens the streams, mounts the rootfs and lets the runtime create init. What is restored from a
-    /// checkpoint gets its init, and so its streams, at its start: until then whoever asked for it may
+    /// Opens the streams, mounts the rootfs and lets the runtime create init. What comes from a
+    /// checkpoint or a template gets its init, and so its streams, at its start: until then whoever asked for it may
     /// still change the rootfs.
-    async fn make(&self, shim: &Shim, request: &CreateTaskRequest) -> Result<Timings> {
+    async fn make(
+        &self,
+        shim: &Shim,
+        request: &CreateTaskRequest,
+        is_restored: bool,
+    ) -> Result<Timings> {
         let mut watch = Stopwatch::start();
-        if !request.checkpoint.is_empty() {
+        if is_restored {
             self.mount(shim, request).await?;
             return Ok(Timings {
                 mount: watch.lap("mount").micros(),
@@ -386,8 +396,8 @@ impl Container {
         }
         process.check(Operation::Start)?;
         let restore = self.restore.borrow().clone();
-        if let Some(images) = restore.filter(|_| exec_id.is_empty()) {
-            self.restore(shim, &images).await?;
+        if let Some(origin) = restore.filter(|_| exec_id.is_empty()) {
+            self.restore(shim, &origin).await?;
         } else if exec_id.is_empty() {
             self.start_init(shim).await?;
         } else if let Err(error) = self.start_exec(shim, &process).await {

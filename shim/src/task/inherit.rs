@@ -14,7 +14,7 @@ use super::state::State;
 use crate::io::{Names, Stream};
 use crate::log;
 use crate::supervisor::Exit;
-use crate::supervisor::message::Images;
+use crate::supervisor::message::Origin;
 
 /// What is kept of a container.
 #[derive(Debug, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub(super) struct ContainerRecord {
     pub(super) told: Told,
     /// Init is to be restored from there, and is not yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) restore: Option<Images>,
+    pub(super) restore: Option<Origin>,
     /// It is being dumped, and is frozen for that.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) dumping: bool,

@@ -136,8 +136,13 @@ fn containerd(flavour: Flavour) -> String {
         let path = path.map_or(String::new(), |path| format!("runtime_path = '{path}'\n"));
         // The machine has systemd for its first process.
         let systemd = !native;
+        let pods = if native {
+            "pod_annotations = ['dev.xebec.clone.*']\n"
+        } else {
+            ""
+        };
         format!(
-            "[{table}]\nruntime_type = '{kind}'\n{path}[{table}.options]\nSystemdCgroup = {systemd}\n"
+            "[{table}]\nruntime_type = '{kind}'\n{path}{pods}[{table}.options]\nSystemdCgroup = {systemd}\n"
         )
     })
     .concat();

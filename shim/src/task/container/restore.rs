@@ -1,4 +1,4 @@
-//! A container that comes from a checkpoint: its creation only prepares it, and its start is the
+//! A container that comes from a checkpoint or a template: its creation only prepares it, and its start is the
 //! restore.
 
 use std::collections::BTreeMap;
@@ -6,40 +6,59 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use xebec_proto::task::CreateTaskRequest;
+use xebec_runtime::WantedTemplate;
 
-use super::Container;
 use super::checkpoint::{Work, explain};
-use crate::error::Result;
+use super::{Container, Told};
+use crate::error::{Error, Result};
 use crate::io::{Io, Stream};
 use crate::log;
 use crate::options::Options;
-use crate::supervisor::message::{Change, Images};
+use crate::supervisor::message::{Change, Images, Origin, TemplateClone};
 use crate::task::keys;
 use crate::task::service::Shim;
 use crate::task::timings::Stopwatch;
 use crate::trace;
 
 impl Container {
-    /// Where a request to create says that init is.
-    pub(super) fn restore_from(
+    /// Where init is, if the request to create or an annotation says so. A template is refused here
+    /// that is not there or does not fit, when nothing has been made.
+    pub(super) async fn origin(
         &self,
+        shim: &Shim,
         request: &CreateTaskRequest,
-        options: &Options,
-    ) -> Option<Images> {
-        (!request.checkpoint.is_empty()).then(|| Images {
-            path: PathBuf::from(&request.checkpoint),
-            work: Work::of(&self.bundle, &options.criu_work_path).path,
-        })
+        (options, annotations): (&Options, &BTreeMap<String, String>),
+    ) -> Result<Option<Origin>> {
+        let work = Work::of(&self.bundle, &options.criu_work_path).path;
+        if !request.checkpoint.is_empty() {
+            let path = PathBuf::from(&request.checkpoint);
+            return Ok(Some(Origin::Checkpoint(Images { path, work })));
+        }
+        let wanted = WantedTemplate::of(annotations)
+            .map_err(|error| Error::InvalidArgument(error.to_string()))?;
+        // What holds a pod's namespaces has the pod's annotations, too.
+        let Some(wanted) = wanted.filter(|_| self.told == Told::Containerd) else {
+            return Ok(None);
+        };
+        let clone = TemplateClone {
+            templates: options.templates(),
+            wanted,
+            work,
+        };
+        let (engine, bundle, checked) = (self.engine.clone(), self.bundle.clone(), clone.clone());
+        shim.blocking(move || engine.check_clone(&bundle, &checked))
+            .await?;
+        Ok(Some(Origin::Template(clone)))
     }
 
     /// Starts a container by restoring it. After a failure it is as before, and can be started again.
-    pub(super) async fn restore(self: &Rc<Self>, shim: &Rc<Shim>, images: &Images) -> Result<()> {
+    pub(super) async fn restore(self: &Rc<Self>, shim: &Rc<Shim>, origin: &Origin) -> Result<()> {
         let mut watch = Stopwatch::start();
         shim.link
             .commit_soon(vec![self.init.keep_launching(&self.id)]);
-        let work = Work::of(&self.bundle, &images.work);
+        let work = Work::of(&self.bundle, origin.work());
         let restored = match work.make() {
-            Ok(()) => self.launch_restored(shim, images).await,
+            Ok(()) => self.launch_restored(shim, origin).await,
             Err(error) => Err(error),
         };
         let bundle = self.bundle.clone();
@@ -58,10 +77,10 @@ impl Container {
         Ok(())
     }
 
-    async fn launch_restored(&self, shim: &Shim, images: &Images) -> Result<()> {
+    async fn launch_restored(&self, shim: &Shim, origin: &Origin) -> Result<()> {
         let (io, streams) = Io::open(&self.init.names, &self.setting, "").await?;
         let hold = self.hold(shim);
-        let restored = self.engine.restore(&self.id, &self.bundle, images, streams);
+        let restored = self.engine.restore(&self.id, &self.bundle, origin, streams);
         let pid = restored.await?;
         self.settle(shim, pid, hold, io).await
     }
