@@ -3,12 +3,13 @@
 //! [`memory`] and [`files`] (pure) rewrite CRIU's images so that the memory of a process is a
 //! private mapping of one page file, which all clones share; [`wire`] is how messages
 //! of images are rewritten without losing what is not understood. [`flatten`] does that to a directory
-//! of images, [`store`] keeps templates, [`record`] says what one is,
+//! of images, [`store`] keeps templates, [`count`] counts their clones, [`record`] says what one is,
 //! [`guard`] (pure) makes the seccomp rules by which sharing is exact, [`awareness`] (pure) how a
 //! program learns what it is, [`wanted`] (pure) which containers are to be clones, [`fit`] (pure)
 //! which can be. The operations are those of [`crate::Runtime`].
 
 mod awareness;
+mod count;
 mod files;
 mod fit;
 mod flatten;

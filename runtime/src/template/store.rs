@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags, SeekFrom, flock, renameat_wit
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
+use super::count::Counter;
 use super::flatten::names;
 use super::memory::PAGE;
 use super::record::{FileFacts, MemoryMode, Template};
@@ -26,8 +27,6 @@ const RECORD_MAX: u64 = 64 << 20;
 const PAGES: &str = "pages";
 /// As much as one call reads to be hashed.
 const CHUNK: u64 = 64 << 10;
-/// How many clones there have been.
-const GENERATION: &str = "generation";
 /// What is being made or removed; no template can have such a name.
 const DRAFT: &str = "@new-";
 const REMOVED: &str = "@old-";
@@ -117,29 +116,7 @@ impl TemplateDir {
 
     /// The number of the next clone; no two get the same.
     pub(crate) fn next_generation(&self) -> Result<u64> {
-        let path = self.path.join(GENERATION);
-        let failed = |e: io::Error| Error::file("count clones in", &path)(e);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(failed)?;
-        rustix::io::retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
-            .map_err(|errno| failed(errno.into()))?;
-        let mut text = String::new();
-        (&file).take(32).read_to_string(&mut text).map_err(failed)?;
-        let last = match text.trim() {
-            "" => 0,
-            text => text
-                .parse::<u64>()
-                .map_err(|e| failed(io::Error::other(e)))?,
-        };
-        let next = format!("{}\n", last + 1);
-        // Numbers only grow, so that nothing of the last one is left behind it.
-        std::os::unix::fs::FileExt::write_all_at(&file, next.as_bytes(), 0).map_err(failed)?;
-        Ok(last + 1)
+        Counter::of(&self.path).next(|| digest(&self.path.join(RECORD)))
     }
 }
 
@@ -317,7 +294,7 @@ fn take_draft(draft: &Path, name: &ContainerId) -> Result<File> {
 }
 
 /// CRIU trusts its images: nobody else may have had a hand in them.
-fn check_owner(path: &Path) -> Result<()> {
+pub(super) fn check_owner(path: &Path) -> Result<()> {
     let found = fs::symlink_metadata(path).map_err(Error::file("open", path))?;
     let ours = found.uid() == rustix::process::geteuid().as_raw();
     if found.is_dir() && ours && found.mode() & 0o022 == 0 {
