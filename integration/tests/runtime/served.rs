@@ -17,6 +17,17 @@ fn servers(host: &NativeHost) -> Vec<u32> {
         .collect()
 }
 
+/// Starts a clone from a cgroup that is ended and removed when that is done, as a service's is.
+fn clone_from_service(host: &NativeHost, id: &str) {
+    let script = format!(
+        "service=/sys/fs/cgroup/service; mkdir $service
+         (exec sh -c 'echo $$ >$0/cgroup.procs; exec xebec clone --detach --memory uffd t {id}' $service \
+            </dev/null >/dev/null 2>/srv/err) || {{ cat /srv/err; exit 1; }}
+         echo 1 >$service/cgroup.kill; rmdir $service"
+    );
+    host.check_sh(&script).expect("nobody is left in it");
+}
+
 #[test]
 fn clones_get_each_page_when_they_touch_it_and_cannot_tell_otherwise() {
     let host = host();
@@ -26,8 +37,9 @@ fn clones_get_each_page_when_they_touch_it_and_cannot_tell_otherwise() {
     create(&host, "--leave-running");
     let first = get(&host, "a", "/");
     let sum = get(&host, "a", "/fork");
+    clone(&host, "eager", "eager");
+    clone_from_service(&host, "uffd");
     for id in ["eager", "uffd"] {
-        clone(&host, id, id);
         assert_eq!(get(&host, id, "/")["length"], first["length"]);
     }
     let memory = |id| memory_of(&host, id, "Anonymous");
@@ -50,7 +62,13 @@ fn clones_get_each_page_when_they_touch_it_and_cannot_tell_otherwise() {
     assert_eq!(get(&host, "uffd", "/fork"), sum);
     assert_eq!(get(&host, "uffd", "/")["count"], 3);
 
-    assert_eq!(servers(&host).len(), 2, "one server and its guard");
+    let both = servers(&host);
+    assert_eq!(both.len(), 2, "one server and its guard");
+    for pid in both {
+        let cgroup = host.read_file(format!("/proc/{pid}/cgroup")).unwrap();
+        assert!(cgroup.ends_with("/xebec-pages\n"), "{cgroup}");
+    }
+    ok(&host, &["delete", "--force", "uffd"]);
     ok(&host, &["template", "rm", "t"]);
     assert_eq!(
         get(&host, "moved", "/fork"),
@@ -116,7 +134,9 @@ fn one_server_has_a_hundred_clones_at_once_and_ends_with_the_last() {
 #[test]
 fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
     let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
-    python(&host, false);
+    let mut bundle = python(&host, false);
+    bundle.config["annotations"] = json!({"dev.xebec.clone.generation": "true"});
+    bundle.write().expect("written");
     start(&host);
     create(&host, "");
     let template = ok(&host, &["template", "inspect", "t"]);
@@ -145,6 +165,11 @@ fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
         ok(&host, &["exec", "c", "cat", "/dev/shm/kept"]),
         "in memory"
     );
+    // Nobody can write to the template; they are told apart all the same.
+    for (id, number) in [("b", "1 "), ("c", "2 ")] {
+        let generation = ok(&host, &["exec", id, "cat", "/run/xebec/generation"]);
+        assert!(generation.starts_with(number), "{id}: {generation}");
+    }
     assert_eq!(
         ok(&host, &["template", "list", "--format", "json"])
             .lines()

@@ -3,11 +3,12 @@
 //! CRIU hands over a descriptor for each process whose memory it did not fill. [`space`] (pure) knows
 //! which page of it is where in the template, however the process moves its memory; [`tenant`] serves
 //! one clone; [`server`] serves all clones of this host, and ends with the last of them; [`guard`]
-//! ends the clones of a server that is killed, which would read zeroes. [`client`] is what a clone's
+//! ends the clones of a server that is killed, which would read zeroes; [`home`] is the cgroup of both. [`client`] is what a clone's
 //! launch has to do with it, in the messages of [`wire`].
 
 mod client;
 mod guard;
+mod home;
 mod server;
 mod source;
 mod space;

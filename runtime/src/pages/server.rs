@@ -17,6 +17,7 @@ use rustix::net::{
 use rustix::process::setsid;
 
 use super::guard::{Line, watch};
+use super::home::Home;
 use super::source::Images;
 use super::tenant::Tenant;
 use super::wire::{self, Kind};
@@ -62,6 +63,16 @@ pub fn serve_pages(root: &Path, line: Option<OwnedFd>) -> Result<()> {
 fn guard() -> Result<()> {
     // Whoever has started us may end without us.
     setsid().map_err(Error::os("setsid"))?;
+    let home = Home::enter();
+    let watched = watch_server();
+    if let Some(home) = home {
+        home.leave();
+    }
+    watched
+}
+
+/// Starts the server, and waits for its end.
+fn watch_server() -> Result<()> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
         .map_err(Error::os("socketpair"))?;
