@@ -395,6 +395,18 @@ mod tests {
     }
 
     #[test]
+    fn a_handler_may_have_templates_of_its_own() {
+        assert_eq!(
+            Options::default().templates(),
+            PathBuf::from("/var/lib/xebec/templates")
+        );
+        let own = Options::decode(Some(&generic("TemplateRoot = \"/srv/t\""))).unwrap();
+        assert_eq!(own.templates(), PathBuf::from("/srv/t"));
+        let record = serde_json::to_string(&own).unwrap();
+        assert_eq!(serde_json::from_str::<Options>(&record).unwrap(), own);
+    }
+
+    #[test]
     fn the_state_root_depends_on_the_engine_and_the_namespace() {
         let mut options = Options::default();
         assert_eq!(
