@@ -16,7 +16,7 @@ export XEBEC_COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null)
 DENY    := $(CACHE)/tools/bin/cargo-deny
 
 .DEFAULT_GOAL := help
-.PHONY: help build demo test bench fuzz chaos soak suites differential lint install uninstall clean
+.PHONY: help build demo test bench fuzz chaos soak suites differential order lint install uninstall clean
 
 help: ## show this text
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -39,6 +39,11 @@ bench: ## all benchmarks, interleaved with the peers; also target/bench.json and
 fuzz: ## mutated input for every parser of snapshotter, shim and checkpoints, SECONDS=60 each
 	XEBEC_FUZZ_SECONDS=$(SECONDS) XEBEC_FUZZ_SEED=$$(date +%s) \
 	    $(CARGO) test -p xebec-snapshotter -p xebec-shim -p xebec-checkpoints --test fuzz -- --nocapture
+
+order: ## the list of functions that a start needs (runtime/order.txt), after changes to it
+	$(HOST) setup
+	$(CARGO) build --release -p xebec-runtime -p bench-programs --config profile.release.strip=false
+	$(HOST) order runtime/order.txt
 
 differential: build ## every image in every format and mount mode against an ordinary unpack
 	$(HOST) setup --vm

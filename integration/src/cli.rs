@@ -14,6 +14,7 @@ use crate::bench;
 use crate::demo;
 use crate::error::Result;
 use crate::hosts::{keeper, leash, native, vm};
+use crate::order;
 use crate::setup::{self, SetupOptions};
 
 /// Test hosts, demo and benchmarks of xebec.
@@ -59,6 +60,14 @@ enum Command {
     Bench(bench::Args),
     #[command(hide = true)]
     Measure(bench::MeasureArgs),
+    /// Write the list of functions that lie side by side in `xebec`; $XEBEC_BIN_DIR has it with its symbols
+    #[command(after_help = "Example:\n  make order")]
+    Order {
+        /// The list
+        file: PathBuf,
+    },
+    #[command(name = order::TRAILS, hide = true)]
+    Trails,
     #[command(name = keeper::KEEP, hide = true)]
     Keep,
     #[command(name = native::plan::INIT, hide = true)]
@@ -133,6 +142,8 @@ fn run(command: Command) -> Result<i32> {
         Command::Demo => demo::main(),
         Command::Bench(arguments) => bench::main(&arguments),
         Command::Measure(arguments) => bench::measure(&arguments).map(|()| 0),
+        Command::Order { file } => order::main(&file).map(|()| 0),
+        Command::Trails => order::trails().map(|()| 0),
         Command::Keep => keeper::keep().map(|()| 0),
         Command::Init => native::init::run().map(|()| 0),
         Command::Enter {

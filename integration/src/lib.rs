@@ -29,6 +29,7 @@ pub mod hosts;
 pub mod leftovers;
 pub mod listing;
 pub mod lock;
+pub mod order;
 pub mod paths;
 pub mod progress;
 pub mod proxy;

@@ -4,6 +4,8 @@ use std::ffi::CString;
 use std::io;
 use std::mem::size_of_val;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 use std::ptr::null;
 
 use libc::{c_int, c_long, c_ulong};
@@ -223,4 +225,57 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, path: &std::ffi::CStr) -> io::Resul
     })?;
     // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as c_int) })
+}
+
+/// Has this process trace a command: it stops when it begins with its program.
+pub fn spawn_traced(command: &mut Command) -> io::Result<i32> {
+    // SAFETY: the request takes no arguments.
+    let be_traced = || check(unsafe { libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0) }).map(drop);
+    // SAFETY: the closure makes one system call and allocates nothing.
+    unsafe { command.pre_exec(be_traced) };
+    Ok(command.spawn()?.id() as i32)
+}
+
+/// Has the kernel trace what a stopped tracee makes of itself: its children, and other programs.
+pub fn trace_children(pid: i32) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACEFORK
+        | libc::PTRACE_O_TRACEVFORK
+        | libc::PTRACE_O_TRACECLONE
+        | libc::PTRACE_O_TRACEEXEC;
+    let none = null::<u8>();
+    // SAFETY: the options are passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_SETOPTIONS, pid, none, options as usize) }).map(drop)
+}
+
+/// Lets a stopped tracee carry out one instruction, after a signal if it is to get one.
+pub fn step(pid: i32, signal: c_int) -> io::Result<()> {
+    let none = null::<u8>();
+    // SAFETY: the signal is passed by value.
+    check(unsafe { libc::ptrace(libc::PTRACE_SINGLESTEP, pid, none, signal as usize) }).map(drop)
+}
+
+/// Lets a stopped tracee go.
+pub fn let_go(pid: i32) -> io::Result<()> {
+    let none = null::<u8>();
+    // SAFETY: neither argument points to anything.
+    check(unsafe { libc::ptrace(libc::PTRACE_DETACH, pid, none, none) }).map(drop)
+}
+
+/// Where a stopped tracee goes on.
+#[cfg(target_arch = "x86_64")]
+pub fn next_instruction(pid: i32) -> io::Result<u64> {
+    // SAFETY: the registers are plain integers.
+    let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
+    let (none, room) = (null::<u8>(), &raw mut registers);
+    // SAFETY: the kernel writes one set of registers into what has room for it.
+    check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, pid, none, room) })?;
+    Ok(registers.rip)
+}
+
+/// Waits for any child or tracee; its pid and wait status.
+pub fn wait_any() -> io::Result<(i32, c_int)> {
+    let mut status = 0;
+    // SAFETY: the status is a live integer.
+    let pid = check(unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) }.into())?;
+    Ok((pid as i32, status))
 }
