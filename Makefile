@@ -29,11 +29,11 @@ demo: ## the main job end to end: convert, push, run lazily, compare with a full
 	$(HOST) demo
 
 test: ## unit, native-host and VM tests by cargo-nextest
-	$(HOST) setup --vm
+	$(CARGO) run --quiet -p integration -- setup --vm
 	$(CARGO) nextest run --workspace
 
 bench: ## all benchmarks, interleaved with the peers; also target/bench.json and .svg
-	$(HOST) setup
+	$(HOST) setup --benchmarks
 	$(HOST) bench all --json target/bench.json --plot target/bench.svg
 
 fuzz: ## mutated input for every parser of snapshotter, shim and checkpoints, SECONDS=60 each
@@ -41,7 +41,7 @@ fuzz: ## mutated input for every parser of snapshotter, shim and checkpoints, SE
 	    $(CARGO) test -p xebec-snapshotter -p xebec-shim -p xebec-checkpoints --test fuzz -- --nocapture
 
 order: ## the list of functions that a start needs (runtime/order.txt), after changes to it
-	$(HOST) setup
+	$(HOST) setup --benchmarks
 	$(CARGO) build --release -p xebec-runtime -p bench-programs --config profile.release.strip=false
 	$(HOST) order runtime/order.txt
 

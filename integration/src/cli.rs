@@ -103,6 +103,9 @@ struct Setup {
     /// containerd's own suites of tests, for `make suites`
     #[arg(long)]
     suites: bool,
+    /// The programs that benchmarks start beside the product's, for `make bench`
+    #[arg(long)]
+    benchmarks: bool,
     /// Build only this image of the corpus; may be repeated
     #[arg(long = "image", value_name = "NAME")]
     images: Vec<String>,
@@ -127,11 +130,13 @@ fn run(command: Command) -> Result<i32> {
         Command::Setup(Setup {
             vm,
             suites,
+            benchmarks,
             images,
             skip_build,
         }) => setup::run(&SetupOptions {
             vm,
             suites,
+            benchmarks,
             images,
             skip_build,
         })

@@ -20,6 +20,8 @@ pub struct SetupOptions {
     pub vm: bool,
     /// containerd's own suites of tests.
     pub suites: bool,
+    /// The programs that benchmarks start beside the product's binaries.
+    pub benchmarks: bool,
     /// Only these images of the corpus; none named means the first few, or with `vm` all.
     pub images: Vec<String>,
     /// Leave the product's binaries as they are.
@@ -46,7 +48,7 @@ pub fn run(options: &SetupOptions) -> Result<()> {
     };
     corpus::build(&paths, &images)?;
     if !options.skip_build {
-        binaries::build(&paths)?;
+        binaries::build(&paths, options.benchmarks)?;
     }
     Ok(())
 }

@@ -2,13 +2,15 @@
 //!
 //! [`options`] is what callers ask for, [`plan`] (pure) turns that and the container into CRIU's
 //! options, [`session`] talks with one `criu swrk`, [`log`] finds the cause of a failure in what
-//! CRIU wrote, [`messages`] is how its images are written, [`image`] looks into them, [`policy`] forbids what an operator forbids, [`tar`] is a program that
+//! CRIU wrote, [`messages`] is how its images are written, [`image`] looks into them, [`network`] completes
+//! them, [`policy`] forbids what an operator forbids, [`tar`] is a program that
 //! CRIU runs. The steps themselves are operations of [`crate::Runtime`].
 
 mod descriptors;
 mod image;
 mod log;
 pub(crate) mod messages;
+mod network;
 mod options;
 mod plan;
 mod policy;
@@ -18,6 +20,7 @@ mod tar;
 pub(crate) use descriptors::{read_descriptors, streams_of, write_descriptors};
 pub(crate) use image::{external_mounts, has_cgroups};
 pub(crate) use log::cause;
+pub(crate) use network::name_network;
 pub use options::{
     CgroupsMode, CheckpointRequest, CriuOptions, NetworkLock, PageServer, RestoreOptions,
 };

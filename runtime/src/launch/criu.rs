@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags, mkdir, open};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::mount::{MountFlags, mount, mount_bind_recursive};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::channel::{self, ChildEnd, Message, ParentEnd, Report};
 use super::hooks::own_environment;
@@ -35,6 +36,7 @@ pub(crate) struct CriuJob {
     /// They become 3, 4, …
     files: Vec<OwnedFd>,
     root: Option<RootMount>,
+    network: Option<OwnedFd>,
 }
 
 /// A root file system, mounted again where only CRIU sees it: it wants a mount whose parent is not
@@ -88,7 +90,14 @@ impl CriuJob {
             streams,
             files: out_of_the_way(&all)?,
             root,
+            network: None,
         })
+    }
+
+    /// Has it be in a network namespace.
+    pub(crate) fn within(mut self, network: Option<OwnedFd>) -> Self {
+        self.network = network;
+        self
     }
 
     /// The first number that is not CRIU's.
@@ -183,6 +192,10 @@ fn become_criu(job: &CriuJob, channel: &ChildEnd) -> i32 {
 fn prepare(job: &CriuJob) -> std::result::Result<(), Failure<'_>> {
     sys::default_dispositions();
     sys::unblock_all();
+    if let Some(network) = &job.network {
+        let kind = Some(LinkNameSpaceType::Network);
+        move_into_link_name_space(network.as_fd(), kind).at(Step::JoinNamespace, b"net")?;
+    }
     if let Some(root) = &job.root {
         sys::unshare(libc::CLONE_NEWNS as u64).at(Step::Unshare, b"mnt")?;
         rootfs::make_private()?;

@@ -21,7 +21,7 @@ use crate::cgroup::Cgroup;
 use crate::checkpoint::{
     Answer, CheckpointRequest, CriuOptions, Directories, Dumped, Notice, Session, TAR,
     bind_destinations, cause, check_policy, config_files, dump_options, external_namespace,
-    masked_paths, streams_of, write_descriptors,
+    masked_paths, name_network, namespace_key, streams_of, write_descriptors,
 };
 use crate::error::{Error, Result};
 use crate::launch::{Birth, ChildStdio, CriuJob, start_criu};
@@ -56,7 +56,12 @@ pub(super) fn checkpoint(
     } else {
         Some(cgroup_of(&record)?)
     };
-    let container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
+    let mut container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
+    let network = network_to_enter(&record, &container, &request, cgroup.as_ref())?;
+    let named = namespace_key(LinuxNamespaceType::Network).filter(|_| network.is_some());
+    if let Some(key) = named {
+        container.external.retain(|name| !name.ends_with(key));
+    }
     let options = dump_options(&container, &request, directories.numbers());
     if !request.pre_dump {
         let streams = streams_of(record.pid)?;
@@ -82,12 +87,17 @@ pub(super) fn checkpoint(
     let mut status_file = request.status.take();
     let dumped = converse(
         (&request.criu, tar.as_ref()),
-        &asked,
+        (&asked, network),
         &directories.logs(LOG),
         &mut |event| match event {
             Event::Notice(notice) if notice.script == "pre-dump" => pause.begin(),
             // All images are complete, and the container has not ended.
-            Event::Notice(notice) if notice.script == "post-dump" => keep(),
+            Event::Notice(notice) if notice.script == "post-dump" => {
+                if let Some(key) = named {
+                    name_network(&request.criu.image_path, key)?;
+                }
+                keep()
+            }
             Event::Notice(notice) => tell_readiness(&notice, &mut status_file),
             // It is done with the processes, if not with itself.
             Event::Answer(Answer::Done { .. }) if ends => Ok(()),
@@ -100,6 +110,42 @@ pub(super) fn checkpoint(
     // What went wrong is what the caller has to hear of.
     let thawed = pause.end();
     dumped.and(thawed)
+}
+
+/// The network that CRIU looks at a container from, if it does not have to look at the network itself
+/// ([`name_network`]): one that the container has joined with all of its processes. Where
+/// connections are kept, it is locked from outside; pages are sent by the host's network.
+fn network_to_enter(
+    record: &Record,
+    container: &Dumped<'_>,
+    request: &CheckpointRequest,
+    cgroup: Option<&Cgroup>,
+) -> Result<Option<OwnedFd>> {
+    let criu = &request.criu;
+    let connected = criu.tcp_established || criu.lazy_pages || request.page_server.is_some();
+    let (false, Some(cgroup)) = (
+        connected || container.configured || request.pre_dump,
+        cgroup,
+    ) else {
+        return Ok(None);
+    };
+    let path = network_of(record.pid);
+    let network = File::open(&path).map_err(Error::file("open", &path))?;
+    let inode = network.metadata().map_err(Error::file("stat", path))?.ino();
+    let is_joined = external_namespace(LinuxNamespaceType::Network, inode)
+        .is_some_and(|name| container.external.contains(&name));
+    let is_it = |pid| fs::metadata(network_of(pid)).map(|found| found.ino() == inode);
+    let mut others = cgroup
+        .pids(true)?
+        .into_iter()
+        .filter(|pid| *pid != record.pid);
+    // Who is gone meanwhile is in no network.
+    let enters = is_joined && others.all(|pid| is_it(pid).unwrap_or(true));
+    Ok(enters.then(|| network.into()))
+}
+
+fn network_of(pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/{pid}/ns/net"))
 }
 
 /// The directories of a request, held open.
@@ -202,7 +248,7 @@ fn require_features(request: &CheckpointRequest) -> Result<()> {
 }
 
 fn features_of(criu: &CriuOptions, asked: &Request) -> Result<Features> {
-    match ask((criu, None), asked, &mut |_| Ok(()))?.0 {
+    match ask((criu, None), (asked, None), &mut |_| Ok(()))?.0 {
         Answer::Done { features, .. } => Ok(features),
         Answer::Failed { request, errno, .. } => {
             Err(Error::Criu(format!("type {request} errno {errno}")))
@@ -229,16 +275,16 @@ pub(super) enum Event<'a> {
     Answer(&'a Answer),
 }
 
-/// Has CRIU serve one request; its answer and exit code.
+/// Has CRIU serve one request, in a network that is not ours if one is given; its answer and exit code.
 fn ask(
     (criu, tar): (&CriuOptions, Option<&Lent>),
-    asked: &Request,
+    (asked, network): (&Request, Option<OwnedFd>),
     on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<(Answer, Option<i32>)> {
     let (session, theirs) = Session::new()?;
     let streams = ChildStdio::new(Stdio::NONE)?;
     let program = (criu.program.as_path(), tar.and_then(Lent::directory));
-    let job = CriuJob::new(program, theirs, Vec::new(), streams, None)?;
+    let job = CriuJob::new(program, theirs, Vec::new(), streams, None)?.within(network);
     let process = start_criu(&job, OUR_OWN)?;
     // Its end of the session has to be its alone, or its death would not be noticed.
     drop(job);
@@ -252,14 +298,14 @@ fn ask(
     Ok((answer?, code))
 }
 
-/// Has CRIU dump.
+/// Has CRIU dump, in a network that is not ours if one is given.
 pub(super) fn converse(
     criu: (&CriuOptions, Option<&Lent>),
-    asked: &Request,
+    (asked, network): (&Request, Option<OwnedFd>),
     log: &Path,
     on_event: &mut dyn FnMut(Event<'_>) -> Result<()>,
 ) -> Result<()> {
-    let (answer, code) = ask(criu, asked, on_event)?;
+    let (answer, code) = ask(criu, (asked, network), on_event)?;
     match answer {
         failed @ Answer::Failed { .. } => Err(explain(failed, log, true)),
         // After a dump of memory alone it would go on with the next one.

@@ -153,8 +153,11 @@ fn dump(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
     let mut pause = Pause::of(Some(&cgroup), source.status);
     pause.begin()?;
     let log = directories.logs(LOG);
-    let dumped = keep_filesystems(template, source)
-        .and_then(|()| converse((&checkpoint.criu, None), &asked, &log, &mut |_| Ok(())));
+    let dumped = keep_filesystems(template, source).and_then(|()| {
+        converse((&checkpoint.criu, None), (&asked, None), &log, &mut |_| {
+            Ok(())
+        })
+    });
     let thawed = pause.end();
     dumped.and(thawed)
 }
