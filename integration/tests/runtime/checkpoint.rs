@@ -161,6 +161,8 @@ fn a_container_that_is_left_running_goes_on_and_can_be_dumped_again() {
 #[test]
 fn runc_restores_what_xebec_has_dumped_and_xebec_what_runc_has() {
     let host = host();
+    // So that CRIU can look at the network from inside from the first dump on.
+    host.sh("criu check").unwrap();
     let mut bundle = counter(&host, "/srv/a");
     host.check_sh("mkdir -p /srv/data; ln -s /tmp /srv/a/rootfs/link; echo seen >/srv/data/file")
         .unwrap();
@@ -181,6 +183,12 @@ fn runc_restores_what_xebec_has_dumped_and_xebec_what_runc_has() {
             .check_sh(&format!("{to} exec restored cat /tmp/data/file"))
             .unwrap();
         assert_eq!(seen, "seen\n", "{from} to {to}");
+        // Images that were made from inside of its network have it there again, too.
+        let networks = format!(
+            "stat -Lc %i /run/netns/t /proc/$({to} state restored | jq .pid)/ns/net | uniq | wc -l"
+        );
+        let networks = host.check_sh(&networks).unwrap();
+        assert_eq!(networks, "1\n", "{from} to {to}");
         host.check_sh(&format!("{to} delete --force restored"))
             .unwrap();
     }

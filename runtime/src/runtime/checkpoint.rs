@@ -56,60 +56,117 @@ pub(super) fn checkpoint(
     } else {
         Some(cgroup_of(&record)?)
     };
-    let mut container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
+    let container = look_at(&record, &bundle.spec, cgroup.as_ref())?;
     let network = network_to_enter(&record, &container, &request, cgroup.as_ref())?;
-    let named = namespace_key(LinuxNamespaceType::Network).filter(|_| network.is_some());
-    if let Some(key) = named {
-        container.external.retain(|name| !name.ends_with(key));
-    }
-    let options = dump_options(&container, &request, directories.numbers());
     if !request.pre_dump {
         let streams = streams_of(record.pid)?;
         write_descriptors(&request.criu.image_path, &streams)?;
     }
-    let kind = if request.pre_dump {
-        RequestType::PreDump
-    } else {
-        RequestType::Dump
+    let mut dump = Dump {
+        tar: lend_tar(&dir, &request.criu)?,
+        status_file: request.status.take(),
+        request: &request,
+        directories: &directories,
+        container,
+        pause: Pause::of(cgroup.as_ref(), status),
+        begun: false,
     };
-    let mut asked = Request {
-        opts: Some(options),
-        ..Request::default()
-    };
-    asked.set_type(kind);
-    let tar = lend_tar(&dir, &request.criu)?;
-    let mut pause = Pause::of(cgroup.as_ref(), status);
-    if request.pre_dump {
-        // Of this, CRIU tells nothing before it looks at the processes.
-        pause.begin()?;
-    }
-    let ends = !request.leave_running && !request.pre_dump;
-    let mut status_file = request.status.take();
-    let dumped = converse(
-        (&request.criu, tar.as_ref()),
-        (&asked, network),
-        &directories.logs(LOG),
-        &mut |event| match event {
-            Event::Notice(notice) if notice.script == "pre-dump" => pause.begin(),
-            // All images are complete, and the container has not ended.
-            Event::Notice(notice) if notice.script == "post-dump" => {
-                if let Some(key) = named {
-                    name_network(&request.criu.image_path, key)?;
-                }
-                keep()
-            }
-            Event::Notice(notice) => tell_readiness(&notice, &mut status_file),
-            // It is done with the processes, if not with itself.
-            Event::Answer(Answer::Done { .. }) if ends => Ok(()),
-            Event::Answer(_) => pause.end(),
-        },
-    );
-    if dumped.is_ok() && ends {
+    let dumped = dump.carry_out(network, keep);
+    if dumped.is_ok() && dump.ends() {
         return Ok(());
     }
     // What went wrong is what the caller has to hear of.
-    let thawed = pause.end();
+    let thawed = dump.pause.end();
     dumped.and(thawed)
+}
+
+/// A dump in the making.
+struct Dump<'a> {
+    request: &'a CheckpointRequest,
+    directories: &'a OpenDirectories,
+    container: Dumped<'a>,
+    tar: Option<Lent>,
+    status_file: Option<OwnedFd>,
+    pause: Pause<'a>,
+    /// Whether CRIU has come to look at the container.
+    begun: bool,
+}
+
+impl Dump<'_> {
+    /// Whether the container ends with it.
+    fn ends(&self) -> bool {
+        !self.request.leave_running && !self.request.pre_dump
+    }
+
+    fn carry_out(
+        &mut self,
+        network: Option<OwnedFd>,
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        if self.request.pre_dump {
+            // Of this, CRIU tells nothing before it looks at the processes.
+            self.pause.begin()?;
+        }
+        let inside = network.is_some();
+        let dumped = self.converse(network, keep);
+        if inside && !self.begun && dumped.is_err() {
+            // What CRIU has to find out about the kernel once it cannot find out in every network.
+            return self.converse(None, keep);
+        }
+        dumped
+    }
+
+    /// Has CRIU dump, from inside of a network if one is given.
+    fn converse(
+        &mut self,
+        network: Option<OwnedFd>,
+        keep: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<()> {
+        let request = self.request;
+        let key = namespace_key(LinuxNamespaceType::Network).filter(|_| network.is_some());
+        let asked = self.question(key);
+        let ends = self.ends();
+        converse(
+            (&request.criu, self.tar.as_ref()),
+            (&asked, network),
+            &self.directories.logs(LOG),
+            &mut |event| match event {
+                Event::Notice(notice) if notice.script == "pre-dump" => {
+                    self.begun = true;
+                    self.pause.begin()
+                }
+                // All images are complete, and the container has not ended.
+                Event::Notice(notice) if notice.script == "post-dump" => {
+                    if let Some(key) = key {
+                        name_network(&request.criu.image_path, key)?;
+                    }
+                    keep()
+                }
+                Event::Notice(notice) => tell_readiness(&notice, &mut self.status_file),
+                // It is done with the processes, if not with itself.
+                Event::Answer(Answer::Done { .. }) if ends => Ok(()),
+                Event::Answer(_) => self.pause.end(),
+            },
+        )
+    }
+
+    /// What CRIU is asked for, without the network of this key if it looks from inside of that.
+    fn question(&self, inside: Option<&str>) -> Request {
+        let mut options = dump_options(&self.container, self.request, self.directories.numbers());
+        if let Some(key) = inside {
+            options.external.retain(|name| !name.ends_with(key));
+        }
+        let mut asked = Request {
+            opts: Some(options),
+            ..Request::default()
+        };
+        asked.set_type(if self.request.pre_dump {
+            RequestType::PreDump
+        } else {
+            RequestType::Dump
+        });
+        asked
+    }
 }
 
 /// The network that CRIU looks at a container from, if it does not have to look at the network itself
