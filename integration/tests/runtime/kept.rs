@@ -35,7 +35,7 @@ fn host_with_archives(compressions: &str) -> NativeHost {
     host
 }
 
-fn restore(host: &NativeHost, archive: &str, more: &str) -> Output {
+pub(super) fn restore(host: &NativeHost, archive: &str, more: &str) -> Output {
     let script = format!(
         "xebec --ignore-missing-controllers restore --detach --work-path /srv/work --import {archive} \
          --rootfs /srv/root --bundle /srv/bundle {more} web </dev/null >/dev/null 2>/srv/stderr; \
@@ -45,7 +45,7 @@ fn restore(host: &NativeHost, archive: &str, more: &str) -> Output {
         .expect("the script runs")
 }
 
-fn number(host: &NativeHost, command: &str) -> u64 {
+pub(super) fn number(host: &NativeHost, command: &str) -> u64 {
     let script =
         format!("for i in $(seq 100); do n=$({command}); [ -n \"$n\" ] && break; done; echo $n");
     let text = host.check_sh(&script).expect("a count");
@@ -196,7 +196,7 @@ fn assert_refused(host: &NativeHost, archive: &str, words: &[&str]) {
 
 /// A container `a` of the bundle `/srv/a`, whose root file system is an overlay, in a network that exists
 /// before it and after it. What is below it is no overlay, of which the kernel would tell the wrong mount.
-fn overlay_bundle(host: &NativeHost) -> Bundle<'_> {
+pub(super) fn overlay_bundle(host: &NativeHost) -> Bundle<'_> {
     let script = format!(
         "b=busybox; $b rm -r /gone /old; $b mkdir /old; echo n >/old/new; $b chmod 640 /old/new; \
          $b ln -s new /old/link; {COUNTER}"
@@ -218,7 +218,7 @@ fn overlay_bundle(host: &NativeHost) -> Bundle<'_> {
     bundle
 }
 
-fn goes_on(host: &NativeHost, file: &str) {
+pub(super) fn goes_on(host: &NativeHost, file: &str) {
     let at = number(host, &format!("cat {file}"));
     let script = format!(
         "for i in $(seq 200); do n=$(cat {file}); [ \"${{n:-0}}\" -gt {} ] && exit 0; sleep 0.05; done; exit 1",

@@ -17,6 +17,7 @@ mod lifecycle;
 mod mounts;
 mod process;
 mod refused;
+mod registry;
 mod rootfs;
 mod rootless;
 mod sealed;

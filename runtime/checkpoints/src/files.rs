@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 const SMALL: u64 = 16 << 20;
 const SMALL_TOTAL: u64 = 256 << 20;
 /// What an archive may hold of anything.
-const LIMITS: Limits = Limits {
+pub(crate) const LIMITS: Limits = Limits {
     members: 1 << 18,
     bytes: i64::MAX as u64,
 };

@@ -33,5 +33,5 @@ pub use error::{Error, Result};
 pub use files::Files;
 pub use keys::{Identities, Recipients};
 pub use memory::PrivateDir;
-pub use metadata::ConfigDump;
+pub use metadata::{ConfigDump, config_of};
 pub use tree::Tree;

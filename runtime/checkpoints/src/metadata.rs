@@ -1,12 +1,17 @@
 //! What engines write beside CRIU's images, as far as it is of use here.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
+
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::archive::{BIND_MOUNTS, CONFIG_DUMP, NETWORK_STATUS, SPEC_DUMP, STATUS_DUMP};
+use crate::archive::{
+    BIND_MOUNTS, CONFIG_DUMP, NETWORK_STATUS, SPEC_DUMP, STATUS_DUMP, decompressed, read_members,
+};
 use crate::error::{Error, Result};
-use crate::files::Files;
+use crate::files::{Files, LIMITS};
 use crate::images::shown;
 
 /// `config.dump`: the fields that containerd, CRI-O and podman have in common, and ours.
@@ -33,6 +38,33 @@ pub struct ConfigDump {
     /// What the processor could do, in the words of `/proc/cpuinfo`; only we write it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub processor_features: Vec<String>,
+}
+
+/// Largest `config.dump` of an archive, in bytes.
+const CONFIG_MAX: u64 = 1 << 20;
+
+/// Reads `config.dump` of an archive, which `name` names in errors and which is read to its end.
+///
+/// # Errors
+/// The archive is damaged, or has no such file.
+pub fn config_of(archive: &File, name: &str) -> Result<ConfigDump> {
+    let malformed = |e: &dyn std::fmt::Display| Error::malformed(name, e);
+    let mut found = None;
+    let mut input = decompressed(archive).map_err(|e| malformed(&e))?;
+    read_members(&mut input, name, LIMITS, &mut |member, content| {
+        if member.name.as_os_str() == CONFIG_DUMP {
+            let mut text = Vec::new();
+            let read = content.take(CONFIG_MAX).read_to_end(&mut text);
+            read.map_err(|e| malformed(&e))?;
+            let parsed = serde_json::from_slice(&text);
+            found = Some(parsed.map_err(|e| Error::refused(name, CONFIG_DUMP, e.to_string()))?);
+        }
+        Ok(())
+    })?;
+    drop(input);
+    let mut archive = archive;
+    archive.rewind().map_err(|e| malformed(&e))?;
+    found.ok_or_else(|| malformed(&format_args!("{CONFIG_DUMP} is missing")))
 }
 
 /// Parses a JSON file of a checkpoint; none if it is not there.

@@ -40,6 +40,8 @@ struct Descriptor {
     size: u64,
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     annotations: Annotations,
+    #[serde(skip_deserializing, skip_serializing_if = "Option::is_none")]
+    platform: Option<serde_json::Value>,
 }
 
 /// A manifest or an index, as far as they differ in what is read.
@@ -204,7 +206,8 @@ impl<W: Write> Write for Hashing<W> {
 }
 
 /// Makes a layout at `directory`, which must not be there, of the archive `archive`; `name` is what
-/// the image is called in it.
+/// the image is called in it. The annotations are on its manifest, where CRI-O looks for them, and on
+/// an index around it, where containerd does.
 ///
 /// # Errors
 /// A file cannot be read or written: nothing is left then.
@@ -214,7 +217,20 @@ pub fn write_layout(
     archive: &mut File,
     container: &ConfigDump,
 ) -> Result<()> {
-    write_image(directory, name, archive, annotations(container))
+    let room = Room::make(directory)?;
+    let annotations = annotations(container);
+    let manifest = put_image(directory, archive, &annotations)?;
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": [manifest],
+        "annotations": annotations,
+    });
+    let mut index = put(directory, INDEX, &mut index.to_string().as_bytes())?;
+    index.annotations = annotations;
+    name_image(directory, index, name)?;
+    room.keep();
+    Ok(())
 }
 
 /// Makes a layout at `directory`, which must not be there, of one layer; `name` is what the image is
@@ -229,6 +245,25 @@ pub fn write_image(
     annotations: BTreeMap<String, String>,
 ) -> Result<()> {
     let room = Room::make(directory)?;
+    let image = put_image(directory, archive, &annotations)?;
+    name_image(
+        directory,
+        Descriptor {
+            annotations,
+            ..image
+        },
+        name,
+    )?;
+    room.keep();
+    Ok(())
+}
+
+/// Stores an image of one layer in a layout whose index does not name it yet.
+fn put_image(
+    directory: &Path,
+    archive: &mut File,
+    annotations: &Annotations,
+) -> Result<Descriptor> {
     fs::create_dir_all(directory.join("blobs/sha256")).map_err(Error::io("mkdir", directory))?;
     let diff_id = uncompressed_digest(archive)?;
     let layer = put(directory, &media_type(archive)?, archive)?;
@@ -251,18 +286,24 @@ pub fn write_image(
         "layers": [layer],
         "annotations": annotations,
     });
-    let mut image = put(directory, MANIFEST, &mut manifest.to_string().as_bytes())?;
-    image.annotations = annotations;
-    image
-        .annotations
-        .insert(REF_NAME.to_owned(), name.to_owned());
+    let image = put(directory, MANIFEST, &mut manifest.to_string().as_bytes())?;
+    let platform = json!({"architecture": architecture, "os": "linux"});
+    Ok(Descriptor {
+        platform: Some(platform),
+        ..image
+    })
+}
+
+/// Gives the one image of a layout its name, with which the layout is complete.
+fn name_image(directory: &Path, mut image: Descriptor, name: &str) -> Result<()> {
+    let name = name.to_owned();
+    image.annotations.insert(REF_NAME.to_owned(), name);
     let index = json!({"schemaVersion": 2, "mediaType": INDEX, "manifests": [image]});
     let marker = json!({"imageLayoutVersion": "1.0.0"});
     for (name, document) in [("index.json", index), ("oci-layout", marker)] {
         let path = directory.join(name);
         fs::write(&path, document.to_string()).map_err(Error::io("write", &path))?;
     }
-    room.keep();
     Ok(())
 }
 
@@ -331,6 +372,7 @@ fn put(directory: &Path, media_type: &str, content: &mut dyn Read) -> Result<Des
         size: hashing.size,
         digest,
         annotations: Annotations::new(),
+        platform: None,
     })
 }
 
@@ -367,6 +409,27 @@ mod tests {
     }
 
     #[test]
+    fn engines_find_the_annotations_on_the_manifest_and_on_the_index() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let directory = layout(parent.path(), b"an archive");
+        let read = |path: &Path| -> serde_json::Value {
+            serde_json::from_slice(&fs::read(path).expect("read")).expect("JSON")
+        };
+        let blob = |document: &serde_json::Value| {
+            let digest = document["manifests"][0]["digest"]
+                .as_str()
+                .expect("a digest");
+            read(&directory.join("blobs").join(digest.replace(':', "/")))
+        };
+        let index = blob(&read(&directory.join("index.json")));
+        assert_eq!(index["mediaType"], INDEX);
+        assert_eq!(index["manifests"][0]["platform"]["os"], "linux");
+        for document in [&index, &blob(&index)] {
+            assert_eq!(document["annotations"][NAMES[0]], "web", "{document}");
+        }
+    }
+
+    #[test]
     fn an_image_with_a_flipped_byte_is_refused() {
         let parent = tempfile::tempdir().expect("a directory");
         let directory = layout(parent.path(), b"an archive");
@@ -378,8 +441,7 @@ mod tests {
             flipped[3] ^= 1;
             fs::write(&path, flipped).expect("written");
             // The configuration says nothing that is of use here.
-            let is_config =
-                whole.starts_with(b"{") && !String::from_utf8_lossy(&whole).contains("layers\":[");
+            let is_config = String::from_utf8_lossy(&whole).contains("diff_ids");
             assert_eq!(
                 open_archive(&directory, None).is_ok(),
                 is_config,

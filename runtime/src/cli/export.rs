@@ -129,14 +129,14 @@ impl Export {
     }
 }
 
-/// Where the checkpoint goes.
-enum Target {
+/// Where a checkpoint goes.
+pub(super) enum Target {
     Archive(PathBuf),
     Layout(PathBuf),
 }
 
 impl Target {
-    fn of(text: &str) -> Self {
+    pub(super) fn of(text: &str) -> Self {
         match text.strip_prefix("oci:") {
             Some(directory) => Self::Layout(directory.into()),
             None => Self::Archive(text.into()),
@@ -144,7 +144,7 @@ impl Target {
     }
 
     /// What is in the making is on the same file system.
-    fn parent(&self) -> &Path {
+    pub(super) fn parent(&self) -> &Path {
         let (Self::Archive(path) | Self::Layout(path)) = self;
         match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,

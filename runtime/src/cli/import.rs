@@ -1,24 +1,24 @@
 //! `restore --import`: a bundle is made of an archive or image first.
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::path::{Path, PathBuf, absolute};
 
 use clap::Args;
 use xebec_checkpoints::import::{Bind, Bundle, Wishes, make_bundle};
-use xebec_checkpoints::oci;
 use xebec_runtime::{CgroupsMode, Error, Result};
 
 use super::checkpoint::Criu;
+use super::checkpoint_images::Source;
 use super::kept::refused;
 
 #[derive(Args, Debug)]
 pub(super) struct Import {
-    /// Make the bundle of an engine's archive, or of the image in the layout oci:DIR[:NAME]
+    /// Make the bundle of an engine's archive, of the image in the layout oci:DIR[:NAME], or of one
+    /// in a registry, HOST/NAME:TAG or docker://NAME
     #[arg(
         id = "import",
         long,
-        value_name = "ARCHIVE|oci:DIR",
+        value_name = "ARCHIVE|oci:DIR|REF",
         requires = "rootfs"
     )]
     source: Option<String>,
@@ -61,7 +61,9 @@ impl Import {
             binds: self.binds.clone(),
             trusted: self.trusted,
         };
-        let made = make_bundle(open(source)?, source, &wishes).map_err(|e| refused(&e))?;
+        let parent = wishes.bundle.parent().unwrap_or(Path::new("/"));
+        let archive = Source::of(source).open(parent)?;
+        let made = make_bundle(archive, source, &wishes).map_err(|e| refused(&e))?;
         criu.image_path = Some(made.images());
         if !self.trusted && criu.manage_cgroups_mode == CgroupsMode::Auto {
             // Images say where cgroups are made, and what is written into their files.
@@ -69,17 +71,6 @@ impl Import {
         }
         Ok(Some(made))
     }
-}
-
-fn open(source: &str) -> Result<File> {
-    let Some(layout) = source.strip_prefix("oci:") else {
-        return File::open(source).map_err(Error::file("open", source));
-    };
-    let (directory, name) = match layout.rsplit_once(':') {
-        Some((directory, name)) if !name.contains('/') => (directory, Some(name)),
-        _ => (layout, None),
-    };
-    oci::open_archive(Path::new(directory), name).map_err(|e| refused(&e))
 }
 
 fn real(path: &Path) -> Result<PathBuf> {

@@ -1,4 +1,4 @@
-//! `checkpoint inspect`, `list`, `rm`, …: what is done with checkpoints that are kept, without a container.
+//! `checkpoint inspect`, `push`, `list`, `rm`, …: what is done with checkpoints that are kept, without a container.
 
 use std::path::PathBuf;
 
@@ -8,12 +8,16 @@ use xebec_checkpoints::inspect::{inspect, to_text};
 use xebec_runtime::{Error, Result};
 
 use super::list::{print, print_json};
-use super::stored;
+use super::{checkpoint_images as images, stored};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Kept {
     /// Show what is in a checkpoint, without restoring it
     Inspect(Inspect),
+    /// Put a checkpoint into a registry, as an image
+    Push(images::Push),
+    /// Get a checkpoint from a registry
+    Pull(images::Pull),
     /// List the checkpoints of a store
     List(stored::List),
     /// Remove checkpoints from a store
@@ -51,6 +55,8 @@ impl Kept {
     pub(super) fn carry_out(self) -> Result<u8> {
         match self {
             Self::Inspect(command) => command.carry_out(),
+            Self::Push(command) => command.carry_out(),
+            Self::Pull(command) => command.carry_out(),
             Self::List(command) => command.carry_out(),
             Self::Rm(command) => command.carry_out(),
             Self::Prune(command) => command.carry_out(),

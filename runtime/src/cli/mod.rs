@@ -2,6 +2,7 @@
 
 mod activation;
 mod checkpoint;
+mod checkpoint_images;
 mod clone;
 mod commands;
 mod create;
@@ -30,6 +31,7 @@ mod restore;
 mod run;
 mod signals;
 mod size;
+mod snapshotter;
 mod spec;
 mod spelling;
 mod start;

@@ -6,16 +6,14 @@ use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use clap::Args;
 use xebec_checkpoints::{Tree, oci};
 use xebec_runtime::{ContainerId, Error, Result, TEMPLATE_RECORD, Templates};
 
 use super::kept::refused;
+use super::snapshotter::{Said, run};
 
-/// The program that knows registries.
-const SNAPSHOTTER: &str = "xebec-snapshotter";
 const CHUNK_SIZE: &str = "--chunk-size";
 /// Bytes that are fetched for a page, if not told otherwise: memory is read in no order.
 const CHUNK: &str = "65536";
@@ -65,7 +63,7 @@ impl Push {
                 words.extend([CHUNK_SIZE, CHUNK]);
             }
             words.extend([&*source, &self.image]);
-            run(&words, &self.options)
+            run(&words, &self.options, Said::Shown)
         });
         let removed = fs::remove_dir_all(&draft).map_err(Error::file("remove", draft));
         pushed.and(removed).map(|()| 0)
@@ -101,8 +99,12 @@ impl Pull {
         let place = templates.place(&name);
         make_directory(&place)?;
         let shown = place.display().to_string();
-        let pulled = run(&["image", "mount", &self.image, &shown], &self.options)
-            .and_then(|()| templates.get(&name).map(drop));
+        let pulled = run(
+            &["image", "mount", &self.image, &shown],
+            &self.options,
+            Said::Shown,
+        )
+        .and_then(|()| templates.get(&name).map(drop));
         if let Err(error) = pulled {
             // The cause is what the caller has to hear of.
             let _ = remove(templates, &name);
@@ -121,7 +123,7 @@ pub(super) fn remove(templates: &Templates, name: &ContainerId) -> Result<()> {
         return templates.remove(name);
     }
     let shown = place.display().to_string();
-    run(&["image", "unmount", &shown], &[])?;
+    run(&["image", "unmount", &shown], &[], Said::Shown)?;
     fs::remove_dir(&place).map_err(Error::file("remove", place))
 }
 
@@ -136,23 +138,4 @@ fn make_directory(path: &Path) -> Result<()> {
             .map_err(Error::file("mkdir", parent))?;
     }
     builder.create(path).map_err(Error::file("mkdir", path))
-}
-
-/// Runs the snapshotter beside this program, or the one in `PATH`; it says itself what is wrong.
-fn run(words: &[&str], options: &[OsString]) -> Result<()> {
-    let own = std::env::current_exe().map_err(Error::file("resolve", "/proc/self/exe"))?;
-    let beside = own.with_file_name(SNAPSHOTTER);
-    let program = if beside.exists() {
-        beside
-    } else {
-        SNAPSHOTTER.into()
-    };
-    let mut command = Command::new(&program);
-    command.args(words).args(options);
-    let status = command.status().map_err(Error::file("execute", program))?;
-    if status.success() {
-        return Ok(());
-    }
-    let reason = format!("{SNAPSHOTTER} {} ended with {status}", words.join(" "));
-    Err(Error::InvalidArgument(reason))
 }

@@ -1,6 +1,6 @@
 //! Image tools: converting images into lazily readable formats.
 //!
-//! [`convert`] takes an image from one [`Place`] to another. A layer goes through it twice: `spool`
+//! [`convert`] takes an image from one [`Place`] to another; [`copy()`] does so without a change. A layer goes through it twice: `spool`
 //! decompresses it into a nameless file and lists its entries; `estargz` writes them again in the
 //! order that `order` gives, with every chunk a gzip member of its own, or `zstdchunked` as they
 //! are, with every chunk a zstd frame, and a `tarsplit`. `hot` cuts files into chunks. Members and
@@ -10,6 +10,7 @@
 mod archive;
 mod beside;
 mod containerd;
+mod copy;
 mod entry;
 mod estargz;
 mod guided;
@@ -35,6 +36,7 @@ mod zstdchunked;
 
 pub use archive::{Archive, ArchiveKind};
 pub use containerd::ContainerdImage;
+pub use copy::copy;
 pub use guided::{Optimized, convert_by_profile};
 pub use image::{Format, ImageReport, Options, Report, convert, default_temp_dir};
 pub use inspect::{

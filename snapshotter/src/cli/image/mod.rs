@@ -1,6 +1,7 @@
 //! `image`: tools for images; all but `mount` without a daemon.
 
 mod convert;
+mod copy;
 mod index;
 mod inspect;
 mod mount;
@@ -31,6 +32,8 @@ pub(super) struct Args {
 enum Command {
     /// Convert an image so that containers start before it is there
     Convert(Box<convert::ConvertArgs>),
+    /// Bring an image from one place to another as it is, all platforms of it
+    Copy(Box<copy::Args>),
     /// Run an image, see what it reads, and convert it accordingly
     Optimize(Box<optimize::Args>),
     /// Show an image's layers, their sizes and which can be read lazily
@@ -46,6 +49,7 @@ enum Command {
 pub(super) fn run(args: Args) -> Result<()> {
     match args.command {
         Command::Convert(args) => convert::run(*args),
+        Command::Copy(args) => copy::run(*args),
         Command::Optimize(args) => optimize::run(*args),
         Command::Inspect(args) => inspect::run(*args),
         Command::Index(args) => index::run(&args),
