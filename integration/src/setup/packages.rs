@@ -10,10 +10,12 @@ use crate::progress::Step;
 
 /// (a file that shows that it is there, the package that has it)
 const NATIVE: [(&str, &str); 1] = [("/usr/bin/mmdebstrap", "mmdebstrap")];
-const VM: [(&str, &str); 3] = [
+const VM: [(&str, &str); 4] = [
     (qemu().0, qemu().1),
     ("/usr/sbin/mke2fs", "e2fsprogs"),
     ("/usr/share/seabios/bios-256k.bin", "seabios"),
+    // A test's program of this C library.
+    ("/usr/bin/musl-gcc", "musl-tools"),
 ];
 const DEADLINE: Duration = Duration::from_mins(20);
 

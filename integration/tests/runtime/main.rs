@@ -3,6 +3,7 @@
 //! One story a file; this one holds what all of them use.
 
 mod adversity;
+mod allocators;
 mod attacks;
 mod attacks_mounts;
 mod cgroups;

@@ -34,7 +34,7 @@ use crate::spec::{Bundle, check_spec, ignored_fields, load_bundle};
 use crate::state::{
     AgentAddress, ContainerId, NOTIFY_SOCKET, ProcessFacts, Record, StateDir, Status, rfc3339,
 };
-use crate::template::{INSIDE as GENERATION_INSIDE, guarded, has_generation, is_guarded, wanted};
+use crate::template::{Guard, INSIDE as GENERATION_INSIDE, has_generation, wanted};
 
 /// Directory of compiled seccomp programs below the state root; no container can have its name.
 const SECCOMP_CACHE: &str = "@seccomp";
@@ -253,7 +253,8 @@ pub(super) fn check_labels(labels: &LabelPlan) -> Result<()> {
 
 fn filter(root: &Path, spec: &Spec) -> Result<Option<Filter>> {
     let profile = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let guarded = is_guarded(spec.annotations()).then(|| guarded(profile));
+    let guard = Guard::of(spec.annotations()).map_err(Error::InvalidArgument)?;
+    let guarded = guard.map(|guard| guard.guarded(profile));
     let Some(profile) = guarded.as_ref().or(profile) else {
         return Ok(None);
     };

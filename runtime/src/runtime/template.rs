@@ -25,7 +25,7 @@ use crate::rootfs::copy_filesystem;
 use crate::spec::{Bundle, load_bundle};
 use crate::state::{ContainerId, Record, StateDir, Status, rfc3339};
 use crate::template::{
-    KeptFilesystem, MemoryMode, Template, TemplateDir, Templates, VERSION, flatten, is_guarded,
+    Guard, KeptFilesystem, MemoryMode, Template, TemplateDir, Templates, VERSION, flatten,
 };
 
 /// A running container that is to become a template.
@@ -81,7 +81,8 @@ fn fill(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
     let images = template.images(MemoryMode::Eager);
     make_directory(&images)?;
     dump(template, request, source)?;
-    let guarded = is_guarded(&source.record.annotations);
+    let guard = Guard::of(&source.record.annotations).map_err(Error::InvalidArgument)?;
+    let guarded = guard.is_some();
     let mut modes = vec![MemoryMode::Eager];
     let (mut own_memory, mut shared_memory) = (pages_in(&images)?, 0);
     if guarded || request.allow_share {

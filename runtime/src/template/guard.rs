@@ -9,9 +9,11 @@ use oci_spec::runtime::{
 
 use super::awareness::Annotations;
 
-/// Advice after which private anonymous memory reads as zeroes, and a mapped file does not:
-/// `DONTNEED`, `FREE`, `REMOVE`, `DONTNEED_LOCKED`, `GUARD_INSTALL`.
-const ADVICE: [u64; 5] = [4, 8, 9, 24, 102];
+/// Advice that some programs take for a hint, and die of an error to: `DONTNEED`, `FREE`.
+const HINTS: [u64; 2] = [4, 8];
+/// Other advice after which private anonymous memory reads as zeroes, and a mapped file does not:
+/// `REMOVE`, `DONTNEED_LOCKED`, `GUARD_INSTALL`.
+const OTHERS: [u64; 3] = [9, 24, 102];
 /// Which argument the advice is.
 const ADVISERS: [(&str, usize); 2] = [("madvise", 2), ("process_madvise", 3)];
 /// What has no answer that holds for mapped memory: growing it would show what is behind it in the
@@ -21,28 +23,60 @@ const REFUSED: [(&str, i32); 2] = [("mremap", libc::ENOMEM), ("io_uring_setup", 
 /// Annotation of a container that is to become a template for sharing.
 const ANNOTATION: &str = "dev.xebec.clone.guard";
 
-/// Whether a container with these annotations runs under the rules.
-pub(crate) fn is_guarded(annotations: &impl Annotations) -> bool {
-    annotations.value(ANNOTATION) == Some("true")
+/// What becomes of advice to forget memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Guard {
+    /// It is an error, by which a program knows that it gets no zeroes.
+    Refuse,
+    /// It is no error, and has no effect: for programs that die of one, and count on no zeroes.
+    Ignore,
 }
 
-/// The profile of a container that is to become a template for sharing.
-pub(crate) fn guarded(profile: Option<&LinuxSeccomp>) -> LinuxSeccomp {
-    let mut guarded = profile.cloned().unwrap_or_else(permissive);
-    let mut rules: Vec<_> = REFUSED
-        .iter()
-        .map(|(name, errno)| rule(name, *errno, Vec::new()))
-        .collect();
-    for (name, index) in ADVISERS {
-        // Several conditions on one argument are alternatives.
-        let advice = ADVICE.iter().map(|advice| equals(index, *advice)).collect();
-        rules.push(rule(name, libc::EINVAL, advice));
+impl Guard {
+    /// The rules that annotations ask for.
+    ///
+    /// # Errors
+    /// The value, if there are no such rules.
+    pub(crate) fn of(annotations: &impl Annotations) -> Result<Option<Self>, String> {
+        match annotations.value(ANNOTATION) {
+            None | Some("false") => Ok(None),
+            Some("true") => Ok(Some(Self::Refuse)),
+            Some("ignore") => Ok(Some(Self::Ignore)),
+            Some(other) => Err(format!(
+                "{ANNOTATION}: {other:?} is not true, ignore or false"
+            )),
+        }
     }
-    for given in guarded.syscalls().iter().flatten() {
-        rules.extend(behind_guard(given));
+
+    /// The profile of a container that is to become a template for sharing.
+    pub(crate) fn guarded(self, profile: Option<&LinuxSeccomp>) -> LinuxSeccomp {
+        let mut guarded = profile.cloned().unwrap_or_else(permissive);
+        let mut rules = self.rules();
+        for given in guarded.syscalls().iter().flatten() {
+            rules.extend(behind_guard(given));
+        }
+        guarded.set_syscalls(Some(rules));
+        guarded
     }
-    guarded.set_syscalls(Some(rules));
-    guarded
+
+    fn rules(self) -> Vec<LinuxSyscall> {
+        let refused = REFUSED.iter();
+        let mut rules: Vec<_> = refused
+            .map(|(name, errno)| rule(name, *errno, Vec::new()))
+            .collect();
+        for (name, index) in ADVISERS {
+            let hint = match self {
+                Self::Ignore => 0,
+                Self::Refuse => libc::EINVAL,
+            };
+            for (advice, errno) in [(&HINTS[..], hint), (&OTHERS[..], libc::EINVAL)] {
+                // Several conditions on one argument are alternatives.
+                let advice = advice.iter().map(|advice| equals(index, *advice)).collect();
+                rules.push(rule(name, errno, advice));
+            }
+        }
+        rules
+    }
 }
 
 /// A rule without a condition would decide before ours: for what ours are about it gets one that
@@ -129,7 +163,7 @@ mod tests {
             ],
         }))
         .expect("a profile");
-        let guarded = guarded(Some(&profile));
+        let guarded = Guard::Refuse.guarded(Some(&profile));
         let rule = |names: &[&str], conditions| {
             let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
             (names, conditions)
@@ -139,8 +173,10 @@ mod tests {
             [
                 rule(&["mremap"], 0),
                 rule(&["io_uring_setup"], 0),
-                rule(&["madvise"], ADVICE.len()),
-                rule(&["process_madvise"], ADVICE.len()),
+                rule(&["madvise"], HINTS.len()),
+                rule(&["madvise"], OTHERS.len()),
+                rule(&["process_madvise"], HINTS.len()),
+                rule(&["process_madvise"], OTHERS.len()),
                 rule(&["read", "mremap"], 0),
                 rule(&["madvise"], 1),
                 rule(&["personality"], 1),
@@ -151,8 +187,35 @@ mod tests {
 
     #[test]
     fn without_a_profile_everything_else_is_allowed() {
-        let guarded = guarded(None);
-        assert_eq!(guarded.default_action(), LinuxSeccompAction::ScmpActAllow);
-        crate::seccomp::compile(&guarded).expect("it compiles");
+        for guard in [Guard::Refuse, Guard::Ignore] {
+            let guarded = guard.guarded(None);
+            assert_eq!(guarded.default_action(), LinuxSeccompAction::ScmpActAllow);
+            crate::seccomp::compile(&guarded).expect("it compiles");
+        }
+    }
+
+    #[test]
+    fn advice_that_is_ignored_succeeds_and_all_other_is_refused() {
+        let errors = |guard: Guard| {
+            let rules = guard.rules();
+            let advice = rules.iter().filter(|rule| rule.names() == &["madvise"]);
+            let errors = advice.map(LinuxSyscall::errno_ret);
+            errors.collect::<Vec<_>>()
+        };
+        let refused = Some(libc::EINVAL as u32);
+        assert_eq!(errors(Guard::Refuse), [refused, refused]);
+        assert_eq!(errors(Guard::Ignore), [Some(0), refused]);
+    }
+
+    #[test]
+    fn a_guard_that_there_is_not_is_refused() {
+        let of = |text: &str| {
+            let annotations = [(ANNOTATION.to_owned(), text.to_owned())];
+            Guard::of(&std::collections::BTreeMap::from(annotations))
+        };
+        assert_eq!(of("true"), Ok(Some(Guard::Refuse)));
+        assert_eq!(of("ignore"), Ok(Some(Guard::Ignore)));
+        assert_eq!(of("false"), Ok(None));
+        assert!(of("yes").expect_err("refused").contains("\"yes\""));
     }
 }

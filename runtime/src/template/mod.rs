@@ -24,7 +24,7 @@ pub(crate) use awareness::{INSIDE, has_generation, signal};
 pub(crate) use files::PAGE_FILE;
 pub use fit::Fit;
 pub(crate) use flatten::flatten;
-pub(crate) use guard::{guarded, is_guarded};
+pub(crate) use guard::Guard;
 pub(crate) use memory::{Memory, PAGE, Run};
 pub(crate) use record::{KeptFilesystem, VERSION};
 pub use record::{MemoryMode, Template};
