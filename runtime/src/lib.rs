@@ -51,7 +51,8 @@ pub use request::{
     reserve_preserved,
 };
 pub use runtime::{
-    CloneRequest, Runtime, RuntimeOptions, TemplateRequest, parse_resources, read_process,
+    CloneRequest, RecordRequest, Runtime, RuntimeOptions, TemplateRequest, parse_resources,
+    read_process,
 };
 pub use signals::{Signals, receive_descriptor};
 pub use spec::{SPEC_VERSION, spec_template};

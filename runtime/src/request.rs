@@ -116,6 +116,7 @@ impl TemplateAccess {
             templates: self.root,
             template: wanted.name,
             memory: wanted.memory,
+            hot: true,
             criu: self.criu,
             work_path: self.work_path,
             page_program: self.page_program,

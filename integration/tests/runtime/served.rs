@@ -131,6 +131,84 @@ fn one_server_has_a_hundred_clones_at_once_and_ends_with_the_last() {
     assert_restored(&host, &before);
 }
 
+/// Has the template `t` learn which pages a first request needs: bytes of them, and of all.
+fn record(host: &NativeHost) -> (u64, u64) {
+    let request =
+        "until nsenter -t $XEBEC_PID -n curl -fsS http://127.0.0.1:8080/; do sleep 0.1; done";
+    let recorded = host.run(&[
+        "xebec", "template", "record", "t", "--", "sh", "-c", request,
+    ]);
+    let recorded = recorded.expect("it runs");
+    assert!(recorded.success(), "{recorded:?}");
+    assert!(recorded.stdout.contains("\"count\": 2"), "{recorded:?}");
+    let template = ok(host, &["template", "inspect", "--verify", "t"]);
+    let template: Value = serde_json::from_str(&template).expect("JSON");
+    let size = |field: &str| template[field].as_u64().expect("a size");
+    // A shareable one keeps most of it apart.
+    (size("hotMemory"), size("ownMemory") + size("sharedMemory"))
+}
+
+/// Waits until a clone that was asked for nothing has nearly as many bytes of memory.
+#[track_caller]
+fn arrives(host: &NativeHost, id: &str, bytes: u64) {
+    for _ in 0..100 {
+        if memory_of(host, id, "Anonymous") * 1024 > bytes / 10 * 9 {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    let there = memory_of(host, id, "Anonymous");
+    panic!("{there} kB of {bytes} bytes have come");
+}
+
+#[test]
+fn a_recorded_template_gives_its_clones_what_they_need_before_they_touch_it() {
+    let host = host();
+    python(&host, true);
+    let before = inventory(&host);
+    start(&host);
+    create(&host, "--leave-running");
+    let sum = get(&host, "a", "/fork");
+    clone(&host, "uffd", "cold");
+    let (hot, all) = record(&host);
+    assert!(hot > 0 && hot * 2 < all, "{hot} of {all} bytes are hot");
+    assert!(
+        memory_of(&host, "cold", "Anonymous") * 1024 < hot / 2,
+        "one that is asked for nothing has nothing"
+    );
+    clone(&host, "uffd", "hot");
+    arrives(&host, "hot", hot);
+    // Memory is right all the same, and what was forgotten does not come back.
+    assert_eq!(
+        get(&host, "hot", "/forget"),
+        json!({"errno": 22, "read": i64::from(b'Z')})
+    );
+    assert_eq!(get(&host, "hot", "/fork"), sum);
+    assert_eq!(get(&host, "hot", "/")["count"], 2);
+    for memory in ["eager", "share"] {
+        clone(&host, memory, memory);
+        assert_eq!(get(&host, memory, "/")["count"], 2);
+    }
+    // A request that fails records nothing; what is damaged is refused to who would get it.
+    let failed = host.run(&["xebec", "template", "record", "t", "--", "false"]);
+    let failed = failed.expect("it runs");
+    assert!(
+        failed.stderr.contains("nothing is recorded: false"),
+        "{failed:?}"
+    );
+    assert_eq!(record(&host).1, all, "it can be recorded again");
+    host.check_sh("printf x | dd of=/var/lib/xebec/templates/t/hot/list-1 bs=1 seek=9 conv=notrunc status=none")
+        .unwrap();
+    let damaged = host.sh("xebec clone --detach --memory uffd t b").unwrap();
+    assert!(
+        damaged.stderr.contains("hot/list-1 has other content"),
+        "{damaged:?}"
+    );
+    host.check_sh("xebec list -q | xargs -n 1 xebec delete --force; xebec template rm t")
+        .unwrap();
+    assert_restored(&host, &before);
+}
+
 #[test]
 fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
     let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
@@ -142,6 +220,8 @@ fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
     let template = ok(&host, &["template", "inspect", "t"]);
     let template: Value = serde_json::from_str(&template).expect("JSON");
     let memory = template["ownMemory"].as_u64().expect("a size");
+    let (hot, all) = record(&host);
+    assert!(hot > 0 && hot * 2 < all, "{hot} of {all} bytes are hot");
     let image = "127.0.0.1:5000/t:v1";
     ok(&host, &["template", "push", "t", image]);
     ok(&host, &["template", "rm", "t"]);
@@ -156,6 +236,8 @@ fn a_template_of_a_registry_starts_clones_before_its_memory_is_here() {
     );
     ok(&host, &["template", "pull", &remote, "t"]);
     clone(&host, "uffd", "b");
+    // What it will need comes before it is asked for anything.
+    arrives(&host, "b", hot);
     assert_eq!(get(&host, "b", "/")["count"], 2);
     let down = link.counters().down;
     assert!(down * 4 < memory, "{down} bytes of {memory}");

@@ -53,6 +53,7 @@ impl CloneCommand {
             memory: self.memory,
             criu: self.program,
             work_path: self.work_path,
+            hot: true,
             page_program: Some(page_program()),
             fit: Fit::Mounts,
         };

@@ -39,6 +39,7 @@ mod state;
 mod stored;
 mod template;
 mod template_images;
+mod template_record;
 mod update;
 mod usage;
 

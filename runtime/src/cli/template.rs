@@ -5,6 +5,7 @@ use serde_json::json;
 use xebec_runtime::{Result, Signals, TEMPLATES, Template, TemplateRequest, Templates};
 
 use super::list::{Format, align, print, print_json};
+use super::template_record::Record;
 use super::{Context, template_images as images};
 
 #[derive(Args, Debug)]
@@ -23,6 +24,9 @@ pub(super) struct TemplateCommand {
 enum Action {
     /// Make a template of a running container
     Create(Create),
+    /// Start a clone, have a command make its first request, and keep which pages that needs: later
+    /// clones in the mode uffd get them before they ask
+    Record(Record),
     /// List templates
     List {
         /// Table for people, JSON for programs
@@ -83,6 +87,7 @@ impl TemplateCommand {
         let templates = Templates::new(self.template_root.clone());
         match self.action {
             Action::Create(create) => create.carry_out(self.template_root, context),
+            Action::Record(record) => record.carry_out(self.template_root, context),
             Action::Push(push) => push.carry_out(&templates),
             Action::Pull(pull) => pull.carry_out(&templates),
             Action::List { format } => list(&templates, format, context),
@@ -163,6 +168,7 @@ fn summary(template: &Template) -> serde_json::Value {
         "guarded": template.guarded,
         "ownMemory": template.own_memory,
         "sharedMemory": template.shared_memory,
+        "hotMemory": template.hot_memory,
         "created": template.created,
         "bundle": template.bundle,
     })

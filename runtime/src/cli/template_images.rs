@@ -17,8 +17,8 @@ use super::snapshotter::{Said, run};
 const CHUNK_SIZE: &str = "--chunk-size";
 /// Bytes that are fetched for a page, if not told otherwise: memory is read in no order.
 const CHUNK: &str = "65536";
-/// What is packed, besides the record; a template need not have it.
-const PARTS: [&str; 2] = ["eager", "tmpfs"];
+/// What is packed, besides the record, what is needed first coming first; a template need not have it.
+const PARTS: [&str; 3] = ["hot", "eager", "tmpfs"];
 
 #[derive(Args, Debug)]
 #[command(

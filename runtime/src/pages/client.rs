@@ -41,11 +41,12 @@ impl Drop for Socket {
 
 impl PageClient {
     /// Has the server of `root` serve a clone whose images are in `images`, and which CRIU restores
-    /// in the directory `work`.
+    /// in the directory `work`; with `hot`, the hot pages beside the images come unasked.
     pub(crate) fn new(
         root: &Path,
         server: &PageProgram,
         (work, images): (&Path, BorrowedFd<'_>),
+        hot: bool,
     ) -> Result<Self> {
         let path = work.join(SOCKET);
         let flags = SocketFlags::CLOEXEC;
@@ -62,7 +63,7 @@ impl PageClient {
         let end = Instant::now() + PATIENCE;
         let mut is_started = false;
         loop {
-            match ask(root, &listener, images) {
+            match ask(root, &listener, images, hot) {
                 Ok(connection) => {
                     return Ok(Self {
                         connection,
@@ -95,9 +96,11 @@ fn ask(
     root: &Path,
     listener: &OwnedFd,
     images: BorrowedFd<'_>,
+    hot: bool,
 ) -> std::result::Result<OwnedFd, Errno> {
     let connection = wire::connect_to(&socket_of(root))?;
-    wire::send(&connection, Kind::Clone, 0, &[listener.as_fd(), images])?;
+    let files = [listener.as_fd(), images];
+    wire::send(&connection, Kind::Clone, hot.into(), &files)?;
     heard(&connection)?;
     Ok(connection)
 }

@@ -148,13 +148,18 @@ fn take(caller: OwnedFd, line: &Line, number: u64) -> Result<()> {
     let Some(packet) = asked else {
         return Ok(());
     };
+    let hot = packet.number != 0;
     let files: [OwnedFd; 2] = match (packet.kind, packet.files.try_into()) {
         (Kind::Clone, Ok(files)) => files,
         _ => return Err(Error::os("listen to the launch")(Errno::PROTO)),
     };
     let [listener, images] = files;
     wire::send(&caller, Kind::Done, 0, &[]).map_err(Error::os("answer the launch"))?;
-    Tenant::new(caller, listener, Images(images), line.ward(number)).serve()
+    let images = Images {
+        directory: images,
+        hot,
+    };
+    Tenant::new(caller, listener, images, line.ward(number)).serve()
 }
 
 /// Nobody holds our standard error: the host's log gets it.

@@ -5,17 +5,23 @@ use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 
+use rustix::fs::{Advice, fadvise};
+
 use super::space::Space;
 use crate::error::{Error, Result};
 use crate::sys::userfault::Mapping;
-use crate::template::Memory;
+use crate::template::{HotRun, Memory, list_name, pages_name, parse_list};
 
 /// No image of areas or of a page map is larger, in bytes.
 const IMAGE_MAX: u64 = 256 << 20;
 
 /// A directory of images, by descriptor: it may be anywhere, and be gone by its name.
 #[derive(Debug)]
-pub(super) struct Images(pub(super) OwnedFd);
+pub(super) struct Images {
+    pub(super) directory: OwnedFd,
+    /// The hot pages beside it are of use.
+    pub(super) hot: bool,
+}
 
 impl Images {
     /// The pages of a process, by its pid in its namespace, and where they go.
@@ -34,8 +40,31 @@ impl Images {
         Ok((mapping, Space::new(memory.runs())))
     }
 
+    /// The pages of a process that come unasked, and where they go.
+    pub(super) fn hot(&self, pid: i32) -> Result<Option<(Mapping, Vec<HotRun>)>> {
+        if !self.hot {
+            return Ok(None);
+        }
+        let beside = |name: PathBuf| self.path("../hot").join(name);
+        let list = beside(list_name(pid));
+        let bytes = match std::fs::read(&list) {
+            // The template has been removed meanwhile.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.map_err(Error::file("read", &list))?,
+        };
+        let unusable = || Error::InvalidArgument(format!("{} is no list", list.display()));
+        let runs = parse_list(&bytes).ok_or_else(unusable)?;
+        let path = beside(pages_name(pid));
+        let file = File::open(&path).map_err(Error::file("open", &path))?;
+        // Where it has to come from afar, it comes as a whole; that is no more than a wish.
+        let _ = fadvise(&file, 0, None, Advice::WillNeed);
+        let length = file.metadata().map_err(Error::file("stat", &path))?.len();
+        let mapping = Mapping::new(&file, length.max(1)).map_err(Error::file("map", &path))?;
+        Ok(Some((mapping, runs)))
+    }
+
     fn path(&self, name: &str) -> PathBuf {
-        format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()).into()
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
     }
 
     fn read(&self, name: &str) -> Result<Vec<u8>> {

@@ -15,12 +15,18 @@ use super::space::Space;
 use super::wire::{self, Kind};
 use crate::error::{Error, Result};
 use crate::sys::userfault::{self, Event, Mapping};
-use crate::template::PAGE;
+use crate::template::{HotRun, PAGE};
 
 /// As much as is copied for one fault, if it lies together: what is near is needed soon.
 const WINDOW: u64 = 16 * PAGE;
+/// As much as is given unasked before somebody who waits is looked after.
+const UNASKED: u64 = 32 * PAGE;
 /// What CRIU says when all processes run.
 const RESTORED: i32 = 0x5253_5446;
+const NOW: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 /// Waiting for events that the kernel has announced, before what they held up is tried again.
 const SOON: Timespec = Timespec {
     tv_sec: 0,
@@ -50,7 +56,16 @@ struct Process {
     source: Arc<Mapping>,
     /// Pages that could not be given yet.
     waiting: VecDeque<u64>,
+    /// Pages that it has not asked for yet, and will.
+    hot: Option<Hot>,
     is_gone: bool,
+}
+
+/// What is left of a process's hot pages, and where they begin in their file.
+struct Hot {
+    source: Mapping,
+    runs: VecDeque<HotRun>,
+    at: u64,
 }
 
 /// Who has something to say.
@@ -102,6 +117,9 @@ impl Tenant {
             }
             for process in &mut self.processes {
                 process.give_waiting()?;
+                if self.init.is_some() {
+                    process.give_unasked()?;
+                }
             }
             self.processes.retain(|process| !process.is_gone);
         }
@@ -126,7 +144,13 @@ impl Tenant {
             .map(|file| PollFd::new(file, PollFlags::IN));
         let mut all: Vec<_> = watched.collect();
         let is_waiting = self.processes.iter().any(|one| !one.waiting.is_empty());
-        match poll(&mut all, is_waiting.then_some(&SOON)) {
+        let is_hot = self.init.is_some() && self.processes.iter().any(|one| one.hot.is_some());
+        let limit = match (is_waiting, is_hot) {
+            (true, _) => Some(&SOON),
+            (false, true) => Some(&NOW),
+            (false, false) => None,
+        };
+        match poll(&mut all, limit) {
             Ok(_) => {}
             Err(Errno::INTR) => return Ok(Vec::new()),
             Err(errno) => return Err(Error::os("poll")(errno)),
@@ -206,8 +230,14 @@ impl Tenant {
         };
         nonblocking().map_err(Error::os("fcntl"))?;
         let (source, space) = self.images.memory(pid)?;
-        self.processes
-            .push(Process::new(uffd, space, Arc::new(source)));
+        let hot = self.images.hot(pid)?;
+        let mut process = Process::new(uffd, space, Arc::new(source));
+        process.hot = hot.map(|(source, runs)| Hot {
+            source,
+            runs: runs.into(),
+            at: 0,
+        });
+        self.processes.push(process);
         Ok(())
     }
 
@@ -234,6 +264,7 @@ impl Process {
             space,
             source,
             waiting: VecDeque::new(),
+            hot: None,
             is_gone: false,
         }
     }
@@ -271,6 +302,52 @@ impl Process {
                 }
                 Err(errno) => return Err(Error::os("give a page")(errno)),
             }
+        }
+        Ok(())
+    }
+}
+
+impl Process {
+    /// Gives some hot pages, if nothing is announced that comes first.
+    fn give_unasked(&mut self) -> Result<()> {
+        let Some(hot) = &mut self.hot else {
+            return Ok(());
+        };
+        let Some(run) = hot.runs.front_mut() else {
+            self.hot = None;
+            return Ok(());
+        };
+        let length = (run.pages * PAGE).min(UNASKED);
+        let is_there = |(stored, together)| stored == run.stored && together >= length;
+        let given = if self.space.at(run.address).is_some_and(is_there) {
+            userfault::copy(
+                self.uffd.as_fd(),
+                run.address,
+                (&hot.source, hot.at, length),
+            )
+        } else {
+            // It has been moved or forgotten.
+            Ok(PAGE)
+        };
+        let done = match given {
+            Ok(done) => done,
+            // It was asked for.
+            Err(Errno::EXIST) => PAGE,
+            Err(Errno::AGAIN) => return Ok(()),
+            // Whoever asks for them finds out why.
+            Err(Errno::NOENT | Errno::FAULT) => length,
+            Err(Errno::SRCH) => {
+                self.is_gone = true;
+                return Ok(());
+            }
+            Err(errno) => return Err(Error::os("give a page")(errno)),
+        };
+        hot.at += done;
+        run.address += done;
+        run.stored += done;
+        run.pages -= done / PAGE;
+        if run.pages == 0 {
+            hot.runs.pop_front();
         }
         Ok(())
     }

@@ -35,7 +35,7 @@ pub(super) enum Kind {
 #[derive(Debug)]
 pub(super) struct Packet {
     pub(super) kind: Kind,
-    /// Which clone, between server and guard.
+    /// Which clone, between server and guard; of a new one, whether it gets hot pages.
     pub(super) number: u64,
     pub(super) files: Vec<OwnedFd>,
 }

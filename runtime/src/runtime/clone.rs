@@ -45,6 +45,8 @@ pub struct CloneRequest {
     pub template: ContainerId,
     /// Where the memory comes from.
     pub memory: MemoryMode,
+    /// In the mode `uffd`, the pages that a first request was seen to need come before it.
+    pub hot: bool,
     /// CRIU's program; a bare name is looked for in `PATH`.
     pub criu: PathBuf,
     /// Directory that keeps CRIU's log and statistics.
@@ -150,7 +152,9 @@ impl<'a> Source<'a> {
         let mut files = Files::open(&options)?;
         if mode == MemoryMode::Uffd {
             let program = self.request.page_program.as_ref();
-            parts.pages = Some(page_client(runtime, program, (&options, &blueprint))?);
+            let hot = self.request.hot && self.record.hot_memory > 0;
+            let asked = (&options, &blueprint);
+            parts.pages = Some(page_client(runtime, program, asked, hot)?);
         }
         files.clone = Some(parts);
         let launched = build(
@@ -202,6 +206,7 @@ fn page_client(
     runtime: &Runtime,
     program: Option<&PageProgram>,
     (options, blueprint): (&RestoreOptions, &Blueprint),
+    hot: bool,
 ) -> Result<PageClient> {
     let invalid = |reason: &str| Error::InvalidArgument(reason.to_owned());
     let program = program
@@ -213,7 +218,7 @@ fn page_client(
     let path = &options.criu.image_path;
     let images = File::open(path).map_err(Error::file("open", path))?;
     let work = options.criu.work_path.as_deref().unwrap_or(Path::new("."));
-    PageClient::new(&runtime.options.root, program, (work, images.as_fd()))
+    PageClient::new(&runtime.options.root, program, (work, images.as_fd()), hot)
 }
 
 /// What a clone has besides images.

@@ -6,6 +6,7 @@ mod confinement;
 mod create;
 mod exec;
 mod foundation;
+mod hot;
 mod lifecycle;
 mod mounts;
 mod pidfd;
@@ -16,6 +17,7 @@ mod standstill;
 mod template;
 
 pub use clone::CloneRequest;
+pub use hot::RecordRequest;
 pub use query::{parse_resources, read_process};
 pub use template::TemplateRequest;
 
@@ -206,6 +208,15 @@ impl Runtime {
     /// There is no such template, or it does not fit.
     pub fn check_clone(&self, bundle: &Path, request: &CloneRequest) -> Result<()> {
         clone::check(bundle, request)
+    }
+
+    /// Has a template learn which pages a first request needs, of a clone in the mode `uffd` that has
+    /// answered one.
+    ///
+    /// # Errors
+    /// After a failure the template is as it was, or has no hot pages.
+    pub fn record_template(&self, request: &RecordRequest) -> Result<Template> {
+        hot::record(self, request)
     }
 
     /// Mounts what a file lists into a running container: all of it or nothing.

@@ -105,6 +105,7 @@ fn fill(template: &TemplateDir, request: &TemplateRequest, source: &Source) -> R
         guarded,
         own_memory,
         shared_memory,
+        hot_memory: 0,
         ext_unix_sk: request.ext_unix_sk,
         file_locks: request.file_locks,
         filesystems: source.filesystems.clone(),

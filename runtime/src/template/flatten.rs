@@ -25,8 +25,8 @@ pub(crate) struct Flattened {
 }
 
 /// A process of a checkpoint.
-struct Process {
-    pid: i32,
+pub(super) struct Process {
+    pub(super) pid: i32,
     mm: Vec<u8>,
     pagemap: Vec<u8>,
 }
@@ -64,7 +64,7 @@ pub(crate) fn flatten(from: &Path, to: &Path, page_file: &Path) -> Result<Flatte
     Ok(done)
 }
 
-fn processes(from: &Path) -> Result<Vec<Process>> {
+pub(super) fn processes(from: &Path) -> Result<Vec<Process>> {
     let mut found = Vec::new();
     for name in names(from)? {
         let pid = name
@@ -82,7 +82,7 @@ fn processes(from: &Path) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-fn memories<'a>(from: &Path, processes: &'a [Process]) -> Result<Vec<Memory<'a>>> {
+pub(super) fn memories<'a>(from: &Path, processes: &'a [Process]) -> Result<Vec<Memory<'a>>> {
     let parse = |process: &'a Process| {
         let path = from.join(mm_name(process.pid));
         Memory::parse(&process.mm, &process.pagemap).map_err(unusable(&path))
@@ -108,7 +108,7 @@ fn length(copies: &[Copy]) -> u64 {
 }
 
 /// Copies without a detour through this process, by shared extents where the file system has them.
-fn copy(from: &Path, copies: &[Copy], to_path: &Path, to: &File) -> Result<()> {
+pub(super) fn copy(from: &Path, copies: &[Copy], to_path: &Path, to: &File) -> Result<()> {
     let source = File::open(from).map_err(Error::file("open", from))?;
     for copy in copies {
         let (mut read_at, mut write_at) = (copy.from, copy.to);
@@ -166,7 +166,7 @@ fn unusable(path: &Path) -> impl FnOnce(Unusable) -> Error + use<> {
     move |reason| Error::InvalidArgument(format!("{}: {reason}", path.display()))
 }
 
-fn create(path: &Path) -> Result<File> {
+pub(super) fn create(path: &Path) -> Result<File> {
     File::options()
         .read(true)
         .write(true)
@@ -176,7 +176,7 @@ fn create(path: &Path) -> Result<File> {
         .map_err(Error::file("create", path))
 }
 
-fn write(path: &Path, content: &[u8]) -> Result<()> {
+pub(super) fn write(path: &Path, content: &[u8]) -> Result<()> {
     let mut file = create(path)?;
     io::Write::write_all(&mut file, content).map_err(Error::file("write", path))
 }

@@ -6,7 +6,7 @@
 //! of images, [`store`] keeps templates, [`count`] counts their clones, [`record`] says what one is,
 //! [`guard`] (pure) makes the seccomp rules by which sharing is exact, [`awareness`] (pure) how a
 //! program learns what it is, [`wanted`] (pure) which containers are to be clones, [`fit`] (pure)
-//! which can be. The operations are those of [`crate::Runtime`].
+//! which can be, [`hot`] the pages that a first request needs. The operations are those of [`crate::Runtime`].
 
 mod awareness;
 mod count;
@@ -14,6 +14,7 @@ mod files;
 mod fit;
 mod flatten;
 mod guard;
+mod hot;
 mod memory;
 mod record;
 mod store;
@@ -25,6 +26,7 @@ pub(crate) use files::PAGE_FILE;
 pub use fit::Fit;
 pub(crate) use flatten::flatten;
 pub(crate) use guard::Guard;
+pub(crate) use hot::{HotRun, list_name, pages_name, parse_list, present_in, write_hot};
 pub(crate) use memory::{Memory, PAGE, Run};
 pub(crate) use record::{KeptFilesystem, VERSION};
 pub use record::{MemoryMode, Template};

@@ -81,6 +81,9 @@ pub struct Template {
     pub own_memory: u64,
     /// Bytes of memory that clones in the mode `share` have together.
     pub shared_memory: u64,
+    /// Bytes of memory that clones in the mode `uffd` are given before they touch it.
+    #[serde(default)]
+    pub hot_memory: u64,
     /// Allow unix sockets whose peer is outside the container.
     pub(crate) ext_unix_sk: bool,
     /// Keep file locks.

@@ -25,6 +25,9 @@ pub const RECORD: &str = "template.json";
 const RECORD_MAX: u64 = 64 << 20;
 /// The pages of the mode `share`.
 const PAGES: &str = "pages";
+/// Directory of the pages that a first request needs, and of those in the making.
+const HOT: &str = "hot";
+const NEW_HOT: &str = "@hot";
 /// As much as one call reads to be hashed.
 const CHUNK: u64 = 64 << 10;
 /// What is being made or removed; no template can have such a name.
@@ -60,8 +63,12 @@ impl TemplateDir {
 
     /// What its files are now: the images of a mode, and the page file if that is of use then.
     pub(crate) fn facts(&self, mode: MemoryMode) -> Result<Vec<(String, FileFacts)>> {
+        self.facts_of(self.files_of(mode)?)
+    }
+
+    fn facts_of(&self, files: Vec<String>) -> Result<Vec<(String, FileFacts)>> {
         let mut facts = Vec::new();
-        for file in self.files_of(mode)? {
+        for file in files {
             let path = self.path.join(&file);
             let size = fs::metadata(&path)
                 .map_err(Error::file("stat", &path))?
@@ -94,17 +101,32 @@ impl TemplateDir {
         for file in &found {
             let facts = record.files.get(file);
             let facts = facts.ok_or_else(|| self.damaged(file, "is not the template's"))?;
-            let path = self.path.join(file);
-            let size = fs::metadata(&path)
-                .map_err(Error::file("stat", &path))?
-                .len();
-            if size != facts.size {
-                return Err(self.damaged(file, "has another size"));
+            self.verify_file(file, facts, thorough)?;
+        }
+        if mode == MemoryMode::Uffd || thorough {
+            let prefix = format!("{HOT}/");
+            let hot = record
+                .files
+                .iter()
+                .filter(|(file, _)| file.starts_with(&prefix));
+            for (file, facts) in hot {
+                self.verify_file(file, facts, thorough)?;
             }
-            let is_large = file.contains("pages");
-            if (thorough || !is_large) && digest(&path)? != facts.sha256 {
-                return Err(self.damaged(file, "has other content"));
-            }
+        }
+        Ok(())
+    }
+
+    fn verify_file(&self, file: &str, facts: &FileFacts, thorough: bool) -> Result<()> {
+        let path = self.path.join(file);
+        let size = fs::metadata(&path)
+            .map_err(Error::file("stat", &path))?
+            .len();
+        if size != facts.size {
+            return Err(self.damaged(file, "has another size"));
+        }
+        let is_large = file.contains("pages");
+        if (thorough || !is_large) && digest(&path)? != facts.sha256 {
+            return Err(self.damaged(file, "has other content"));
         }
         Ok(())
     }
@@ -199,6 +221,43 @@ impl Templates {
         Ok(record)
     }
 
+    /// Gives a template the hot pages that `fill` writes into a directory, in the place of those that
+    /// it has; clones that start meanwhile do without.
+    pub(crate) fn set_hot(
+        &self,
+        name: &ContainerId,
+        fill: impl FnOnce(&TemplateDir, &Path) -> Result<u64>,
+    ) -> Result<Template> {
+        let (dir, _) = self.open(name)?;
+        let lock = File::open(&dir.path).map_err(Error::file("open", &dir.path))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(Error::file("lock", &dir.path))?;
+        let (new, place) = (dir.path.join(NEW_HOT), dir.path.join(HOT));
+        remove_if_there(&new)?;
+        let make = DirBuilder::new().mode(0o700).create(&new);
+        make.map_err(Error::file("mkdir", &new))?;
+        let filled = fill(&dir, &new).and_then(|hot_memory| {
+            let mut record = read_record(&dir.path.join(RECORD), name)?;
+            let prefix = format!("{HOT}/");
+            record.files.retain(|file, _| !file.starts_with(&prefix));
+            record.hot_memory = 0;
+            write_record(&dir.path, &record)?;
+            remove_if_there(&place)?;
+            fs::rename(&new, &place).map_err(Error::file("rename", &new))?;
+            let files = names(&place)?
+                .into_iter()
+                .map(|file| prefix.clone() + &file);
+            record.files.extend(dir.facts_of(files.collect())?);
+            record.hot_memory = hot_memory;
+            write_record(&dir.path, &record)?;
+            Ok(record)
+        });
+        if filled.is_err() {
+            // The cause is what the caller has to hear of.
+            let _ = remove_if_there(&new);
+        }
+        filled
+    }
+
     /// A template for another machine: its directory, and its record without what is of use on this
     /// one only, as the text of a file called [`RECORD`].
     ///
@@ -212,8 +271,9 @@ impl Templates {
                 "template {name} is for the memory mode share alone"
             )));
         }
-        let prefix = format!("{}/", MemoryMode::Eager);
-        record.files.retain(|file, _| file.starts_with(&prefix));
+        let prefixes = [MemoryMode::Eager.to_string(), HOT.to_owned()].map(|part| part + "/");
+        let is_kept = |file: &String| prefixes.iter().any(|prefix| file.starts_with(prefix));
+        record.files.retain(|file, _| is_kept(file));
         let text =
             serde_json::to_vec_pretty(&record).map_err(|e| Error::os("encode template")(e))?;
         Ok((dir.path, text))
@@ -264,6 +324,13 @@ impl Templates {
             moved => moved.map_err(Error::file("rename", &path))?,
         }
         fs::remove_dir_all(&removed).map_err(Error::file("remove", removed))
+    }
+}
+
+fn remove_if_there(directory: &Path) -> Result<()> {
+    match fs::remove_dir_all(directory) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::file("remove", directory)),
     }
 }
 

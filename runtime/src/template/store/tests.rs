@@ -24,6 +24,7 @@ fn fill(dir: &TemplateDir, called: &str) -> Result<Template> {
         guarded: false,
         own_memory: 0,
         shared_memory: 5,
+        hot_memory: 0,
         ext_unix_sk: false,
         file_locks: false,
         filesystems: Vec::new(),
