@@ -42,7 +42,7 @@ fuzz: ## mutated input for every parser of snapshotter, shim and checkpoints, SE
 
 order: ## the list of functions that a start needs (runtime/order.txt), after changes to it
 	$(HOST) setup --benchmarks
-	$(CARGO) build --release -p xebec-runtime -p bench-programs --config profile.release.strip=false
+	$(CARGO) build --release -p xebec-runtime -p bench-programs --config profile.release.package.xebec-runtime.strip=false
 	$(HOST) order runtime/order.txt
 
 differential: build ## every image in every format and mount mode against an ordinary unpack
