@@ -142,9 +142,14 @@ fn a_kubelets_checkpoint_is_restored_from_its_archive_and_from_an_image() {
          buildah push -q --tls-verify=false ckpt docker://{registry}/ckpt:1"
     ))
     .unwrap();
-    let image = format!("{registry}/ckpt:1");
-    cri.pull(&image, HANDLER).unwrap();
-    restore(&host, &cri, "from-image", &image, at);
+    let pushed = format!("{registry}/ckpt:2");
+    host.check(&["xebec", "checkpoint", "push", ARCHIVE, &pushed])
+        .unwrap();
+    let of_buildah = format!("{registry}/ckpt:1");
+    for (name, image) in [("from-image", of_buildah), ("from-pushed", pushed)] {
+        cri.pull(&image, HANDLER).unwrap();
+        restore(&host, &cri, name, &image, at);
+    }
 }
 
 #[test]
