@@ -12,9 +12,9 @@ use super::clients::host_of_clients;
 use super::{assert_restored, host, ok, state};
 
 /// Counts on the root file system and in `/dev/shm`. No process of it ends: CRIU cannot detach from one
-/// that is about to.
-const COUNTER: &str = "i=0; sleep 1000 | while true; do i=$((i+1)); echo $i >/tmp/count; \
-     echo $i >/dev/shm/x; read -t 0.05 x; done";
+/// that is about to. A file is never cut short: the checkpoint may come at any moment.
+const COUNTER: &str = "i=0; sleep 1000 | while true; do i=$((i+1)); echo $i 1<>/tmp/count; \
+     echo $i 1<>/dev/shm/x; read -t 0.05 x; done";
 
 /// A host with archives `/srv/COMPRESSION.tar` and `/srv/last.tar`, which podman has exported from a
 /// counter, and with `/srv/root`, the root file system that it began with. Of a container that goes on
