@@ -24,8 +24,8 @@ fn counter<'a>(host: &'a NativeHost, path: &str) -> Bundle<'a> {
 
 pub(super) fn use_network(host: &NativeHost, bundle: &mut Bundle<'_>) {
     host.check_sh(
-        "mkdir -p /run/netns; touch /run/netns/t; mountpoint -q /run/netns/t || \
-         unshare -n mount --bind /proc/self/ns/net /run/netns/t",
+        "mountpoint -q /run/netns/t || { mkdir -p /run/netns; touch /run/netns/t; \
+         unshare -n mount --bind /proc/self/ns/net /run/netns/t; }",
     )
     .expect("a network namespace");
     let namespaces = bundle.config["linux"]["namespaces"]
@@ -79,7 +79,13 @@ fn checkpoint(host: &NativeHost, runtime: &str, arguments: &str) {
 }
 
 #[track_caller]
-fn restore(host: &NativeHost, runtime: &str, bundle: &Bundle<'_>, images: &str, id: &str) {
+pub(super) fn restore(
+    host: &NativeHost,
+    runtime: &str,
+    bundle: &Bundle<'_>,
+    images: &str,
+    id: &str,
+) {
     let path = bundle.path();
     let command = format!("{runtime} restore --detach --bundle {path} --image-path {images} {id}");
     run(host, &command, id);

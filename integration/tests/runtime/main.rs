@@ -12,6 +12,7 @@ mod cli;
 mod clients;
 mod compat;
 mod crashes;
+mod filled;
 mod hooks;
 mod kept;
 mod lifecycle;

@@ -1,22 +1,17 @@
 //! A launch's side: the server is found or started, and told of the clone.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with,
-};
 
 use super::server::{PageProgram, socket_of};
+use super::socket::Socket;
 use super::wire::{self, Kind};
 use crate::error::{Error, Result};
 
-/// The name of the socket that CRIU looks for, in its working directory.
-const SOCKET: &str = "lazy-pages.socket";
 /// How long a server may take to start.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -28,17 +23,6 @@ pub(crate) struct PageClient {
     _socket: Socket,
 }
 
-/// A socket's file, which goes with this.
-#[derive(Debug)]
-struct Socket(PathBuf);
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // What cannot be removed goes with the directory.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
 impl PageClient {
     /// Has the server of `root` serve a clone whose images are in `images`, and which CRIU restores
     /// in the directory `work`; with `hot`, the hot pages beside the images come unasked.
@@ -48,18 +32,7 @@ impl PageClient {
         (work, images): (&Path, BorrowedFd<'_>),
         hot: bool,
     ) -> Result<Self> {
-        let path = work.join(SOCKET);
-        let flags = SocketFlags::CLOEXEC;
-        let listener = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(Error::os("socket"))?;
-        // The address of a socket is shorter than a path may be.
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let directory = open(work, flags, Mode::empty()).map_err(Error::file("open", work))?;
-        let short = format!("/proc/self/fd/{}/{SOCKET}", directory.as_raw_fd());
-        let address = SocketAddrUnix::new(short).map_err(Error::file("bind", &path))?;
-        bind(&listener, &address).map_err(Error::file("bind", &path))?;
-        let socket = Socket(path.clone());
-        listen(&listener, 1).map_err(Error::file("listen on", &path))?;
+        let (socket, listener) = Socket::listen(work)?;
         let end = Instant::now() + PATIENCE;
         let mut is_started = false;
         loop {

@@ -3,14 +3,14 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::fd::{AsRawFd as _, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{Advice, fadvise};
 
 use super::space::Space;
 use crate::error::{Error, Result};
 use crate::sys::userfault::Mapping;
-use crate::template::{HotRun, Memory, list_name, pages_name, parse_list};
+use crate::template::{HotRun, Memory, PAGE, list_name, pages_name, parse_list};
 
 /// No image of areas or of a page map is larger, in bytes.
 const IMAGE_MAX: u64 = 256 << 20;
@@ -26,6 +26,32 @@ pub(super) struct Images {
 impl Images {
     /// The pages of a process, by its pid in its namespace, and where they go.
     pub(super) fn memory(&self, pid: i32) -> Result<(Mapping, Space)> {
+        self.chosen(pid, |memory| Space::new(memory.runs()))
+    }
+
+    /// Those that CRIU leaves to a server; none if some of them are not here, or the images are
+    /// damaged.
+    ///
+    /// # Errors
+    /// The image of pages ends before all of them have come, at which CRIU would wait for ever.
+    pub(super) fn left_out(&self, pid: i32) -> Result<Option<(Mapping, Space)>> {
+        let choose = |memory: &Memory<'_>| {
+            let ends = memory
+                .runs()
+                .filter_map(|run| Some(run.stored? + run.pages * PAGE));
+            (memory.left_out(), ends.max().unwrap_or(0), memory.pages_id)
+        };
+        let Ok((pages, (left_out, end, number))) = self.chosen(pid, choose) else {
+            return Ok(None);
+        };
+        if !pages.has(0, end) {
+            let reason = format!("pages-{number}.img is shorter than pagemap-{pid}.img says");
+            return Err(Error::InvalidArgument(reason));
+        }
+        Ok(left_out.map(|runs| (pages, Space::new(runs.into_iter()))))
+    }
+
+    fn chosen<T>(&self, pid: i32, choose: impl FnOnce(&Memory<'_>) -> T) -> Result<(Mapping, T)> {
         let areas = self.read(&format!("mm-{pid}.img"))?;
         let map = format!("pagemap-{pid}.img");
         let entries = self.read(&map)?;
@@ -34,10 +60,7 @@ impl Images {
         };
         let memory = Memory::parse(&areas, &entries).map_err(|e| unusable(e.to_string()))?;
         let path = self.path(&format!("pages-{}.img", memory.pages_id));
-        let file = File::open(&path).map_err(Error::file("open", &path))?;
-        let length = file.metadata().map_err(Error::file("stat", &path))?.len();
-        let mapping = Mapping::new(&file, length.max(1)).map_err(Error::file("map", &path))?;
-        Ok((mapping, Space::new(memory.runs())))
+        Ok((map_file(&path)?, choose(&memory)))
     }
 
     /// The pages of a process that come unasked, and where they go.
@@ -58,9 +81,7 @@ impl Images {
         let file = File::open(&path).map_err(Error::file("open", &path))?;
         // Where it has to come from afar, it comes as a whole; that is no more than a wish.
         let _ = fadvise(&file, 0, None, Advice::WillNeed);
-        let length = file.metadata().map_err(Error::file("stat", &path))?.len();
-        let mapping = Mapping::new(&file, length.max(1)).map_err(Error::file("map", &path))?;
-        Ok(Some((mapping, runs)))
+        Ok(Some((map_file(&path)?, runs)))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -76,4 +97,10 @@ impl Images {
             .map_err(Error::file("read", &path))?;
         Ok(bytes)
     }
+}
+
+fn map_file(path: &Path) -> Result<Mapping> {
+    let file = File::open(path).map_err(Error::file("open", path))?;
+    let length = file.metadata().map_err(Error::file("stat", path))?.len();
+    Mapping::new(&file, length.max(1)).map_err(Error::file("map", path))
 }

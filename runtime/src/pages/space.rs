@@ -31,6 +31,17 @@ impl Space {
         }
     }
 
+    /// What is left: where it is in the process, where in the image, and how many bytes it is.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = (u64, u64, u64)> {
+        let pieces = self.pieces.iter();
+        pieces.map(|(start, piece)| (*start, piece.stored, piece.end - start))
+    }
+
+    /// How many bytes are left.
+    pub(super) fn size(&self) -> u64 {
+        self.pieces().map(|(_, _, length)| length).sum()
+    }
+
     /// Where the page at `address` is, and how many bytes from there on lie one after the other in
     /// both; none for a page of zeroes.
     pub(super) fn at(&self, address: u64) -> Option<(u64, u64)> {

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Spec};
 use rustix::fs::{FileType, Mode, OFlags, mkdir, open};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -29,6 +30,7 @@ use crate::error::{Error, Result};
 use crate::launch::{
     Birth, ChildStdio, CriuJob, RootMount, TerminalReceiver, connect_console, start_criu,
 };
+use crate::pages::Filler;
 use crate::request::{CreateRequest, Launched, Stdio};
 use crate::rootfs::{Want, open_target};
 use crate::state::{Lent, ProcessFacts, Record, StateDir};
@@ -64,6 +66,8 @@ pub(super) struct Files {
     has_cgroups: bool,
     /// What stands for the empty directories of crun's.
     empty: Binds,
+    /// Who fills the memory, if CRIU does not.
+    filler: Option<Filler>,
     /// What a clone has besides images.
     pub(super) clone: Option<CloneParts>,
 }
@@ -76,6 +80,7 @@ impl Files {
             streams: read_descriptors(images)?,
             has_cgroups: has_cgroups(images)?,
             empty: Binds::new(),
+            filler: None,
             clone: None,
         })
     }
@@ -108,6 +113,7 @@ pub(super) fn build(
         }
         None => None,
     };
+    files.filler = filler(how, &blueprint.bundle.spec)?;
     let keys = opened.iter().map(|(key, _)| (*key).to_owned()).collect();
     let asked = question(&blueprint, record, (&cell, &root, keys), (how, &files))?;
     let streams = if has_terminal {
@@ -142,7 +148,10 @@ pub(super) fn build(
             };
             run_creation_hooks(spec, &coming, None)
         }
-        "pre-resume" => before_resume(how, files.clone.as_mut(), init),
+        "pre-resume" => {
+            let filler = files.filler.take();
+            before_resume(how, (filler, files.clone.as_mut()), init)
+        }
         "orphan-pts-master" => hand_over(console.as_ref(), notice.file),
         _ => Ok(()),
     });
@@ -167,9 +176,28 @@ pub(super) fn build(
     Ok(launched)
 }
 
-/// What is left to do when everything is there and init has not gone on.
-fn before_resume(how: &RestoreOptions, clone: Option<&mut CloneParts>, init: i32) -> Result<()> {
+/// Who fills the memory in CRIU's place, where that is worth it. In a user namespace nobody may, and
+/// pages that are to be removed as they are read are CRIU's matter.
+fn filler(how: &RestoreOptions, spec: &Spec) -> Result<Option<Filler>> {
+    let criu = &how.criu;
+    let linux = spec.linux().as_ref();
+    let namespaces = linux.and_then(|linux| linux.namespaces().as_ref());
+    let mut kinds = namespaces.into_iter().flatten().map(LinuxNamespace::typ);
+    if criu.lazy_pages || criu.auto_dedup || kinds.any(|kind| kind == LinuxNamespaceType::User) {
+        return Ok(None);
+    }
+    let work = criu.work_path.as_ref().unwrap_or(&criu.image_path);
+    Filler::prepare(&criu.image_path, work)
+}
+
+/// What is left to do when everything is there but memory, and init has not gone on.
+fn before_resume(
+    how: &RestoreOptions,
+    (filler, clone): (Option<Filler>, Option<&mut CloneParts>),
+    init: i32,
+) -> Result<()> {
     require_applied(how.lsm_profile.as_deref(), init)?;
+    filler.map_or(Ok(()), Filler::finish)?;
     clone.map_or(Ok(()), |clone| clone.before_resume(init))
 }
 
@@ -195,7 +223,10 @@ fn question(
         }),
         has_cgroups: files.has_cgroups,
     };
-    let options = restore_options(&restored, how, files.directories.numbers());
+    let mut options = restore_options(&restored, how, files.directories.numbers());
+    if files.filler.is_some() {
+        options.lazy_pages = Some(true);
+    }
     let mut asked = Request {
         opts: Some(options),
         ..Request::default()

@@ -65,6 +65,18 @@ pub(crate) fn read_event(uffd: BorrowedFd<'_>) -> Result<Option<Event>, Errno> {
     }))
 }
 
+/// Whether this process may answer the faults of others (`userfaultfd(2)`).
+pub(crate) fn is_allowed() -> bool {
+    // SAFETY: the call takes flags alone.
+    let made = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK) };
+    let Ok(made) = super::check(made) else {
+        return false;
+    };
+    // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
+    drop(unsafe { OwnedFd::from_raw_fd(made as i32) });
+    true
+}
+
 /// A file as memory to copy from, which is never read by this process itself: what cannot be read is
 /// an error of the copy.
 #[derive(Debug)]
@@ -96,6 +108,23 @@ impl Mapping {
         match NonNull::new(start) {
             Some(start) if start.as_ptr() != libc::MAP_FAILED => Ok(Self { start, length }),
             _ => Err(super::last_errno()),
+        }
+    }
+
+    /// Whether the file was long enough for this part.
+    pub(crate) fn has(&self, offset: u64, length: u64) -> bool {
+        self.address(offset, length).is_ok()
+    }
+
+    /// Has a part of it at hand, if that can be read; no more than a wish.
+    pub(crate) fn populate(&self, offset: u64, length: u64) {
+        /// From Linux 5.14.
+        const MADV_POPULATE_READ: libc::c_int = 22;
+        let page = offset & !4095;
+        if let Ok(start) = self.address(page, length + (offset - page)) {
+            let length = (length + (offset - page)) as usize;
+            // SAFETY: this is mapped, and advice changes nothing of what is in it.
+            unsafe { libc::madvise(start as *mut libc::c_void, length, MADV_POPULATE_READ) };
         }
     }
 

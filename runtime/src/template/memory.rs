@@ -49,8 +49,9 @@ const ORDINARY: u64 = REGULAR | HEAP | ANON_PRIVATE;
 const ANONYMOUS: u64 = 0x20;
 const SPECIAL: u64 = (libc::MAP_GROWSDOWN | libc::MAP_LOCKED | libc::MAP_HUGETLB) as u64;
 
-/// Pages in an earlier checkpoint, and pages in this one.
+/// Pages in an earlier checkpoint, pages that a server may have, and pages in this checkpoint.
 const PARENT: u64 = 1;
+const LAZY: u64 = 1 << 1;
 const PRESENT: u64 = 1 << 2;
 
 /// What is wrong with an image of memory.
@@ -177,6 +178,16 @@ impl<'a> Memory<'a> {
     /// What it has pages of, in order.
     pub(crate) fn runs(&self) -> impl Iterator<Item = Run> {
         self.entries.iter().map(|(_, run)| *run)
+    }
+
+    /// What CRIU leaves out if a server has it; none if some of that is not here.
+    pub(crate) fn left_out(&self) -> Option<Vec<Run>> {
+        let is_lazy = |message: &[u8]| {
+            let flags = wire::number_of(message, PAGES_FLAGS).ok().flatten();
+            flags.is_some_and(|flags| flags & LAZY != 0)
+        };
+        let left_out = self.entries.iter().filter(|(message, _)| is_lazy(message));
+        left_out.map(|(_, run)| run.stored.map(|_| *run)).collect()
     }
 
     /// How many areas can become mappings: those that have pages.
