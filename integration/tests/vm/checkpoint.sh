@@ -1,5 +1,8 @@
 # Runs in the machine of vm/lacking.rs; every line it prints is a fact that the test knows.
 set -eu
+# CRIU is to do without the breakpoints of the processor: for these the kernel changes its own code, which two
+# emulated processors do not always see in time ("Oops: int3" in __schedule).
+export CRIU_FAULT=130
 mkdir -p /b/rootfs/{bin,proc,dev,sys,tmp} /c
 cp /usr/bin/busybox /b/rootfs/bin/
 for name in sh cat md5sum mv; do ln -s busybox /b/rootfs/bin/$name; done
