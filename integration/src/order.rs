@@ -19,6 +19,9 @@ use crate::paths::Paths;
 const TRAIL: &str = "/opt/xebec/bench-trail";
 const PROGRAM: &str = "xebec";
 
+/// Length of a hash at the end of a name: `17h`, 16 digits, `E`.
+const HASH: usize = 20;
+
 /// Name of the inner command, which prints addresses.
 pub const TRAILS: &str = "trails";
 
@@ -62,6 +65,15 @@ fn print<S: AsRef<str>>(argv: &[S]) -> Result<()> {
     Ok(())
 }
 
+/// A name that does not depend on how a program was built: Rust's without its hash.
+fn lasting(name: &str) -> &str {
+    let hash = name.rfind("17h").filter(|at| name.len() >= at + HASH);
+    match hash {
+        Some(at) if name.starts_with("_ZN") => &name[..at],
+        _ => name,
+    }
+}
+
 /// The functions of a program by their addresses.
 struct Functions(Vec<Function>);
 
@@ -103,7 +115,7 @@ impl Functions {
             let address = u64::from_str_radix(address, 16).ok()?;
             let after = self.0.partition_point(|function| function.begin <= address);
             let function = self.0[..after].last()?;
-            let name = function.name.as_str();
+            let name = lasting(&function.name);
             (address < function.end && seen.insert(name)).then_some(name)
         });
         names.collect()
@@ -118,11 +130,15 @@ mod tests {
     fn functions_come_in_the_order_of_their_first_instruction() {
         let functions = Functions::parse(
             "0000000000200100 0000000000000010 r data\n\
-             0000000000201000 0000000000000020 t first\n\
-             0000000000201020 0000000000000020 T second\n\
+             0000000000201000 0000000000000020 t _ZN5xebec5first17h0123456789abcdefE\n\
+             0000000000201020 0000000000000020 T _RNvCs1_3std6second\n\
+             0000000000201040 0000000000000020 t memcpy\n\
              0000000000201080                  T nothing\n",
         );
-        let visited = ["201024", "201000", "201028", "201060", "200104", "20101f"];
-        assert_eq!(functions.in_order(visited.into_iter()), ["second", "first"]);
+        let visited = [
+            "201024", "201000", "201028", "201040", "201070", "200104", "20101f",
+        ];
+        let names = functions.in_order(visited.into_iter());
+        assert_eq!(names, ["_RNvCs1_3std6second", "_ZN5xebec5first", "memcpy"]);
     }
 }
