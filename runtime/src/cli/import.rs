@@ -7,8 +7,8 @@ use clap::Args;
 use xebec_checkpoints::import::{Bind, Bundle, Wishes, make_bundle};
 use xebec_runtime::{CgroupsMode, Error, Result};
 
-use super::checkpoint::Criu;
 use super::checkpoint_images::Source;
+use super::criu::Criu;
 use super::kept::refused;
 
 #[derive(Args, Debug)]

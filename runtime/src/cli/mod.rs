@@ -6,6 +6,7 @@ mod checkpoint_images;
 mod clone;
 mod commands;
 mod create;
+mod criu;
 mod delete;
 mod duration;
 mod events;

@@ -6,7 +6,7 @@ use rustix::process::{Pid, set_child_subreaper};
 use xebec_runtime::{Console, CreateRequest, Error, Launched, RestoreOptions, Result, Signals};
 
 use super::Context;
-use super::checkpoint::Criu;
+use super::criu::Criu;
 use super::foreground::attend;
 use super::import::Import;
 use super::keeping::Found;

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use xebec_runtime::{Result, Signals, TEMPLATES, Template, TemplateRequest, Templates};
 
+use super::criu::Program;
 use super::list::{Format, align, print, print_json};
 use super::template_record::Record;
 use super::{Context, template_images as images};
@@ -68,14 +69,8 @@ struct Create {
     /// Keep file locks
     #[arg(long)]
     file_locks: bool,
-    /// Another program than the criu in PATH
-    #[arg(
-        long = "criu",
-        value_name = "FILE",
-        default_value = "criu",
-        hide_default_value = true
-    )]
-    program: PathBuf,
+    #[command(flatten)]
+    criu: Program,
     /// Name of the template
     name: String,
     /// Name of the container
@@ -117,7 +112,7 @@ impl Create {
             templates,
             name: self.name.parse()?,
             allow_share: self.allow_share,
-            criu: self.program,
+            criu: self.criu.program,
             ext_unix_sk: self.ext_unix_sk,
             file_locks: self.file_locks,
         };

@@ -6,11 +6,12 @@ use std::process::Command;
 
 use clap::Args;
 use xebec_runtime::{
-    CloneRequest, Console, ContainerId, CreateRequest, Error, Fit, MemoryMode, RecordRequest,
-    Result,
+    CloneRequest, Console, ContainerId, Error, Fit, MemoryMode, RecordRequest, Result,
 };
 
 use super::Context;
+use super::clone::OwnBundle;
+use super::criu::Program;
 use super::page_server::page_program;
 
 #[derive(Args, Debug)]
@@ -18,17 +19,10 @@ use super::page_server::page_program;
     after_help = "Example:\n  xebec template record web-warm -- sh -c 'nsenter -t $XEBEC_PID -n curl -fsS http://127.0.0.1:8080/'"
 )]
 pub(super) struct Record {
-    /// Directory with config.json for the clone [default: that of the container the template was made of]
-    #[arg(short, long, value_name = "DIR", value_parser = clap::value_parser!(OsString))]
-    bundle: Option<OsString>,
-    /// Another program than the criu in PATH
-    #[arg(
-        long = "criu",
-        value_name = "FILE",
-        default_value = "criu",
-        hide_default_value = true
-    )]
-    program: PathBuf,
+    #[command(flatten)]
+    bundle: OwnBundle,
+    #[command(flatten)]
+    criu: Program,
     /// Name of the template
     name: String,
     /// What makes the first request and waits for the answer: XEBEC_ID and XEBEC_PID in its environment
@@ -41,15 +35,14 @@ impl Record {
     pub(super) fn carry_out(self, templates: PathBuf, context: &Context) -> Result<u8> {
         let template: ContainerId = self.name.parse()?;
         let clone: ContainerId = format!("{template}-recorded").parse()?;
-        let mut container =
-            CreateRequest::new(clone.clone(), self.bundle.clone().unwrap_or_default());
+        let mut container = self.bundle.container(clone.clone());
         container.console = Console::None;
         let request = CloneRequest {
             templates: templates.clone(),
             template: template.clone(),
             memory: MemoryMode::Uffd,
             hot: false,
-            criu: self.program.clone(),
+            criu: self.criu.program.clone(),
             work_path: None,
             page_program: Some(page_program()),
             fit: Fit::Mounts,
