@@ -32,7 +32,7 @@ use crate::timeline::{self, Start, Timeline, Timelines, What};
 /// How often what was fetched is made to survive a power failure.
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
 /// How often is looked for recordings whose window has closed, and for trees that nobody uses.
-const HARVEST_INTERVAL: Duration = Duration::from_secs(2);
+const HARVEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All lazy layers of one node.
 pub struct Lazy {
