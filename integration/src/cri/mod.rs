@@ -3,6 +3,8 @@
 //!
 //! Calls block; a small runtime inside the client drives the connection meanwhile.
 
+mod streams;
+
 use std::path::Path;
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ use xebec_proto::cri::{
 
 use crate::error::{Error, Result};
 use crate::grpc;
+
+pub use streams::{Ended, Streams};
 
 /// How long any call may take; pulls over a slow link are the longest.
 const DEADLINE: Duration = Duration::from_mins(2);

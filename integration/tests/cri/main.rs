@@ -1,5 +1,7 @@
 //! A pod as a kubelet runs it: through containerd's CRI, by a client of our own.
 
+mod streams;
+
 use integration::cri::{Container, Cri};
 use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
