@@ -214,15 +214,28 @@ impl Cri {
         handler: &str,
         annotations: &[(&str, &str)],
     ) -> Result<Pod> {
+        self.run_changed_pod(name, handler, |config| {
+            let all = annotations.iter();
+            config
+                .annotations
+                .extend(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        })
+    }
+
+    /// Starts a pod whose containers have pids of their own, on whose configuration `change` has
+    /// the last word.
+    pub fn run_changed_pod(
+        &self,
+        name: &str,
+        handler: &str,
+        change: impl FnOnce(&mut PodSandboxConfig),
+    ) -> Result<Pod> {
         let namespaces = NamespaceOption {
             pid: NamespaceMode::Container.into(),
             ..NamespaceOption::default()
         };
         let mut config = pod_config(name, namespaces, "");
-        let all = annotations.iter();
-        config
-            .annotations
-            .extend(all.map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
+        change(&mut config);
         self.run_configured_pod(config, handler)
     }
 

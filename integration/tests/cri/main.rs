@@ -1,5 +1,6 @@
 //! A pod as a kubelet runs it: through containerd's CRI, by a client of our own.
 
+mod confinement;
 mod streams;
 
 use integration::cri::{Container, Cri};
