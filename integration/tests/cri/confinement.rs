@@ -140,9 +140,11 @@ impl At<'_> {
 
     fn who_is_privileged_may_all(&self) {
         let pod = self.pod("privileged", |config| {
-            pod_security(config).privileged = true
+            pod_security(config).privileged = true;
         });
-        let id = self.start(&pod, "main", |config| security(config).privileged = true);
+        let id = self.start(&pod, "main", |config| {
+            security(config).privileged = true;
+        });
         // All that containerd itself has.
         let all = self.host.check_sh(EFFECTIVE).unwrap();
         assert_eq!(self.run(&id, EFFECTIVE).0, all.trim());
@@ -209,7 +211,9 @@ impl At<'_> {
     }
 
     fn mounts_come_and_go_as_far_as_is_asked(&self) {
-        let pod = self.pod("mounts", |config| pod_security(config).privileged = true);
+        let pod = self.pod("mounts", |config| {
+            pod_security(config).privileged = true;
+        });
         let names = [
             ("private", MountPropagation::PropagationPrivate),
             ("from-host", MountPropagation::PropagationHostToContainer),

@@ -2,6 +2,7 @@
 //! images and daemons cost, beside containerd's own snapshotters in the same run.
 
 mod again;
+mod bare;
 mod cold;
 mod convert;
 mod crowd;

@@ -9,6 +9,7 @@ use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use super::super::measure::{in_path, output};
 use super::super::suite::{Absent, Feed, OURS, Sampler, Task, Unit};
+use super::bare::{self, Bare};
 use super::daemon::Process;
 use super::node::{self, Node};
 use super::reads::{self, Files};
@@ -22,6 +23,7 @@ const MOUNTS: &str = "/mnt/bench";
 /// The image of `mkfs.erofs`, on the same disk as everything else.
 const EROFS_IMAGE: &str = "/var/lib/bench.erofs";
 
+const DROPPED: &str = "random 4k, dropped";
 /// The rows of each back end, in the order of [`sample`]'s figures.
 const ROWS: [(&str, Unit); 7] = [
     ("walk + lstat, cold", Unit::Milliseconds),
@@ -30,7 +32,7 @@ const ROWS: [(&str, Unit); 7] = [
     ("one thread, warm", Unit::Milliseconds),
     ("64 threads, warm", Unit::Milliseconds),
     ("large file, warm", Unit::Milliseconds),
-    ("random 4k, dropped", Unit::Microseconds),
+    (DROPPED, Unit::Microseconds),
 ];
 
 /// Who has the image mounted.
@@ -145,6 +147,13 @@ impl<'a> Mounted<'a> {
         output(&[&argv[..], &["--rm", &text(&point)]].concat()).map(drop)
     }
 
+    /// What a file as large as the largest one takes without a file system behind it.
+    fn ask_for_blocks(&self) -> Result<Vec<f64>> {
+        let point = Path::new(MOUNTS).join("bare");
+        let bare = Bare::mount(&point, self.files.largest_size()?)?;
+        bare.read_random_dropped().map(|figure| vec![figure])
+    }
+
     /// Mounts the image again, so that the kernel knows nothing of its tree, and reads it in each
     /// way; all but the walk is done once before the clock runs.
     fn sample(&self, side: Side) -> Result<Vec<f64>> {
@@ -212,7 +221,17 @@ pub(super) fn tasks<'a>(mounted: &'a Mounted<'a>) -> Vec<Task<'a>> {
             })
         }),
     };
-    Side::ALL.map(task).into()
+    let bare = Task {
+        feeds: vec![Feed {
+            row: format!("fuse: {DROPPED}").into(),
+            unit: Unit::Microseconds,
+            contestant: bare::NAME,
+        }],
+        every: 1,
+        warms_up: true,
+        sampler: Ok(Box::new(|_| mounted.ask_for_blocks())),
+    };
+    Side::ALL.map(task).into_iter().chain([bare]).collect()
 }
 
 fn text(path: &Path) -> String {

@@ -64,6 +64,20 @@ impl Files {
         })
     }
 
+    /// One file.
+    pub(super) fn only(path: &Path) -> Result<Self> {
+        let len = fs::metadata(path).map_err(Error::file("stat", path))?.len();
+        Ok(Self {
+            root: path.to_owned(),
+            files: vec![(path.to_owned(), len)],
+        })
+    }
+
+    /// The size of the largest file, in bytes.
+    pub(super) fn largest_size(&self) -> Result<u64> {
+        self.largest().map(|(_, len)| len)
+    }
+
     /// The same files of another copy of the tree.
     pub(super) fn below(&self, root: &Path) -> Self {
         let moved = |path: &Path| match path.strip_prefix(&self.root) {
