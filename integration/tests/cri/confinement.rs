@@ -1,88 +1,38 @@
 //! What a pod's and a container's security context let and forbid, and what of the host they see.
 
-use integration::cri::{Container, Cri, Pod};
-use integration::hosts::{HostOptions, NativeHost, Service};
 use integration::leftovers::Inventory;
 use xebec_proto::cri::{
-    Capability, ContainerConfig, DnsConfig, Int64Value, LinuxContainerSecurityContext,
-    LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, MountPropagation, NamespaceMode,
-    NamespaceOption, PodSandboxConfig,
+    Capability, DnsConfig, Int64Value, Mount, MountPropagation, NamespaceMode, NamespaceOption,
 };
 
 use super::HANDLERS;
+use super::node::{At, Node, linux, pod_security, security};
 
 const EFFECTIVE: &str = "awk '/^CapEff/ {print $2}' /proc/self/status";
 
 #[test]
 fn pods_and_containers_are_let_and_forbidden_what_their_security_contexts_say() {
-    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
-    host.push("pause").unwrap();
-    let image = host.push("busybox").unwrap();
-    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
+    let node = Node::start();
     let volume = "mkdir -p /srv/volume/below; mount --bind /srv/volume /srv/volume; \
                   mount --make-shared /srv/volume";
-    host.check_sh(volume).unwrap();
+    node.host.check_sh(volume).unwrap();
     for handler in HANDLERS {
-        cri.pull(&image, handler).unwrap();
-        let at = At {
-            host: &host,
-            cri: &cri,
-            image: &image,
-            handler,
-        };
+        let at = node.under(handler);
         let warm = at.pod("warm", |_| {});
         at.gone(&warm);
-        let before = Inventory::of(&host).unwrap();
+        let before = Inventory::of(&node.host).unwrap();
         at.users_and_capabilities_are_as_asked();
         at.paths_are_hidden_and_read_only();
         at.who_is_privileged_may_all();
         at.the_hosts_namespaces_are_seen_by_who_asks();
         at.a_pod_has_its_name_its_resolver_and_its_sysctls();
         at.mounts_come_and_go_as_far_as_is_asked();
-        let left = before.wait_until_restored(&host).unwrap();
+        let left = before.wait_until_restored(&node.host).unwrap();
         assert!(left.is_empty(), "{handler} left over: {left:#?}");
     }
 }
 
-/// Where the story takes place.
-struct At<'a> {
-    host: &'a NativeHost,
-    cri: &'a Cri,
-    image: &'a str,
-    handler: &'a str,
-}
-
 impl At<'_> {
-    fn pod(&self, name: &str, change: impl FnOnce(&mut PodSandboxConfig)) -> Pod {
-        self.cri
-            .run_changed_pod(name, self.handler, change)
-            .unwrap()
-    }
-
-    fn gone(&self, pod: &Pod) {
-        self.cri.remove_pod(pod).unwrap();
-    }
-
-    /// A container that has been started.
-    fn start(&self, pod: &Pod, name: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
-        let container = Container {
-            name,
-            image: self.image,
-            command: &["sleep", "1000"],
-        };
-        let id = self.cri.create_with(pod, &container, change).unwrap();
-        self.cri.start(&id).unwrap();
-        id
-    }
-
-    /// What a script says, and how it ends.
-    fn run(&self, id: &str, script: &str) -> (String, i32) {
-        let ran = self.cri.exec_sync(id, &["sh", "-c", script]).unwrap();
-        let said = [ran.stdout, ran.stderr].concat();
-        let said = String::from_utf8(said).unwrap();
-        (said.trim().to_owned(), ran.exit_code)
-    }
-
     fn users_and_capabilities_are_as_asked(&self) {
         let pod = self.pod("users", |_| {});
         let id = self.start(&pod, "user", |config| {
@@ -130,10 +80,10 @@ impl At<'_> {
             context.masked_paths = vec!["/proc/version".into(), "/proc/fs".into()];
             context.readonly_paths = vec!["/proc/sys".into()];
         });
-        let (said, code) = self.run(&id, "touch /made");
+        let (said, code) = self.run(&id, "touch /made 2>&1");
         assert!(code != 0 && said.contains("Read-only"), "{said}");
         assert_eq!(self.run(&id, "cat /proc/version; ls /proc/fs").0, "");
-        let (said, _) = self.run(&id, "echo x > /proc/sys/kernel/domainname");
+        let (said, _) = self.run(&id, "(echo x > /proc/sys/kernel/domainname) 2>&1");
         assert!(said.contains("Read-only"), "{said}");
         self.gone(&pod);
     }
@@ -146,10 +96,10 @@ impl At<'_> {
             security(config).privileged = true;
         });
         // All that containerd itself has.
-        let all = self.host.check_sh(EFFECTIVE).unwrap();
+        let all = self.node.host.check_sh(EFFECTIVE).unwrap();
         assert_eq!(self.run(&id, EFFECTIVE).0, all.trim());
         assert_eq!(self.run(&id, "test -e /dev/fuse; echo $?").0, "0");
-        let (said, code) = self.run(&id, "mkdir /m; mount -t tmpfs t /m && touch /m/made");
+        let (said, code) = self.run(&id, "mkdir /m; mount -t tmpfs t /m 2>&1 && touch /m/made");
         assert_eq!(code, 0, "{said}");
         self.gone(&pod);
     }
@@ -166,7 +116,7 @@ impl At<'_> {
             pod_security(config).namespace_options = Some(shared);
         });
         let links = "for n in net pid ipc uts mnt; do readlink /proc/self/ns/$n; done";
-        let outside = self.host.check_sh(links).unwrap();
+        let outside = self.node.host.check_sh(links).unwrap();
         let inside = |id: &str| self.run(id, links).0;
         let same = |shown: &str| {
             let pairs = outside.lines().zip(shown.lines());
@@ -230,7 +180,7 @@ impl At<'_> {
                 });
             })
         });
-        let host = |script: &str| self.host.check_sh(script).unwrap();
+        let host = |script: &str| self.node.host.check_sh(script).unwrap();
         let sees = |id: &String| self.run(id, "test -e /volume/below/mark").1 == 0;
         host("mount -t tmpfs t /srv/volume/below && touch /srv/volume/below/mark");
         assert_eq!(ids.each_ref().map(sees), [false, true, true]);
@@ -238,7 +188,7 @@ impl At<'_> {
         assert_eq!(ids.each_ref().map(sees), [false; 3]);
 
         for (id, reaches) in ids.iter().zip([false, false, true]) {
-            let (said, code) = self.run(id, "mount -t tmpfs t /volume/below");
+            let (said, code) = self.run(id, "mount -t tmpfs t /volume/below 2>&1");
             assert_eq!(code, 0, "{said}");
             let seen = host("grep -c ' /srv/volume/below ' /proc/mounts || true");
             assert_eq!(seen.trim() == "1", reaches, "{seen}");
@@ -246,17 +196,4 @@ impl At<'_> {
         host("umount /srv/volume/below");
         self.gone(&pod);
     }
-}
-
-fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
-    let linux = config.linux.get_or_insert_default();
-    linux.security_context.get_or_insert_default()
-}
-
-fn linux(config: &mut PodSandboxConfig) -> &mut LinuxPodSandboxConfig {
-    config.linux.get_or_insert_default()
-}
-
-fn pod_security(config: &mut PodSandboxConfig) -> &mut LinuxSandboxSecurityContext {
-    linux(config).security_context.get_or_insert_default()
 }

@@ -1,6 +1,8 @@
 //! A pod as a kubelet runs it: through containerd's CRI, by a client of our own.
 
 mod confinement;
+mod node;
+mod pods;
 mod streams;
 
 use integration::cri::{Container, Cri};

@@ -3,11 +3,11 @@
 
 use std::time::{Duration, Instant};
 
-use integration::cri::{Container, Cri, Pod};
-use integration::hosts::{HostOptions, NativeHost, Service};
+use integration::cri::Pod;
 use integration::leftovers::Inventory;
 
 use super::HANDLERS;
+use super::node::{At, Node};
 
 /// Waits for its terminal's new size, answers a line, and ends.
 const TERMINAL: &str = "until stty size | grep -q '^40 120'; do sleep 0.1; done; echo fits; \
@@ -20,73 +20,47 @@ const LINES: usize = 30;
 
 #[test]
 fn a_kubelet_enters_attaches_reaches_ports_and_moves_logs_away() {
-    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
-    host.push("pause").unwrap();
-    let image = host.push("busybox").unwrap();
-    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
+    let node = Node::start();
+    node.under(HANDLERS[0]).pod_of_streams();
+    let before = Inventory::of(&node.host).unwrap();
     for handler in HANDLERS {
-        cri.pull(&image, handler).unwrap();
-    }
-    let at = |handler| At {
-        host: &host,
-        cri: &cri,
-        image: &image,
-        handler,
-    };
-    at(HANDLERS[0]).pod_of_streams();
-    let before = Inventory::of(&host).unwrap();
-    for handler in HANDLERS {
-        at(handler).pod_of_streams();
-        let left = before.wait_until_restored(&host).unwrap();
+        node.under(handler).pod_of_streams();
+        let left = before.wait_until_restored(&node.host).unwrap();
         assert!(left.is_empty(), "{handler} left over: {left:#?}");
     }
-}
-
-/// Where the story takes place.
-struct At<'a> {
-    host: &'a NativeHost,
-    cri: &'a Cri,
-    image: &'a str,
-    handler: &'a str,
 }
 
 impl At<'_> {
     fn pod_of_streams(&self) {
         let name = format!("streams-{}", self.handler);
-        let pod = self.cri.run_annotated_pod(&name, self.handler, &[]);
-        let pod = pod.unwrap();
+        let pod = self.pod(&name, |_| {});
         self.a_process_is_entered(&pod);
         self.who_attaches_may_leave_and_come_back(&pod);
         self.a_log_is_moved_and_no_line_is_lost(&pod, &name);
         self.a_port_is_reached(&pod);
-        self.cri.stop_pod(&pod).unwrap();
-        self.cri.remove_pod(&pod).unwrap();
+        self.node.cri.stop_pod(&pod).unwrap();
+        self.node.cri.remove_pod(&pod).unwrap();
         // As a kubelet does.
         let logs = format!("/var/log/pods/{name}");
-        self.host.check(&["rm", "-r", &logs]).unwrap();
+        self.node.host.check(&["rm", "-r", &logs]).unwrap();
     }
 
-    /// A started container that runs a script.
-    fn start(&self, pod: &Pod, name: &str, script: &str, tty: bool) -> String {
-        let container = Container {
-            name,
-            image: self.image,
-            command: &["sh", "-c", script],
-        };
-        let id = self.cri.create_with(pod, &container, |config| {
+    /// A started container that runs a script and has an input and a log.
+    fn start_script(&self, pod: &Pod, name: &str, script: &str, tty: bool) -> String {
+        self.start_with(pod, name, &["sh", "-c", script], |config| {
             config.stdin = true;
             config.tty = tty;
             config.log_path = format!("{name}.log");
-        });
-        let id = id.unwrap();
-        self.cri.start(&id).unwrap();
-        id
+        })
     }
 
     fn a_process_is_entered(&self, pod: &Pod) {
-        let id = self.start(pod, "entered", "sleep 1000", false);
+        let id = self.start_script(pod, "entered", "sleep 1000", false);
         let script = |script, tty| {
-            let streams = self.cri.exec(self.host, &id, &["sh", "-c", script], tty);
+            let streams = self
+                .node
+                .cri
+                .exec(&self.node.host, &id, &["sh", "-c", script], tty);
             streams.unwrap()
         };
 
@@ -113,15 +87,18 @@ impl At<'_> {
         left.hang_up();
         let ended =
             "for i in $(seq 100); do ps | grep -q '[c]at$' || exit 0; sleep 0.1; done; exit 1";
-        let ran = self.cri.exec_sync(&id, &["sh", "-c", ended]).unwrap();
-        assert_eq!(ran.exit_code, 0, "whose client has gone still runs");
+        assert_eq!(
+            self.run(&id, ended).1,
+            0,
+            "whose client has gone still runs"
+        );
     }
 
     fn who_attaches_may_leave_and_come_back(&self, pod: &Pod) {
         for (name, tty) in [("attached", false), ("attached-tty", true)] {
-            let id = self.start(pod, name, ECHO, tty);
+            let id = self.start_script(pod, name, ECHO, tty);
             for word in ["one", "two"] {
-                let mut streams = self.cri.attach(self.host, &id, tty).unwrap();
+                let mut streams = self.node.cri.attach(&self.node.host, &id, tty).unwrap();
                 streams.write(&format!("{word}\n")).unwrap();
                 streams.read_until(&format!("heard {word}")).unwrap();
                 streams.hang_up();
@@ -130,14 +107,14 @@ impl At<'_> {
     }
 
     fn a_log_is_moved_and_no_line_is_lost(&self, pod: &Pod, directory: &str) {
-        let id = self.start(pod, "count", COUNT, false);
+        let id = self.start_script(pod, "count", COUNT, false);
         let path = format!("/var/log/pods/{directory}/count.log");
         let old = format!("{path}.1");
         self.lines(&path);
-        self.host.check(&["mv", &path, &old]).unwrap();
-        self.cri.reopen_log(&id).unwrap();
+        self.node.host.check(&["mv", &path, &old]).unwrap();
+        self.node.cri.reopen_log(&id).unwrap();
         let new = self.lines(&path);
-        self.cri.stop(&id, 0).unwrap();
+        self.node.cri.stop(&id, 0).unwrap();
         let all = [self.read(&old), new].concat();
         let said = all.iter().map(|line| {
             // Time, stream, whether the line is whole, and the line.
@@ -149,7 +126,7 @@ impl At<'_> {
     }
 
     fn read(&self, path: &str) -> Vec<String> {
-        let text = self.host.read_file(path).unwrap_or_default();
+        let text = self.node.host.read_file(path).unwrap_or_default();
         // One that is being written may come yet.
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(str::to_owned).collect()
@@ -169,10 +146,10 @@ impl At<'_> {
     }
 
     fn a_port_is_reached(&self, pod: &Pod) {
-        self.start(pod, "server", SERVE, false);
+        self.start_script(pod, "server", SERVE, false);
         let deadline = Instant::now() + Duration::from_secs(30);
         let answer = loop {
-            let asked = self.cri.forward(self.host, pod, 8080);
+            let asked = self.node.cri.forward(&self.node.host, pod, 8080);
             match asked.and_then(|mut port| port.read_port_until("pod")) {
                 Ok(answer) => break answer,
                 // It does not listen yet, or is between two answers.

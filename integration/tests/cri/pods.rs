@@ -3,17 +3,16 @@
 
 use std::time::{Duration, Instant};
 
-use integration::cri::{Container, Cri, Pod};
-use integration::hosts::{HostOptions, NativeHost, Service};
+use integration::cri::Pod;
 use integration::leftovers::Inventory;
 use xebec_proto::cri::security_profile::ProfileType;
-use xebec_proto::cri::{
-    ContainerConfig, LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption,
-    SecurityProfile,
-};
+use xebec_proto::cri::{Mount, NamespaceMode, SecurityProfile};
+
+use super::HANDLERS;
+use super::node::{At, Node, pod_security, security};
 
 /// The name under which containerd gives a handler every feature.
-const HANDLER: &str = "xebec-as-runc";
+const HANDLER: &str = HANDLERS[1];
 /// A profile that forbids one thing.
 const NO_DIRECTORIES: &str = r#"{"defaultAction": "SCMP_ACT_ALLOW",
     "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}"#;
@@ -25,20 +24,13 @@ const OTHER_NETWORK: &str = r#"{"cniVersion": "1.0.0", "name": "other", "plugins
 
 #[test]
 fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
-    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
-    host.push("pause").unwrap();
-    let image = host.push("busybox").unwrap();
-    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
-    cri.pull(&image, HANDLER).unwrap();
-    let at = At {
-        cri: &cri,
-        image: &image,
-    };
+    let node = Node::start();
+    let (host, at) = (&node.host, node.under(HANDLER));
     host.write_file("/etc/seccomp.json", NO_DIRECTORIES)
         .unwrap();
     // It leaves compiled filters for whoever comes next.
     at.system_calls_are_filtered();
-    let before = Inventory::of(&host).unwrap();
+    let before = Inventory::of(host).unwrap();
     at.namespaces_are_shared_or_not();
     at.a_debug_container_sees_its_target();
     at.a_container_comes_again();
@@ -48,22 +40,15 @@ fn pods_share_and_are_confined_as_they_ask_and_go_in_any_order() {
     at.read_only_reaches_as_deep_as_it_is_asked_to();
     host.check_sh("umount /srv/volume/below").unwrap();
     at.removed_whole();
-    let left = before.wait_until_restored(&host).unwrap();
+    let left = before.wait_until_restored(host).unwrap();
     assert!(left.is_empty(), "left over: {left:#?}");
 }
 
 #[test]
 fn a_network_that_is_configured_anew_is_the_next_pods_and_nothing_restarts() {
-    let host = NativeHost::start(HostOptions::default()).expect("a native host starts");
-    host.push("pause").unwrap();
-    let image = host.push("busybox").unwrap();
-    let cri = Cri::connect(&host.path(Service::CONTAINERD_SOCKET)).unwrap();
-    cri.pull(&image, HANDLER).unwrap();
-    let at = At {
-        cri: &cri,
-        image: &image,
-    };
-    let old = at.pod("old", NamespaceMode::Container);
+    let node = Node::start();
+    let (host, at) = (&node.host, node.under(HANDLER));
+    let old = at.pod_of("old", NamespaceMode::Container);
     let in_old = at.start(&old, "main", |_| {});
     assert_eq!(at.network(&in_old), "10.88");
     // Sorted before the one that is there; containerd watches the directory.
@@ -71,7 +56,7 @@ fn a_network_that_is_configured_anew_is_the_next_pods_and_nothing_restarts() {
     host.write_file(file, OTHER_NETWORK).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let (new, in_new) = loop {
-        let new = at.pod("new", NamespaceMode::Container);
+        let new = at.pod_of("new", NamespaceMode::Container);
         let in_new = at.start(&new, "main", |_| {});
         let network = at.network(&in_new);
         if network == "10.99" {
@@ -82,48 +67,24 @@ fn a_network_that_is_configured_anew_is_the_next_pods_and_nothing_restarts() {
             "still {network}\n{}",
             host.logs()
         );
-        cri.stop_pod(&new).unwrap();
-        cri.remove_pod(&new).unwrap();
+        node.cri.stop_pod(&new).unwrap();
+        node.cri.remove_pod(&new).unwrap();
     };
     assert_eq!(at.network(&in_old), "10.88");
     assert_eq!(at.run(&in_new, "true").1, 0);
     for pod in [old, new] {
-        cri.stop_pod(&pod).unwrap();
-        cri.remove_pod(&pod).unwrap();
+        node.cri.stop_pod(&pod).unwrap();
+        node.cri.remove_pod(&pod).unwrap();
     }
-}
-
-/// Where the stories take place.
-struct At<'a> {
-    cri: &'a Cri,
-    image: &'a str,
 }
 
 impl At<'_> {
-    fn pod(&self, name: &str, pid: NamespaceMode) -> Pod {
-        let namespaces = NamespaceOption {
-            pid: pid.into(),
-            ..NamespaceOption::default()
-        };
-        self.cri.run_pod_with(namespaces, name, HANDLER).unwrap()
-    }
-
-    /// A started container.
-    fn start(&self, pod: &Pod, name: &str, change: impl FnOnce(&mut ContainerConfig)) -> String {
-        let container = Container {
-            name,
-            image: self.image,
-            command: &["sleep", "1000"],
-        };
-        let id = self.cri.create_with(pod, &container, change).unwrap();
-        self.cri.start(&id).unwrap();
-        id
-    }
-
-    /// What a script prints, and how it ends.
-    fn run(&self, id: &str, script: &str) -> (String, i32) {
-        let ran = self.cri.exec_sync(id, &["sh", "-c", script]).unwrap();
-        (String::from_utf8(ran.stdout).unwrap(), ran.exit_code)
+    /// A pod whose containers share pids or do not.
+    fn pod_of(&self, name: &str, pid: NamespaceMode) -> Pod {
+        self.pod(name, |config| {
+            let namespaces = &mut pod_security(config).namespace_options;
+            namespaces.get_or_insert_default().pid = pid.into();
+        })
     }
 
     /// The first half of the address that a container has.
@@ -143,21 +104,21 @@ impl At<'_> {
 
     fn namespaces_are_shared_or_not(&self) {
         for mode in [NamespaceMode::Pod, NamespaceMode::Container] {
-            let pod = self.pod("shared", mode);
+            let pod = self.pod_of("shared", mode);
             let [a, b] = ["a", "b"].map(|name| self.start(&pod, name, |_| {}));
             let (of_a, of_b) = (self.namespaces(&a), self.namespaces(&b));
             assert_eq!(of_a[..3], of_b[..3]);
             assert_ne!(of_a[3], of_b[3]);
             assert_eq!(of_a[4] == of_b[4], mode == NamespaceMode::Pod);
             self.run(&a, "echo shared > /dev/shm/x");
-            assert_eq!(self.run(&b, "cat /dev/shm/x").0, "shared\n");
-            self.cri.stop_pod(&pod).unwrap();
-            self.cri.remove_pod(&pod).unwrap();
+            assert_eq!(self.run(&b, "cat /dev/shm/x").0, "shared");
+            self.node.cri.stop_pod(&pod).unwrap();
+            self.gone(&pod);
         }
     }
 
     fn a_debug_container_sees_its_target(&self) {
-        let pod = self.pod("debugged", NamespaceMode::Container);
+        let pod = self.pod_of("debugged", NamespaceMode::Container);
         let target = self.start(&pod, "target", |_| {});
         let debug = self.start(&pod, "debug", |config| {
             let namespaces = security(config).namespace_options.as_mut().unwrap();
@@ -166,38 +127,38 @@ impl At<'_> {
         });
         assert_eq!(self.namespaces(&debug)[4], self.namespaces(&target)[4]);
         let (seen, _) = self.run(&debug, "tr '\\0' ' ' < /proc/1/cmdline");
-        assert_eq!(seen, "sleep 1000 ");
+        assert_eq!(seen, "sleep 1000");
         // It goes by itself, and leaves its target alone.
-        self.cri.stop(&debug, 0).unwrap();
-        self.cri.remove(&debug).unwrap();
+        self.node.cri.stop(&debug, 0).unwrap();
+        self.node.cri.remove(&debug).unwrap();
         assert_eq!(self.run(&target, "true").1, 0);
-        self.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
     }
 
     fn a_container_comes_again(&self) {
-        let pod = self.pod("restarted", NamespaceMode::Container);
+        let pod = self.pod_of("restarted", NamespaceMode::Container);
         let mut ended = Vec::new();
         for attempt in 0..2 {
             let id = self.start(&pod, "main", |config| {
                 config.metadata.as_mut().unwrap().attempt = attempt;
                 config.command = ["sh", "-c", "exit 4"].map(str::to_owned).into();
             });
-            assert_eq!(self.cri.wait_exit(&id).unwrap().exit_code, 4);
+            assert_eq!(self.node.cri.wait_exit(&id).unwrap().exit_code, 4);
             ended.push(id);
         }
-        self.cri.stop_pod(&pod).unwrap();
+        self.node.cri.stop_pod(&pod).unwrap();
         for id in ended.iter().rev() {
-            self.cri.remove(id).unwrap();
+            self.node.cri.remove(id).unwrap();
         }
-        self.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
     }
 
     fn what_runs_in_a_container_ends_in_time_and_tells_its_signal(&self) {
-        let pod = self.pod("entered", NamespaceMode::Container);
+        let pod = self.pod_of("entered", NamespaceMode::Container);
         let id = self.start(&pod, "main", |_| {});
         let slow = ["sh", "-c", "echo begun; exec sleep 4711"];
         let limit = Duration::from_secs(1);
-        let late = self.cri.exec_within(&id, &slow, limit).unwrap_err();
+        let late = self.node.cri.exec_within(&id, &slow, limit).unwrap_err();
         let late = late.to_string();
         assert!(late.contains("timeout 1s exceeded"), "{late}");
         let left = self.run(&id, "grep -l 471[1] /proc/[0-9]*/cmdline").0;
@@ -207,11 +168,11 @@ impl At<'_> {
             let (said, code) = self.run(&id, &script);
             assert_eq!((said.trim(), code), (signal, 128 + number));
         }
-        self.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
     }
 
     fn system_calls_are_filtered(&self) {
-        let pod = self.pod("filtered", NamespaceMode::Container);
+        let pod = self.pod_of("filtered", NamespaceMode::Container);
         for (kind, mode, mkdir) in [
             (ProfileType::RuntimeDefault, "2", 0),
             (ProfileType::Unconfined, "0", 0),
@@ -230,11 +191,11 @@ impl At<'_> {
             assert_eq!(told.trim(), mode, "{kind:?}");
             assert_eq!(self.run(&id, "mkdir /made").1, mkdir, "{kind:?}");
         }
-        self.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
     }
 
     fn read_only_reaches_as_deep_as_it_is_asked_to(&self) {
-        let pod = self.pod("mounted", NamespaceMode::Container);
+        let pod = self.pod_of("mounted", NamespaceMode::Container);
         for (name, recursive) in [("deep", true), ("shallow", false)] {
             let id = self.start(&pod, name, |config| {
                 config.mounts.push(Mount {
@@ -249,21 +210,16 @@ impl At<'_> {
             let expected = i32::from(recursive);
             assert_eq!(self.run(&id, "touch /volume/below/x").1, expected, "{name}");
         }
-        self.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
     }
 
     /// Running containers go with their pod, without having been stopped.
     fn removed_whole(&self) {
-        let pod = self.pod("whole", NamespaceMode::Pod);
+        let pod = self.pod_of("whole", NamespaceMode::Pod);
         for name in ["a", "b"] {
             self.start(&pod, name, |_| {});
         }
-        self.cri.remove_pod(&pod).unwrap();
-        assert_eq!(self.cri.containers().unwrap(), [""; 0]);
+        self.gone(&pod);
+        assert_eq!(self.node.cri.containers().unwrap(), [""; 0]);
     }
-}
-
-fn security(config: &mut ContainerConfig) -> &mut LinuxContainerSecurityContext {
-    let linux = config.linux.get_or_insert_default();
-    linux.security_context.get_or_insert_default()
 }
