@@ -59,7 +59,7 @@ impl CloneCommand {
             templates: self.template_root,
             template: self.template.parse()?,
             memory: self.memory,
-            criu: self.criu.program,
+            criu: self.criu.path,
             work_path: self.work_path,
             hot: true,
             page_program: Some(page_program()),

@@ -20,7 +20,7 @@ pub(super) struct Program {
         default_value = "criu",
         hide_default_value = true
     )]
-    pub(super) program: PathBuf,
+    pub(super) path: PathBuf,
 }
 
 /// Options that `checkpoint` and `restore` share.
@@ -71,7 +71,7 @@ pub(super) struct Criu {
     #[arg(long, value_name = "METHOD")]
     network_lock: Option<NetworkLock>,
     #[command(flatten)]
-    criu: Program,
+    program: Program,
 }
 
 impl Criu {
@@ -80,7 +80,7 @@ impl Criu {
             .image_path
             .unwrap_or_else(|| PathBuf::from("checkpoint"));
         let mut options = CriuOptions::new(images);
-        options.program = self.criu.program;
+        options.program = self.program.path;
         options.work_path = self.work_path;
         options.tcp_established = self.tcp_established;
         options.tcp_close = self.tcp_close;

@@ -112,7 +112,7 @@ impl Create {
             templates,
             name: self.name.parse()?,
             allow_share: self.allow_share,
-            criu: self.criu.program,
+            criu: self.criu.path,
             ext_unix_sk: self.ext_unix_sk,
             file_locks: self.file_locks,
         };

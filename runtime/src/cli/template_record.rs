@@ -42,7 +42,7 @@ impl Record {
             template: template.clone(),
             memory: MemoryMode::Uffd,
             hot: false,
-            criu: self.criu.program.clone(),
+            criu: self.criu.path.clone(),
             work_path: None,
             page_program: Some(page_program()),
             fit: Fit::Mounts,
