@@ -1,7 +1,7 @@
 //! What conversions cost in processor time, of user mode alone as peers' recorded figures are.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use super::super::suite::{Feed, OURS, Task, Unit};
@@ -11,9 +11,9 @@ use crate::error::Result;
 
 const FORMATS: [&str; 4] = ["estargz", "zstd-chunked", "nydus", "index"];
 
-/// What was converted so far, and the seconds of processor time that it took.
+/// What was converted so far, for others to start.
 #[derive(Debug, Default)]
-pub(super) struct Converted(RefCell<BTreeMap<String, f64>>);
+pub(super) struct Converted(RefCell<BTreeSet<String>>);
 
 impl Converted {
     /// Converts an image of the registry; its reference there. An index is beside the image, which
@@ -50,18 +50,23 @@ impl Converted {
     }
 
     fn once(&self, target: String, arguments: &[&str]) -> Result<String> {
-        if !self.0.borrow().contains_key(&target) {
-            let convert = ["xebec-snapshotter", "image", "convert", "--to"];
-            let used = weigh::command(&[&convert[..], arguments, &[&target]].concat())?;
-            let seconds = used.user_ms / 1e3;
-            self.0.borrow_mut().insert(target.clone(), seconds);
+        if !self.0.borrow().contains(&target) {
+            anew(&target, arguments)?;
+            self.0.borrow_mut().insert(target.clone());
         }
         Ok(target)
     }
 }
 
-/// A conversion of each image to each format; once is enough for what is no time on a wall.
-pub(super) fn tasks<'a>(converted: &'a Converted, images: &'a [Image]) -> Vec<Task<'a>> {
+/// Converts an image, whether or not that has been done before; the seconds of processor time.
+fn anew(target: &str, arguments: &[&str]) -> Result<f64> {
+    let convert = ["xebec-snapshotter", "image", "convert", "--to"];
+    let used = weigh::command(&[&convert[..], arguments, &[target]].concat())?;
+    Ok(used.user_ms / 1e3)
+}
+
+/// A conversion of each image to each format, under names of their own.
+pub(super) fn tasks(images: &[Image]) -> Vec<Task<'_>> {
     let each = FORMATS
         .into_iter()
         .flat_map(|format| images.iter().map(move |image| (format, image)));
@@ -71,12 +76,11 @@ pub(super) fn tasks<'a>(converted: &'a Converted, images: &'a [Image]) -> Vec<Ta
             unit: Unit::ProcessorSeconds,
             contestant: OURS,
         }],
-        every: u32::MAX,
+        every: 1,
         warms_up: false,
         sampler: Ok(Box::new(move |_| {
-            let target = converted.convert(&image.ordinary, format)?;
-            let used = converted.0.borrow().get(&target).copied();
-            Ok(vec![used.unwrap_or(f64::NAN)])
+            let target = format!("{}-measured-{format}", image.ordinary);
+            Ok(vec![anew(&target, &[format, &image.ordinary])?])
         })),
     })
     .collect()

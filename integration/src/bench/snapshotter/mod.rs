@@ -132,8 +132,8 @@ impl Measurable for Part {
                 Ok(suite::run(&mut starts, rounds * STARTS, random, tell))
             }
             Self::Convert => {
-                let mut conversions = convert::tasks(&fixtures.converted, &fixtures.images);
-                Ok(suite::run(&mut conversions, 1, random, tell))
+                let mut conversions = convert::tasks(&fixtures.images);
+                Ok(suite::run(&mut conversions, rounds, random, tell))
             }
             Self::Metadata => {
                 let mut metadata = tasks(index::operations());
