@@ -243,7 +243,8 @@ impl Io {
             Sink::File(file) => keep.copy(through_a_buffer(), source, file),
             Sink::Fifo(fifo) => {
                 let storing = storing(setting, exec_id, name);
-                keep.copy_to_fifo(Copying { storing, ..copying }, source, fifo);
+                let copying = Copying { storing, ..copying };
+                keep.copy_to_fifo(held(copying, exec_id), source, fifo);
             }
         }
         self.add(name, keep, setting);
@@ -340,7 +341,7 @@ fn through_a_buffer() -> Copying {
     Copying::default()
 }
 
-/// Init's input waits until init is there for good.
+/// Init's streams wait until init is there for good.
 fn held(copying: Copying, exec_id: &str) -> Copying {
     Copying {
         held: exec_id.is_empty(),

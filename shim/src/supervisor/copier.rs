@@ -114,9 +114,16 @@ impl Copier {
             .for_each(|(_, copy)| copy.held = false);
     }
 
-    /// Forgets every stream whose key begins so.
+    /// Forgets every stream whose key begins so. What a creation that failed has said is moved first.
     pub(super) fn drop_below(&mut self, prefix: &str) {
-        self.copies.retain(|_, (key, _)| !key.starts_with(prefix));
+        let doomed = self
+            .copies
+            .extract_if(.., |_, (key, _)| key.starts_with(prefix));
+        for (_, (key, copy)) in doomed {
+            if let Err(error) = copy.give_last() {
+                log::error(format_args!("copy stream {key}: {error}"));
+            }
+        }
     }
 
     /// The same for streams that will be made again: at the other sides of their fifos no end is
@@ -305,7 +312,10 @@ mod tests {
         let fifo = fifo(&directory);
         let mut copier = Copier::default();
         let add = |copier: &mut Copier, path: &Path| {
-            let copying = copying(Some(Opens::Target(path.to_owned())));
+            let copying = Copying {
+                held: true,
+                ..copying(Some(Opens::Target(path.to_owned())))
+            };
             let (source, end) = pipe();
             let over = copier.add("c/p//out".to_owned(), copying, vec![source]);
             (over, File::from(end))
@@ -313,21 +323,49 @@ mod tests {
         let (_, end) = add(&mut copier, &fifo);
         let reading = fifo.clone();
         let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
+        // Its creation ends before it is taken back.
+        drop(end);
+        assert_eq!(copier.polled().count(), 0, "a held stream's end is noticed");
         copier.take_back("c/");
         copier.drop_below("c/");
-        drop(end);
         assert_eq!(copier.keys().count(), 0);
         assert!(copier.wake().is_some(), "for ever");
         let (_, mut end) = add(&mut copier, &fifo);
         assert!(copier.taken_back.is_empty());
         end.write_all(b"all").unwrap();
         drop(end);
+        copier.release("c/p//");
         while copier.proceed(1).is_none() && copier.look(Instant::now()).is_empty() {
             std::thread::yield_now();
         }
         assert_eq!(reader.join().unwrap(), b"all");
         let (over, _) = add(&mut copier, &directory.path().join("no/such"));
         assert_eq!(over.as_deref(), Some("c/p//out"));
+    }
+
+    #[test]
+    fn what_a_creation_that_failed_has_said_is_heard() {
+        let directory = tempfile::tempdir().unwrap();
+        let fifo = fifo(&directory);
+        let reading = fifo.clone();
+        let reader = std::thread::spawn(move || std::fs::read(reading).unwrap());
+        let there = loop {
+            if let Ok(writer) = open_writer(&fifo) {
+                break writer;
+            }
+            std::thread::yield_now();
+        };
+        let mut copier = Copier::default();
+        let copying = Copying {
+            held: true,
+            ..copying(Some(Opens::Target(fifo)))
+        };
+        let (source, end) = pipe();
+        copier.add("c/p//out".to_owned(), copying, vec![source]);
+        drop(there);
+        File::from(end).write_all(b"no such program").unwrap();
+        copier.drop_below("c/");
+        assert_eq!(reader.join().unwrap(), b"no such program");
     }
 
     #[test]

@@ -156,8 +156,8 @@ pub(crate) struct Copying {
     /// The supervisor opens the client's fifo. A worker that died with the only descriptor of it
     /// would show an end to whom is at its other side.
     pub(crate) opens: Option<Opens>,
-    /// Nothing is moved until [`Change::Release`]: what a client has typed would go with a creation
-    /// that is taken back.
+    /// Nothing is moved, and no end noticed, until [`Change::Release`]: what a client has typed would
+    /// go with a creation that is taken back, and its end would be shown for the container's.
     pub(crate) held: bool,
     /// What the reader of a fifo does not take at once is stored.
     pub(crate) storing: Option<Storing>,

@@ -337,10 +337,12 @@ impl Container {
         self.publish(shim, self.keep_settled(), "/tasks/create", &event);
     }
 
-    /// Keeps the container and init as they are now, and has what its client types reach it.
+    /// Keeps the container and init as they are now, and has its streams move.
     fn keep_settled(&self) -> Vec<Change> {
         let mut changes = vec![self.keep(), self.init.keep(&self.id)];
-        if !self.init.names.stdin.is_empty() {
+        let names = &self.init.names;
+        let streams = [&names.stdin, &names.stdout, &names.stderr];
+        if streams.iter().any(|name| !name.is_empty()) {
             let prefix = keys::process(&self.id, "");
             changes.push(Change::Release { prefix });
         }

@@ -147,6 +147,14 @@ impl Copy {
         })
     }
 
+    /// Moves what waits in an output that was held; for the last time.
+    pub(super) fn give_last(mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.held) && self.awaits_reader() {
+            return self.proceed(Instant::now());
+        }
+        Ok(())
+    }
+
     fn awaits_reader(&self) -> bool {
         self.fifo == Some(Side::Target)
     }
