@@ -53,6 +53,8 @@ fn a_container_becomes_files_and_an_image_and_is_restored_from_it() {
     ctr.check(&dump).unwrap();
     let at = goes_on(&host, &output("a"), 0);
     goes_on(&host, &output("a"), at + 2);
+    // ctr names what it makes of a checkpoint by the second.
+    host.check(&["sleep", "1"]).unwrap();
     ctr.check(&[
         "tasks",
         "checkpoint",
