@@ -39,7 +39,7 @@ impl At<'_> {
         self.a_log_is_moved_and_no_line_is_lost(&pod, &name);
         self.a_port_is_reached(&pod);
         self.node.cri.stop_pod(&pod).unwrap();
-        self.node.cri.remove_pod(&pod).unwrap();
+        self.gone(&pod);
         // As a kubelet does.
         let logs = format!("/var/log/pods/{name}");
         self.node.host.check(&["rm", "-r", &logs]).unwrap();

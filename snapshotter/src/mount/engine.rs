@@ -31,7 +31,8 @@ use crate::timeline::{self, Start, Timeline, Timelines, What};
 
 /// How often what was fetched is made to survive a power failure.
 const TIDY_INTERVAL: Duration = Duration::from_secs(20);
-/// How often is looked for recordings whose window has closed, and for trees that nobody uses.
+/// How often is looked for recordings whose window has closed, for trees that nobody uses, and for
+/// memory to give back: none is kept for more than two of these.
 const HARVEST_INTERVAL: Duration = Duration::from_secs(1);
 
 /// All lazy layers of one node.
